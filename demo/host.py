@@ -1,0 +1,168 @@
+"""A ComfyUI server as a context manager: `with Server(comfyui, base, log) as server: ...`.
+
+`python -m demo.host --comfyui DIR --base DIR --port N` keeps one up for a person.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+HOST = "127.0.0.1"
+LAUNCHER = Path(__file__).with_name("launch.py")
+LOG_TAIL_LINES = 25
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def check_port(port: int) -> None:
+    """Raise ValueError when something listens on `port`, which ComfyUI itself would only say after its long start."""
+    with socket.socket() as probe:
+        if os.name != "nt":  # there it would let two servers share a port; here it ignores closing connections
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"port {port} cannot be used ({error}); choose another one with --port") from error
+
+
+def device_flags() -> list[str]:
+    """`--cpu` where torch has no accelerator: ComfyUI stops with a driver error otherwise."""
+    import torch
+
+    found = torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
+    return [] if found else ["--cpu"]
+
+
+class Server:
+    """One ComfyUI process with `base` as its base directory; port 0 takes a free one.
+
+    With `log` its output goes to that file, else to this process's stderr.
+    """
+
+    def __init__(self, comfyui: Path, base: Path, log: Path | None = None, port: int = 0, timeout_s: float = 240):
+        self.comfyui, self.base, self.log, self.timeout_s = Path(comfyui), Path(base), log, timeout_s
+        self.port = port or free_port()
+        self.process: subprocess.Popen | None = None
+
+    @property
+    def address(self) -> str:
+        return f"{HOST}:{self.port}"
+
+    def __enter__(self) -> Server:
+        check_port(self.port)
+        # The host empties its temporary directory at start and end, so two servers on one base must not share it.
+        self._temp = tempfile.TemporaryDirectory(prefix="lucid-")
+        try:
+            self.process = self._start()
+            self._wait_until_ready()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._stop()
+
+    def log_tail(self) -> str:
+        """The last lines of the log, under a heading; empty without a log."""
+        if self.log is None or not self.log.exists():
+            return ""
+        lines = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        return "\n".join([f"The end of {self.log}:", *lines])
+
+    def _command(self) -> list[str]:
+        return [
+            *(sys.executable, str(LAUNCHER), str(self.comfyui)),
+            *("--base-directory", str(self.base), "--temp-directory", self._temp.name),
+            *("--listen", HOST, "--port", str(self.port), "--database-url", "sqlite:///:memory:"),
+            *("--disable-api-nodes", "--disable-auto-launch", *device_flags()),
+        ]
+
+    def _start(self) -> subprocess.Popen:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        log = open(self.log, "wb") if self.log else None
+        try:
+            return subprocess.Popen(
+                self._command(),
+                cwd=self.base,
+                env=environment | {"PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=log or sys.stderr,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C is ours to handle; and its children stop with it
+            )
+        finally:
+            if log:
+                log.close()
+
+    def _wait_until_ready(self) -> None:
+        give_up = time.monotonic() + self.timeout_s
+        while not self._answers():
+            if self.process.poll() is not None:
+                raise RuntimeError(f"ComfyUI stopped with code {self.process.returncode} at its start.\n{self.log_tail()}")
+            if time.monotonic() > give_up:
+                raise RuntimeError(f"ComfyUI gave no answer within {self.timeout_s:.0f} s.\n{self.log_tail()}")
+            time.sleep(0.2)
+
+    def _answers(self) -> bool:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(f"http://{self.address}/system_stats", timeout=5) as response:
+                return response.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def _stop(self) -> None:
+        if self.process is not None:
+            self._signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+                self.process.wait()
+        self._temp.cleanup()
+
+    def _signal(self, number: int) -> None:
+        """Signal the whole process group where there are such."""
+        try:
+            if hasattr(os, "killpg"):
+                os.killpg(self.process.pid, number)
+            else:
+                self.process.send_signal(number)
+        except ProcessLookupError:
+            pass
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m demo.host", description=__doc__)
+    parser.add_argument("--comfyui", type=Path, required=True, help="the folder of ComfyUI")
+    parser.add_argument("--base", type=Path, required=True, help="its base directory: models, custom_nodes, output")
+    parser.add_argument("--port", type=int, default=8188, help="default: %(default)s; 0 takes a free one")
+    options = parser.parse_args()
+    try:
+        with Server(options.comfyui, options.base, port=options.port) as server:
+            print(f"\nComfyUI with this pack: http://{server.address}   (Ctrl-C stops it)\n", flush=True)
+            return server.process.wait()
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

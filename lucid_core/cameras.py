@@ -1,0 +1,168 @@
+"""Cameras: OpenCV world-to-camera poses on an orbit about the origin, and the ranges they are drawn from.
+
+World frame: x right, y down, z forward (up is -y). An object's front looks at -z, so azimuth 0 puts the camera on -z;
+azimuth grows towards +x, elevation towards -y. This is the yaw and pitch of the host's Create Camera Info.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from .checks import bounds_of, check_bounds, require, setting
+from .gaussians import Splats
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """B pinhole cameras: viewmats (B, 4, 4) OpenCV world-to-camera, Ks (B, 3, 3) intrinsics in pixels."""
+
+    viewmats: Tensor
+    Ks: Tensor
+
+    def __len__(self) -> int:
+        return self.viewmats.shape[0]
+
+
+def orbit(
+    azimuth_rad: Tensor, elevation_rad: Tensor, radius: Tensor, fovy_rad: Tensor, width: int, height: int
+) -> Cameras:
+    """Cameras that look at the origin; all four tensors (B,). `fovy_rad` spans the smaller image side, as in the host."""
+    sin_a, cos_a = azimuth_rad.sin(), azimuth_rad.cos()
+    sin_e, cos_e = elevation_rad.sin(), elevation_rad.cos()
+    zero = torch.zeros_like(sin_a)
+    position = radius[:, None] * torch.stack([cos_e * sin_a, -sin_e, -cos_e * cos_a], -1)  # (B, 3) world
+    right = torch.stack([cos_a, zero, sin_a], -1)
+    forward = torch.stack([-cos_e * sin_a, sin_e, cos_e * cos_a], -1)
+    down = torch.linalg.cross(forward, right)
+    rotation = torch.stack([right, down, forward], dim=1)  # (B, 3, 3) rows are the camera's axes
+    viewmats = torch.eye(4, dtype=position.dtype, device=position.device).repeat(len(position), 1, 1)
+    viewmats[:, :3, :3] = rotation
+    viewmats[:, :3, 3] = -(rotation @ position[:, :, None])[:, :, 0]
+    return Cameras(viewmats, intrinsics(fovy_rad, width, height))
+
+
+def intrinsics(fovy_rad: Tensor, width: int, height: int) -> Tensor:
+    """(B,) fields of view over the smaller image side -> (B, 3, 3) pinhole matrices with the centre in the middle."""
+    focal = min(width, height) / 2 / (fovy_rad / 2).tan()
+    Ks = torch.zeros(len(focal), 3, 3, dtype=focal.dtype, device=focal.device)
+    Ks[:, 0, 0] = Ks[:, 1, 1] = focal
+    Ks[:, 0, 2], Ks[:, 1, 2], Ks[:, 2, 2] = width / 2, height / 2, 1.0
+    return Ks
+
+
+def turntable(views: int, elevation_deg: float, radius: float, fovy_deg: float, width: int, height: int) -> Cameras:
+    """`views` cameras evenly round the object, beginning at the front."""
+    azimuth = torch.arange(views) * (2 * math.pi / views)
+    full = torch.full_like(azimuth, 1.0)
+    return orbit(azimuth, full * math.radians(elevation_deg), full * radius, full * math.radians(fovy_deg), width, height)
+
+
+@dataclass(frozen=True)
+class Views:
+    """A batch of training views: the cameras and the angles (B,) that the prompts depend on."""
+
+    cameras: Cameras
+    azimuth_rad: Tensor
+    elevation_rad: Tensor
+
+
+_RADIUS = "distance of the camera from the centre of the splat, in its units"
+_FOVY = "vertical field of view in degrees"
+
+
+@dataclass(frozen=True)
+class CameraRanges:
+    """Where training cameras are drawn from, uniformly; the defaults are the official ranges.
+
+    Radius and field of view go linearly from their first ranges to the `_end` ones over the first `widen` of the run.
+    """
+
+    azimuth_min_deg: float = setting(-180, -360, 360, "Least azimuth in degrees; 0 faces the front.", step=1, rare=False)
+    azimuth_max_deg: float = setting(180, -360, 360, "Largest azimuth in degrees.", step=1, rare=False)
+    elevation_min_deg: float = setting(-15, -90, 90, "Lowest camera, degrees above the horizon.", step=1, rare=False)
+    elevation_max_deg: float = setting(45, -90, 90, "Highest camera, degrees above the horizon.", step=1, rare=False)
+    radius_min: float = setting(5.2, 0.01, 1000, f"Least {_RADIUS}.", rare=False)
+    radius_max: float = setting(5.5, 0.01, 1000, f"Largest {_RADIUS}.", rare=False)
+    radius_min_end: float = setting(3.5, 0.01, 1000, f"Least {_RADIUS}, late in the run.")
+    radius_max_end: float = setting(5.0, 0.01, 1000, f"Largest {_RADIUS}, late in the run.")
+    fovy_min_deg: float = setting(18.3, 1, 120, f"Least {_FOVY}.", step=0.1, rare=False)
+    fovy_max_deg: float = setting(34.4, 1, 120, f"Largest {_FOVY}.", step=0.1, rare=False)
+    fovy_min_end_deg: float = setting(9.2, 1, 120, f"Least {_FOVY}, late in the run.", step=0.1)
+    fovy_max_end_deg: float = setting(34.4, 1, 120, f"Largest {_FOVY}, late in the run.", step=0.1)
+    widen: float = setting(0.5, 0, 1, "Share of the run over which the first ranges become the late ones; 0 = at once.")
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        for name in bounds_of(self):
+            if "_min" in name:
+                low, top = getattr(self, name), getattr(self, name.replace("_min", "_max"))
+                require(low <= top, name, low, f"at most {name.replace('_min', '_max')} ({top})")
+
+    def sample(self, views: int, progress: float, width: int, height: int, generator: Generator) -> Views:
+        """Draw `views` cameras at `progress` (0 to 1) of the run.
+
+        Azimuths are stratified: one in each of `views` equal parts of the range, so that a batch sees all sides.
+        """
+        share = min(progress / self.widen, 1.0) if self.widen else 1.0
+        part = (torch.randperm(views, generator=generator) + torch.rand(views, generator=generator)) / views
+        u_elevation, u_radius, u_fovy = torch.rand(3, views, generator=generator)
+        azimuth = torch.lerp(*_ends(self.azimuth_min_deg, self.azimuth_max_deg), part).deg2rad()
+        elevation = torch.lerp(*_ends(self.elevation_min_deg, self.elevation_max_deg), u_elevation).deg2rad()
+        radius = torch.lerp(
+            torch.lerp(*_ends(self.radius_min, self.radius_min_end), share),
+            torch.lerp(*_ends(self.radius_max, self.radius_max_end), share),
+            u_radius,
+        )
+        fovy = torch.lerp(
+            torch.lerp(*_ends(self.fovy_min_deg, self.fovy_min_end_deg), share),
+            torch.lerp(*_ends(self.fovy_max_deg, self.fovy_max_end_deg), share),
+            u_fovy,
+        ).deg2rad()
+        return Views(orbit(azimuth, elevation, radius, fovy, width, height), azimuth, elevation)
+
+
+def _ends(first: float, last: float) -> tuple[Tensor, Tensor]:
+    return torch.tensor(float(first)), torch.tensor(float(last))
+
+
+def look(position: Tensor, target: Tensor, rotation: Tensor | None = None) -> Tensor:
+    """One world-to-camera pose (1, 4, 4) from (3,) points; `rotation` (3, 3) world-to-camera, or None = upright."""
+    if rotation is None:
+        forward = torch.nn.functional.normalize(target - position, dim=0)
+        right = torch.linalg.cross(torch.tensor([0.0, 1.0, 0.0]), forward)
+        if right.norm() < 1e-6:  # straight up or down
+            right = torch.tensor([1.0, 0.0, 0.0])
+        right = torch.nn.functional.normalize(right, dim=0)
+        rotation = torch.stack([right, torch.linalg.cross(forward, right), forward])
+    pose = torch.eye(4)
+    pose[:3, :3], pose[:3, 3] = rotation, -rotation @ position
+    return pose[None]
+
+
+def turned(camera: Cameras, azimuth_rad: Tensor, centre: Tensor) -> Cameras:
+    """One camera carried round the vertical through `centre` (3,) by angles (B,)."""
+    sin, cos, zero, one = azimuth_rad.sin(), azimuth_rad.cos(), torch.zeros_like(azimuth_rad), torch.ones_like(azimuth_rad)
+    back = torch.stack([cos, zero, sin, zero, one, zero, -sin, zero, cos], -1).reshape(-1, 3, 3)  # turns the world back
+    world = torch.eye(4).repeat(len(azimuth_rad), 1, 1)
+    world[:, :3, :3], world[:, :3, 3] = back, centre - back @ centre
+    return Cameras(camera.viewmats @ world, camera.Ks.expand(len(azimuth_rad), 3, 3))
+
+
+def framed(splats: Splats, elevation_rad: float, fovy_rad: float, width: int, height: int) -> tuple[Cameras, Tensor]:
+    """A camera before the front that frames the whole of `splats`, and the centre (3,) that it looks at.
+
+    Far-off stragglers do not count: the frame holds the nearest 99% of the Gaussians.
+    """
+    centre = splats.means.median(dim=0).values
+    distances = (splats.means - centre).norm(dim=-1).sort().values
+    extent = float(distances[int(0.99 * (len(distances) - 1))].clamp_min(1e-4))
+    radius = extent / (0.85 * math.sin(fovy_rad / 2))
+    one = torch.ones(1)
+    camera = orbit(0 * one, elevation_rad * one, radius * one, fovy_rad * one, width, height)
+    shift = torch.eye(4)
+    shift[:3, 3] = -centre
+    return Cameras(camera.viewmats @ shift, camera.Ks), centre

@@ -1,0 +1,151 @@
+"""The optimisation loop: render views, ask the guidance what to change, step the Gaussians."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+from torch.optim import Adam
+
+from . import losses
+from .cameras import CameraRanges
+from .checks import check_bounds, require, setting
+from .densify import Densifier, Densify
+from .gaussians import Splats, activate, parameters, validate
+from .ism import ISM
+from .prior import Prior
+from .rasterize import Render, rasterize
+from .views import Prompts
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class DreamConfig:
+    """How the splat is optimised; the defaults are the official settings. Learning rates are (first, last)."""
+
+    steps: int = setting(5000, 1, 1_000_000, "Optimisation steps.", step=50, rare=False)
+    views: int = setting(4, 1, 64, "Views rendered in each step, in one model call. More is smoother and slower.", step=1, rare=False)
+    resolution: int = setting(512, 64, 2048, "Size of the training views in pixels: what the model was trained at.", step=8, rare=False)
+    lr_means: Range = (5.6e-4, 5.6e-6)
+    lr_quats: Range = (1e-3, 2e-4)
+    lr_scales: Range = (5e-3, 1e-3)
+    lr_opacities: Range = (5e-2, 5e-2)
+    lr_sh: Range = (5e-3, 3e-3)
+    tv_weight: float = 1.0  # total variation of image and disparity
+    scale_weight: float = 1.0  # mean size of the Gaussians
+    disparity_share: float = 0.2  # share of steps whose guidance sees the disparity image
+    background_share: float = 0.66  # share of steps on a random or black background; the others are on white
+    flip_share: float = 0.5  # share of steps that are mirrored
+    scale_jitter: float = 0.112  # relative noise on the Gaussians' sizes while training
+    densify: Densify = field(default_factory=Densify)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        require(self.resolution % 8 == 0, "resolution", self.resolution, "a multiple of 8")
+
+
+PRESETS = {
+    "official": DreamConfig(),
+    "cpu": DreamConfig(steps=400, views=2, resolution=128),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished step. `splats` shares memory with the parameters: `detach()` it to keep it."""
+
+    step: int  # from 1
+    loss: float
+    splats: Splats
+    evaluations: int
+
+
+def dream(
+    splats: Splats,
+    prior: Prior,
+    guidance: ISM,
+    prompts: Prompts,
+    cameras: CameraRanges,
+    config: DreamConfig,
+    seed: int,
+) -> Iterator[Step]:
+    """Optimise `splats` until the prior finds `prompts` in its views; yields after every step.
+
+    Everything random follows from `seed`. Raises ValueError for a splat that cannot be optimised and FloatingPointError
+    when a loss is not finite; the splats of the last yielded step are still good then.
+    """
+    validate(splats)
+    generator = torch.Generator().manual_seed(seed)
+    params = parameters(splats)
+    optimizers = {name: Adam([param], lr=1.0, eps=1e-15) for name, param in params.items()}
+    densifier = Densifier(config.densify, config.steps)
+    for step in range(1, config.steps + 1):
+        progress = (step - 1) / config.steps
+        set_learning_rates(optimizers, config, progress)
+
+        # 1. render a batch of views
+        views = cameras.sample(config.views, progress, config.resolution, config.resolution, generator)
+        current = activate(params)
+        background = random_background(config, generator)
+        render = rasterize(jitter(current, config, generator), views.cameras, config.resolution, config.resolution,
+                           background=background)  # fmt: skip
+        disparity = losses.disparity(render.depth, render.alpha, views.cameras.Ks[:, 0, 0] / config.resolution)
+
+        # 2. what the prior would change about them, as the gradient of their latents
+        z0 = prior.encode(guided_images(render, disparity, config, generator))
+        conds = prompts.at(prior, views.azimuth_rad, views.elevation_rad)
+        g = guidance.gradient(prior, z0, conds, progress, generator)
+
+        # 3. guidance and regularisers
+        loss = (z0 * g).sum().to(current.means.device)
+        loss = loss + config.tv_weight * (losses.tv(render.rgb) + losses.tv(disparity))
+        loss = loss + config.scale_weight * losses.scale(current.scales)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {step} of {config.steps}; lower the learning rates or cfg")
+
+        # 4. step, then densify
+        densifier.before_backward(params, optimizers, step, render.info)
+        loss.backward()
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        densifier.after_backward(params, optimizers, step, render.info, generator)
+        with torch.no_grad():
+            yield Step(step, loss.item(), activate(params).map(Tensor.detach), prior.evaluations)
+
+
+def set_learning_rates(optimizers: dict[str, Adam], config: DreamConfig, progress: float) -> None:
+    """Exponential decay from the first to the last rate; the higher SH bands learn at a twentieth (3DGS)."""
+    shN = (config.lr_sh[0] / 20, config.lr_sh[1] / 20)
+    ranges = {
+        "means": config.lr_means, "quats": config.lr_quats, "scales": config.lr_scales,
+        "opacities": config.lr_opacities, "sh0": config.lr_sh, "shN": shN,
+    }  # fmt: skip
+    for name, (first, last) in ranges.items():
+        optimizers[name].param_groups[0]["lr"] = first * (last / first) ** progress
+
+
+def random_background(config: DreamConfig, generator: Generator) -> Tensor:
+    """(3,) sRGB: white, or in `background_share` of the steps half random, half black."""
+    chance, kind = torch.rand(2, generator=generator)
+    color = torch.rand(3, generator=generator)
+    if chance >= config.background_share:
+        return torch.ones(3)
+    return color if kind < 0.5 else torch.zeros(3)
+
+
+def jitter(splats: Splats, config: DreamConfig, generator: Generator) -> Splats:
+    noise = torch.randn(splats.scales.shape, generator=generator).to(splats.scales)
+    return Splats(
+        splats.means, splats.quats, splats.scales * (1 + config.scale_jitter * noise).clamp_min(0), splats.opacities, splats.sh
+    )
+
+
+def guided_images(render: Render, disparity: Tensor, config: DreamConfig, generator: Generator) -> Tensor:
+    """What the guidance sees: the views, or in a share of the steps their disparity; some steps mirrored."""
+    as_disparity, flipped = torch.rand(2, generator=generator)
+    images = disparity.expand(-1, -1, -1, 3) if as_disparity < config.disparity_share else render.rgb
+    return images.flip(2) if flipped < config.flip_share else images

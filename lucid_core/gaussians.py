@@ -1,0 +1,90 @@
+"""3D Gaussian splats: the activated form that crosses every border, and the parameters that are optimised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+SH_C0 = 0.28209479177387814  # SH band-0 basis; colour = 0.5 + SH_C0 * sh0 (3DGS, Kerbl et al. 2023)
+MIN_SCALE, MAX_OPACITY = 1e-8, 1 - 1e-6  # keep log scale and logit opacity finite
+
+
+@dataclass(frozen=True)
+class Splats:
+    """N activated Gaussians in the world frame (3DGS / OpenCV: x right, y down, z forward; up is -y).
+
+    means (N, 3) world units; quats (N, 4) wxyz, any non-zero length; scales (N, 3) linear standard
+    deviations; opacities (N,) in [0, 1]; sh (N, K, 3) coefficients, K = (degree + 1)**2, degree 0 to 3.
+    """
+
+    means: Tensor
+    quats: Tensor
+    scales: Tensor
+    opacities: Tensor
+    sh: Tensor
+
+    def __len__(self) -> int:
+        return self.means.shape[0]
+
+    @property
+    def sh_degree(self) -> int:
+        return round(self.sh.shape[1] ** 0.5) - 1
+
+    def map(self, f) -> Splats:
+        """Apply `f` to each of the five tensors."""
+        return Splats(*(f(getattr(self, field.name)) for field in fields(self)))
+
+    def detach(self) -> Splats:
+        return self.map(lambda x: x.detach().clone())
+
+    def scaled(self, factor: float) -> Splats:
+        """The same object, `factor` times as large about the origin."""
+        return replace(self, means=self.means * factor, scales=self.scales * factor)
+
+
+def validate(splats: Splats) -> None:
+    """Raise ValueError unless `splats` is non-empty, finite and of consistent shapes."""
+    n = len(splats)
+    if n == 0:
+        raise ValueError("the splat is empty (0 Gaussians); connect a splat that has some")
+    k = splats.sh.shape[1] if splats.sh.ndim == 3 else -1
+    if k not in (1, 4, 9, 16):
+        raise ValueError(f"sh has shape {tuple(splats.sh.shape)}; expected (N, K, 3) with K 1, 4, 9 or 16")
+    shapes = {"means": (n, 3), "quats": (n, 4), "scales": (n, 3), "opacities": (n,), "sh": (n, k, 3)}
+    for name, shape in shapes.items():
+        value = getattr(splats, name)
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {shape}")
+        bad = int((~torch.isfinite(value)).reshape(n, -1).any(dim=1).sum())
+        if bad:
+            raise ValueError(f"{name} of {bad} of {n} Gaussians is not finite; repair or remove them first")
+
+
+def parameters(splats: Splats) -> dict[str, Parameter]:
+    """Activated splats -> what is optimised: means, quats, log scales, logit opacities, sh0 (N, 1, 3), shN (N, K-1, 3).
+
+    The keys and activations are those of gsplat's strategies.
+    """
+    raw = {
+        "means": splats.means,
+        "quats": torch.nn.functional.normalize(splats.quats, dim=-1),
+        "scales": splats.scales.clamp_min(MIN_SCALE).log(),
+        "opacities": splats.opacities.clamp(1 - MAX_OPACITY, MAX_OPACITY).logit(),
+        "sh0": splats.sh[:, :1],
+        "shN": splats.sh[:, 1:],
+    }
+    return {name: Parameter(value.detach().clone()) for name, value in raw.items()}
+
+
+def activate(params: dict[str, Tensor]) -> Splats:
+    """The inverse of `parameters`; differentiable."""
+    return Splats(
+        means=params["means"],
+        quats=params["quats"],
+        scales=params["scales"].exp(),
+        opacities=params["opacities"].sigmoid(),
+        sh=torch.cat([params["sh0"], params["shN"]], dim=1),
+    )

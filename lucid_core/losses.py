@@ -1,0 +1,31 @@
+"""Regularisers of the splat beside the guidance (weights as in the official code)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def tv(images: Tensor) -> Tensor:
+    """Total variation: mean squared difference of neighbours over both directions; images (B, H, W, C)."""
+    rows = (images[:, 1:] - images[:, :-1]).square().mean()
+    columns = (images[:, :, 1:] - images[:, :, :-1]).square().mean()
+    return 2 * (rows + columns)
+
+
+def scale(scales: Tensor) -> Tensor:
+    """Mean standard deviation of the Gaussians; keeps them small. scales (N, 3) linear."""
+    return scales.mean()
+
+
+def disparity(depth: Tensor, alpha: Tensor, focal: Tensor) -> Tensor:
+    """Disparity image (B, H, W, 1): 1 at the nearest point, 0 at the farthest solid one and in empty space.
+
+    depth (B, H, W, 1) alpha-weighted, alpha (B, H, W, 1), focal (B,) in image widths. Empty space counts as ten units away.
+    """
+    inverse = focal[:, None, None, None] / (depth + 10 * (1 - alpha) + 1e-5)
+    fixed = inverse.detach()
+    solid = torch.where(alpha.detach() >= 0.9, fixed, torch.inf).amin(dim=(1, 2, 3), keepdim=True)
+    far = torch.where(solid.isfinite(), solid, fixed.amin(dim=(1, 2, 3), keepdim=True))
+    near = fixed.amax(dim=(1, 2, 3), keepdim=True)
+    return ((inverse - far) / (near - far).clamp_min(1e-6)).clamp(0, 1)

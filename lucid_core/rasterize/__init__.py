@@ -1,0 +1,151 @@
+"""Splats and cameras to images, differentiably: one contract, one definition of the image, several backends.
+
+The image is gsplat's classic mode (see limits.py). Every backend renders all views in one call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..cameras import Cameras
+from ..gaussians import Splats
+
+BACKENDS = ("auto", "numba", "reference")
+
+
+@dataclass(frozen=True)
+class Render:
+    """B views. rgb (B, H, W, 3); alpha (B, H, W, 1) in [0, 1]; depth (B, H, W, 1), the sum of weight * camera z.
+
+    `info` is what gsplat's strategies read: means2d (B, N, 2) pixels, in the autograd graph (call `retain_grad()`
+    on it before `backward()`); radii (B, N, 2) int32 pixels, 0 where culled; gaussian_ids None (not packed);
+    width, height, n_cameras.
+    """
+
+    rgb: Tensor
+    alpha: Tensor
+    depth: Tensor
+    info: dict
+
+
+def rasterize(
+    splats: Splats,
+    cameras: Cameras,
+    width: int,
+    height: int,
+    sh_degree: int | None = None,
+    background: Tensor | None = None,
+    backend: str = "auto",
+) -> Render:
+    """Render `splats` from every camera; differentiable in the five tensors of `splats` and in `background`.
+
+    sh_degree: the highest spherical-harmonics band used, None for all that the splats hold.
+    background: (3,) or (B, 3) linear with rgb, None for black.
+    backend: "numba" (CPU, float32), "reference" (slow, any device and float dtype) or "auto".
+    Raises ValueError for arguments that cannot be rendered, ImportError where the backend's package is missing.
+    """
+    check(splats, cameras, width, height, sh_degree, background)
+    sh_degree = splats.sh_degree if sh_degree is None else sh_degree
+    if background is None:
+        background = splats.means.new_zeros(3)
+    background = background.expand(len(cameras), 3)
+    render = _load(backend, splats.means)
+    rgb, alpha, depth, means2d, radii = render(splats, cameras, width, height, sh_degree, background)
+    info = {
+        "means2d": means2d,
+        "radii": radii,
+        "gaussian_ids": None,
+        "width": width,
+        "height": height,
+        "n_cameras": len(cameras),
+    }
+    return Render(rgb, alpha, depth, info)
+
+
+def _load(backend: str, means: Tensor):
+    """The render function of `backend`, imported on first use."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
+    if backend == "reference":
+        from .reference import render
+
+        return render
+    if means.device.type != "cpu":
+        raise ValueError(f"backend {backend!r} renders on the CPU, but means are on {means.device}; move them to the CPU")
+    if means.dtype != torch.float32:
+        raise ValueError(f"backend {backend!r} renders float32, but means are {means.dtype}; convert the splats")
+    try:
+        import numba  # noqa: F401
+    except ImportError as error:
+        raise ImportError("rendering on the CPU needs numba: pip install numba") from error
+    from .cpu import render
+
+    return render
+
+
+def check(
+    splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: int | None, background: Tensor | None
+) -> None:
+    """Raise ValueError, naming the argument and what is allowed, unless these can be rendered."""
+    for name, value in (("width", width), ("height", height)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}; expected a whole number of pixels, at least 1")
+    _check_shapes(splats, cameras, background)
+    if sh_degree is not None and not 0 <= sh_degree <= splats.sh_degree:
+        raise ValueError(f"sh_degree is {sh_degree}; these splats allow 0 to {splats.sh_degree}")
+    tensors = {**_tensors(splats, cameras), **({} if background is None else {"background": background})}
+    for name, value in tensors.items():
+        _check_values(name, value, splats.means)
+    low, high = _range(splats.opacities)
+    if low < 0 or high > 1:
+        raise ValueError(f"opacities span {low:g} to {high:g}; expected activated opacities in [0, 1]")
+    if not (cameras.Ks[:, (0, 1), (0, 1)] > 0).all():
+        raise ValueError("Ks hold a focal length that is not positive; expected fx, fy > 0 in pixels")
+
+
+def _tensors(splats: Splats, cameras: Cameras) -> dict[str, Tensor]:
+    names = ("means", "quats", "scales", "opacities", "sh")
+    return {**{name: getattr(splats, name) for name in names}, "viewmats": cameras.viewmats, "Ks": cameras.Ks}
+
+
+def _check_shapes(splats: Splats, cameras: Cameras, background: Tensor | None) -> None:
+    n, views = splats.means.shape[:1].numel(), cameras.viewmats.shape[:1].numel()
+    if splats.sh.ndim != 3 or splats.sh.shape[1] not in (1, 4, 9, 16):
+        raise ValueError(f"sh has shape {tuple(splats.sh.shape)}; expected (N, K, 3) with K 1, 4, 9 or 16")
+    if views == 0:
+        raise ValueError("viewmats holds no camera; expected at least one view")
+    expected = {
+        "means": (n, 3),
+        "quats": (n, 4),
+        "scales": (n, 3),
+        "opacities": (n,),
+        "sh": (n, splats.sh.shape[1], 3),
+        "viewmats": (views, 4, 4),
+        "Ks": (views, 3, 3),
+    }
+    for name, value in _tensors(splats, cameras).items():
+        if value.shape != expected[name]:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {expected[name]}")
+    if background is not None and background.shape not in ((3,), (views, 3)):
+        raise ValueError(f"background has shape {tuple(background.shape)}; expected (3,) or ({views}, 3)")
+
+
+def _check_values(name: str, value: Tensor, means: Tensor) -> None:
+    if value.dtype != means.dtype or value.device != means.device:
+        where = f"{means.dtype} on {means.device}, as means"
+        raise ValueError(f"{name} is {value.dtype} on {value.device}; expected {where}")
+    low, high = _range(value)
+    if not (abs(low) < float("inf") and abs(high) < float("inf")):
+        bad = int((~torch.isfinite(value)).sum())
+        raise ValueError(f"{name} holds {bad} values that are not finite; repair or remove them first")
+
+
+def _range(value: Tensor) -> tuple[float, float]:
+    """Smallest and largest value, NaN if any is; one pass and no copy, unlike isfinite."""
+    if value.numel() == 0:
+        return 0.0, 0.0
+    low, high = value.detach().aminmax()
+    return low.item(), high.item()

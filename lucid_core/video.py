@@ -1,0 +1,52 @@
+"""Pictures and videos, by opencv. Frames are (B, H, W, 3) sRGB in [0, 1]."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CODECS = ("vp09", "mp4v")  # VP9 plays in every browser; MPEG-4 is for an opencv that cannot write it
+
+
+def to_uint8(frames: Tensor) -> np.ndarray:
+    return (torch.as_tensor(frames).detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def contact_sheet(frames: Tensor, columns: int) -> np.ndarray:
+    """(B, H, W, 3) frames, row by row -> one (rows * H, columns * W, 3) uint8 picture; missing cells are white."""
+    frames = to_uint8(frames)
+    rows = -(-len(frames) // columns)
+    cells = np.full((rows * columns, *frames.shape[1:]), 255, np.uint8)
+    cells[: len(frames)] = frames
+    h, w = frames.shape[1:3]
+    return cells.reshape(rows, columns, h, w, 3).transpose(0, 2, 1, 3, 4).reshape(rows * h, columns * w, 3)
+
+
+def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 RGB."""
+    import cv2
+
+    ok, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
+    if not ok:
+        raise ValueError(f"{path}: opencv cannot write an image of shape {image.shape}")
+    Path(path).write_bytes(data.tobytes())
+
+
+def write_mp4(path: str | os.PathLike, frames: Tensor, fps: float) -> None:
+    """Write an .mp4; H and W must be even. Raises OSError when no codec of this opencv can write it."""
+    import cv2
+
+    frames = to_uint8(frames)
+    height, width = frames.shape[1:3]
+    for codec in CODECS:
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), fps, (width, height))
+        if writer.isOpened():
+            for frame in frames:
+                writer.write(np.ascontiguousarray(frame[..., ::-1]))
+            writer.release()
+            return
+    raise OSError(f"{path}: this opencv can write neither {' nor '.join(CODECS)} video")

@@ -1,0 +1,16 @@
+"""The nodes: schemas and thin `execute`s. The maths is in lucid_core, the host's internals in host.py."""
+
+from comfy_api.latest import IO, ComfyExtension
+
+from .cameras import LucidCameras
+from .dream import LucidDream
+from .export import LucidSave
+from .guidance import LucidISM
+from .pointcloud import LucidPointCloud
+from .prompt import LucidPrompt
+from .render import LucidRender
+
+
+class LucidExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[IO.ComfyNode]]:
+        return [LucidPrompt, LucidPointCloud, LucidISM, LucidCameras, LucidDream, LucidRender, LucidSave]

@@ -1,0 +1,24 @@
+from comfy_api.latest import IO
+
+from ..lucid_core.cameras import CameraRanges
+from .inputs import CATEGORY, errors_of, inputs_of
+from .types import LucidCamerasType
+
+
+class LucidCameras(IO.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(
+            node_id="LucidCameras",
+            display_name="Lucid Cameras",
+            category=CATEGORY,
+            search_aliases=["training cameras", "camera range", "orbit range", "camera poses"],
+            description="Where Lucid Dream looks from while it works: ranges that cameras are drawn from, about the origin.",
+            inputs=inputs_of(CameraRanges),
+            outputs=[LucidCamerasType.Output(display_name="cameras")],
+        )
+
+    @classmethod
+    def execute(cls, **ranges) -> IO.NodeOutput:
+        with errors_of(cls):
+            return IO.NodeOutput(CameraRanges(**ranges))

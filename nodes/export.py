@@ -1,0 +1,72 @@
+import math
+
+import torch
+from comfy_api.latest import IO, Types
+
+from ..lucid_core import ply, video
+from ..lucid_core.cameras import framed, turned
+from ..lucid_core.gaussians import Splats
+from ..lucid_core.rasterize import rasterize
+from . import host
+from .inputs import CATEGORY, errors_of
+
+FPS = 24
+ELEVATION_DEG, FOV_DEG = 15.0, 30.0
+
+
+class LucidSave(IO.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(
+            node_id="LucidSave",
+            display_name="Lucid Save",
+            category=CATEGORY,
+            search_aliases=["save splat", "export splat", "save ply", "turntable video"],
+            description="Saves a splat as a standard 3DGS .ply, and a turntable video, into the output folder. Connect "
+            "model_3d to Preview Splat to look at it.",
+            is_output_node=True,
+            inputs=[
+                IO.Splat.Input("splat"),
+                IO.String.Input(
+                    "filename_prefix", default="lucid/splat", tooltip="Path and name under the output folder, as in Save Image."
+                ),
+                IO.Int.Input(
+                    "turntable_frames", default=72, min=0, max=480, tooltip=f"Frames of the video at {FPS} a second; 0 = none."
+                ),
+                IO.Int.Input(
+                    "turntable_size", default=512, min=64, max=2048, step=8, advanced=True, tooltip="Video size in pixels."
+                ),
+            ],
+            outputs=[IO.File3DSplatAny.Output(display_name="model_3d", tooltip="The saved .ply (the first of a batch).")],
+        )
+
+    @classmethod
+    def execute(cls, splat, filename_prefix, turntable_frames, turntable_size) -> IO.NodeOutput:
+        with errors_of(cls):
+            items = host.to_splats(splat)
+            files, videos, paths = [], [], []
+            for item in items:
+                path, entry = host.output_path(filename_prefix, "ply")
+                ply.write(path, item)
+                paths.append(path)
+                files.append(entry)
+                if turntable_frames:
+                    path, entry = host.output_path(filename_prefix, "mp4")
+                    video.write_mp4(path, turntable_of(item, turntable_frames, turntable_size), FPS)
+                    videos.append(entry)
+            ui = {"3d": files, "images": videos, "animated": (True,)} if videos else {"3d": files}
+            return IO.NodeOutput(Types.File3D(paths[0], file_format="ply"), ui=ui)
+
+
+def turntable_of(splats: Splats, frames: int, size: int) -> torch.Tensor:
+    """(frames, size, size, 3) on white, once round."""
+    camera, centre = framed(splats, math.radians(ELEVATION_DEG), math.radians(FOV_DEG), size, size)
+    progress = host.Progress(frames)
+    views = []
+    for i in range(frames):
+        host.check_interrupt()
+        around = turned(camera, torch.tensor([2 * math.pi * i / frames]), centre)
+        with torch.no_grad():
+            views.append(rasterize(splats, around, size, size, background=torch.ones(3)).rgb)
+        progress.update(i + 1)
+    return torch.cat(views)

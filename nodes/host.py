@@ -1,0 +1,255 @@
+"""The only file that touches the host's internals: models, conditionings, memory, progress, files and its splats."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import comfy.conds
+import comfy.model_management
+import comfy.model_sampling
+import comfy.samplers
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import Types
+from PIL import Image
+from torch import Tensor
+
+from ..lucid_core.cameras import Cameras, intrinsics, look
+from ..lucid_core.checks import require
+from ..lucid_core.gaussians import Splats, validate
+from ..lucid_core.video import to_uint8
+from ..lucid_core.views import VIEWS, Prompts
+from .types import Conditioning, LucidGuidanceData
+
+T = TypeVar("T")
+HostCond = list[dict]  # a conditioning as the host's samplers hold it
+FLIP = torch.tensor([1.0, -1.0, -1.0])  # viewer (x right, y up, z to the viewer) <-> splat frame
+PREVIEW_SIZE = 512
+
+
+# ---- text and models
+
+
+def require_clip(clip: Any) -> None:
+    if clip is None:
+        raise ValueError("clip is missing: this checkpoint holds no text encoder; load one with CLIP Loader")
+
+
+def encode_text(clip: Any, text: str) -> Conditioning:
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def require_image_model(model: Any, vae: Any) -> None:
+    """Raise ValueError unless `model` denoises images by noise or v prediction and `vae` makes its latents."""
+    if vae is None:
+        raise ValueError("vae is missing: this checkpoint holds none; load the model's VAE with Load VAE")
+    name = type(model.model).__name__
+    latents = model.model.latent_format
+    sampling = model.get_model_object("model_sampling")
+    known = isinstance(sampling, comfy.model_sampling.EPS) and isinstance(
+        sampling, comfy.model_sampling.ModelSamplingDiscrete
+    )
+    if latents.latent_dimensions != 2 or vae.latent_dim != 2:
+        raise ValueError(f"model {name} does not make images; use an image model such as SD 1.5, SD 2.1 or SDXL")
+    if not known:
+        raise ValueError(f"model {name} is not a noise or v prediction model; use one such as SD 1.5, SD 2.1 or SDXL")
+    if latents.latent_channels != vae.latent_channels:
+        raise ValueError(
+            f"model {name} works on {latents.latent_channels} latent channels, but this vae makes {vae.latent_channels}; "
+            "use the VAE that belongs to the model"
+        )
+
+
+class _Inside(comfy.samplers.Sampler):
+    """A 'sampler' whose sampling is `body`: the host sets up and cleans up around it as for its own KSampler."""
+
+    def __init__(self, body: Callable[[comfy.samplers.CFGGuider, dict], T]) -> None:
+        self.body = body
+
+    def sample(self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+        self.result = self.body(guider, extra_args["model_options"])
+        return noise
+
+
+def with_prior(guidance: LucidGuidanceData, views: int, resolution: int, body: Callable[[HostPrior, Prompts], T]) -> T:
+    """Run `body` while the host holds the guidance's model ready, with a copy of the VAE that gradients can pass.
+
+    Patches, hooks, memory and clean-up of the model are the host's own, because `body` runs inside its sampling call.
+    """
+    latents = guidance.model.model.latent_format
+    side = resolution // latents.spacial_downscale_ratio
+    noise = torch.zeros(views, latents.latent_channels, side, side)
+    prompt = guidance.prompt
+    guider = comfy.samplers.CFGGuider(guidance.model)
+    guider.inner_set_conds({**dict(zip(VIEWS, prompt.views)), "negative": prompt.negative, "inverse": prompt.inverse})
+
+    def inside(guider: comfy.samplers.CFGGuider, model_options: dict) -> T:
+        conds = guider.conds
+        prompts = Prompts(tuple(conds[view] for view in VIEWS), conds["negative"], conds["inverse"], prompt.blend)
+        with torch.inference_mode(False), torch.enable_grad():
+            prior = HostPrior(guider, model_options, guidance.vae, views, resolution)
+            try:
+                return body(prior, prompts)
+            finally:
+                prior.release()
+
+    sampler = _Inside(inside)
+    guider.sample(noise, noise, sampler, torch.tensor([1.0, 0.0]), disable_pbar=True, seed=0)
+    return sampler.result
+
+
+class HostPrior:
+    """lucid_core's Prior over a MODEL and VAE of the host. Lives inside `with_prior`."""
+
+    def __init__(self, guider: Any, model_options: dict, vae: Any, views: int, resolution: int) -> None:
+        self.evaluations = 0
+        self._model, self._options, self._vae = guider.inner_model, model_options, vae
+        self._device = guider.model_patcher.load_device
+        self._sampling = guider.model_patcher.get_model_object("model_sampling")
+        # The cached VAE's weights were made in inference mode: no gradient passes them, so work on a copy made outside.
+        self._vae_copy = vae.patcher.clone(force_deepcopy=True)
+        self._vae_copy.model.requires_grad_(False)
+        shape = (views, 3, resolution, resolution)
+        comfy.model_management.load_models_gpu(
+            [guider.model_patcher, self._vae_copy], memory_required=2 * vae.memory_used_encode(shape, vae.vae_dtype)
+        )
+
+    def release(self) -> None:
+        """Drop the copy of the VAE; also called after an error."""
+        self._vae_copy.detach()
+        del self._vae_copy, self._model
+        comfy.model_management.cleanup_models()
+        comfy.model_management.soft_empty_cache()
+
+    def encode(self, images: Tensor) -> Tensor:
+        pixels = self._vae.process_input(images.movedim(-1, 1).to(self._vae.device)).to(self._vae.vae_dtype)
+        latents = self._vae_copy.model.encode(pixels)
+        return self._model.process_latent_in(latents.float().to(self._device))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self._vae.decode(self._model.process_latent_out(latents)).clone()
+
+    def denoise(self, z: Tensor, sigma: float, conds: list[HostCond]) -> list[Tensor]:
+        check_interrupt()
+        self.evaluations += len(z) * len(conds)
+        with torch.inference_mode():  # as under the host's samplers, where every patch expects to run
+            sigmas = torch.full((len(z),), sigma, device=z.device)
+            predictions = comfy.samplers.calc_cond_batch(self._model, conds, z, sigmas, self._options)
+        return [prediction.clone() for prediction in predictions]
+
+    def sigma(self, t: float) -> float:
+        return float(self._sampling.sigma(torch.tensor(t * (len(self._sampling.sigmas) - 1))))
+
+    def blend(self, conds: list[HostCond], weights: Tensor) -> HostCond:
+        """Blend entry by entry; all of `conds` must have as many entries."""
+        counts = {len(cond) for cond in conds}
+        if len(counts) > 1:
+            raise ValueError("the prompts of the views differ in structure (scheduled or regional prompts); use plain ones")
+        return [_blend_entries(entries, weights) for entries in zip(*conds)]
+
+
+def _blend_entries(entries: tuple[dict, ...], weights: Tensor) -> dict:
+    """Replace the text tensors of the first entry by weighted sums with a row per view."""
+    model_conds = dict(entries[0]["model_conds"])
+    for name in ("c_crossattn", "y"):
+        if name in model_conds:
+            values = [entry["model_conds"][name].cond for entry in entries]
+            model_conds[name] = model_conds[name]._copy_with(_blend_tensors(values, weights))
+    return {**entries[0], "model_conds": model_conds}
+
+
+def _blend_tensors(values: list[Tensor], weights: Tensor) -> Tensor:
+    """V tensors (1, ...) and weights (B, V) -> (B, ...). Token sequences of unequal length are repeated to one length,
+    which changes nothing in attention; the host does the same when it batches prompts."""
+    if values[0].ndim == 3:
+        length = math.lcm(*(value.shape[1] for value in values))
+        values = [value.repeat(1, length // value.shape[1], 1) for value in values]
+    stacked = torch.cat(values)  # (V, ...)
+    return torch.einsum("bv,v...->b...", weights.to(stacked), stacked)
+
+
+# ---- splats and cameras
+
+
+def from_splats(splats: Splats) -> Types.SPLAT:
+    s = splats.detach()
+    quats = torch.nn.functional.normalize(s.quats, dim=-1)
+    return Types.SPLAT(s.means[None], s.scales[None], quats[None], s.opacities[None, :, None], s.sh[None])
+
+
+def to_splats(splat: Types.SPLAT) -> list[Splats]:
+    """Each item of the host's batch on the CPU, checked. The host's tensors are shared and cached: these are copies."""
+    items = []
+    with torch.inference_mode(False):
+        for i in range(len(splat.positions)):
+            n = int(splat.counts[i]) if splat.counts is not None else splat.positions.shape[1]
+            take = lambda x, i=i, n=n: torch.clone(x[i, :n].cpu().float())
+            item = Splats(
+                take(splat.positions), take(splat.rotations), take(splat.scales), take(splat.opacities)[:, 0], take(splat.sh)
+            )
+            validate(item)
+            items.append(item)
+    if not items:
+        raise ValueError("the splat is empty (a batch of 0); connect a splat that has some Gaussians")
+    return items
+
+
+def one_splat(splat: Types.SPLAT) -> Splats:
+    items = to_splats(splat)
+    if len(items) > 1:
+        raise ValueError(f"this is a batch of {len(items)} splats; connect one, or join them with Merge Splat")
+    return items[0]
+
+
+def camera_of(info: dict, width: int, height: int) -> tuple[Cameras, Tensor]:
+    """The host's camera_info -> one camera and the point (3,) that it turns about, in the splat frame."""
+    if str(info.get("cameraType", "")).lower().startswith("ortho"):
+        raise ValueError("camera_info is orthographic; set its camera_type to perspective")
+    point = lambda key: torch.tensor([float(info.get(key, {}).get(axis, 0.0)) for axis in "xyz"]) * FLIP
+    position, target = point("position"), point("target")
+    fov_deg, zoom = float(info.get("fov") or 35.0), float(info.get("zoom") or 1.0)
+    require(0 < fov_deg < 180, "camera_info's fov", fov_deg, "between 0 and 180 degrees")
+    rotation = None
+    if info.get("quaternion"):
+        x, y, z, w = (float(info["quaternion"].get(axis, axis == "w")) for axis in "xyzw")
+        rotation = FLIP[:, None] * _rotation(w, x, y, z).T * FLIP  # three.js camera axes -> OpenCV, viewer -> splat
+    K = intrinsics(torch.tensor([math.radians(fov_deg)]), width, height)
+    K[:, :2, :2] *= zoom
+    return Cameras(look(position, target, rotation), K), target
+
+
+def _rotation(w: float, x: float, y: float, z: float) -> Tensor:
+    q = torch.nn.functional.normalize(torch.tensor([w, x, y, z]), dim=0)
+    w, v = q[0], q[1:]
+    cross = torch.linalg.cross(torch.eye(3), v.expand(3, 3))  # rows e_i x v
+    return torch.eye(3) * (w * w - v @ v) + 2 * torch.outer(v, v) + 2 * w * cross
+
+
+# ---- progress, cancel, files
+
+
+def check_interrupt() -> None:
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+class Progress:
+    """The node's progress bar; `image` (H, W, 3) is shown on the node."""
+
+    def __init__(self, total: int) -> None:
+        self.bar, self.total = comfy.utils.ProgressBar(total), total
+
+    def update(self, done: int, image: Tensor | None = None) -> None:
+        preview = ("JPEG", Image.fromarray(to_uint8(image)), PREVIEW_SIZE) if image is not None else None
+        self.bar.update_absolute(done, self.total, preview)
+
+
+def output_path(prefix: str, extension: str) -> tuple[str, dict]:
+    """Next free path for `prefix` under the output folder by the host's rules, and its entry for the web page."""
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    file = f"{name}_{counter:05}_.{extension}"
+    return os.path.join(folder, file), {"filename": file, "subfolder": subfolder, "type": "output"}

@@ -1,0 +1,61 @@
+"""Node inputs from the core's settings, and its errors under the node's name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+from comfy_api.latest import IO
+
+from ..lucid_core.checks import bounds_of
+
+CATEGORY = "3d/splat/lucid"
+
+
+def inputs_of(config: type, *names: str) -> list[IO.Int.Input | IO.Float.Input]:
+    """Widgets for the settings of a dataclass (`names`, or all): default, bounds and tooltip are the dataclass's own."""
+    defaults = {f.name: f.default for f in fields(config)}
+    bounds = bounds_of(config)
+    widgets = []
+    for name in names or bounds:
+        b = bounds[name]
+        kind = IO.Int if isinstance(defaults[name], int) and isinstance(b.step, int) else IO.Float
+        widgets.append(
+            kind.Input(name, default=defaults[name], min=b.low, max=b.high, step=b.step, advanced=b.rare, tooltip=b.help)
+        )
+    return widgets
+
+
+def seed_input() -> IO.Int.Input:
+    return IO.Int.Input(
+        "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
+        tooltip="The same seed and settings give the same splat on the same machine.",
+    )  # fmt: skip
+
+
+@contextmanager
+def errors_of(node: type[IO.ComfyNode]) -> Iterator[None]:
+    """Put the node's name before the core's messages about bad values."""
+    try:
+        yield
+    except ValueError as error:
+        name = node.GET_SCHEMA().display_name
+        raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
+
+
+def fold_seed(seed: int) -> int:
+    """The host's seeds have 64 bits, torch's generators take 63."""
+    return seed % 2**63
+
+
+def hex_color(value: Any) -> tuple[float, float, float]:
+    """ "#rrggbb" -> sRGB in [0, 1]."""
+    digits = str(value).lstrip("#")
+    try:
+        if len(digits) != 6:
+            raise ValueError
+        return tuple(int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4))
+    except ValueError:
+        raise ValueError(f"color is {value!r}; it must be of the form #rrggbb") from None

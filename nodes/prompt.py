@@ -1,0 +1,55 @@
+from comfy_api.latest import IO
+
+from ..lucid_core.views import VIEWS, ViewBlend
+from . import host
+from .inputs import CATEGORY, errors_of, inputs_of
+from .types import LucidPromptData, LucidPromptType
+
+
+class LucidPrompt(IO.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        words = [
+            IO.String.Input(
+                view, default=f"{view} view", advanced=True,
+                tooltip=f"Added to the text for cameras that see the {view}. Empty = the text alone.",
+            )
+            for view in VIEWS
+        ]  # fmt: skip
+        return IO.Schema(
+            node_id="LucidPrompt",
+            display_name="Lucid Prompt",
+            category=CATEGORY,
+            search_aliases=["text to 3d prompt", "view dependent prompt", "clip text encode 3d"],
+            description="Encodes a text once for each side of the object, so that the model is asked for the front from the "
+            "front and for the back from behind.",
+            inputs=[
+                IO.Clip.Input("clip", tooltip="Text encoder of the checkpoint that will guide the splat."),
+                IO.String.Input("text", multiline=True, dynamic_prompts=True, tooltip="The object, e.g. 'a red mushroom'."),
+                IO.String.Input(
+                    "negative", multiline=True, default="", dynamic_prompts=True, tooltip="What it must not be; may be empty."
+                ),
+                *words,
+                IO.String.Input(
+                    "inverse", default="", advanced=True,
+                    tooltip="Prompt of the DDIM inversion (ISM). Empty = unconditional, as in the paper.",
+                ),
+                *inputs_of(ViewBlend),
+            ],
+            outputs=[LucidPromptType.Output(display_name="prompt", tooltip="The text, encoded for every side.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, clip, text, negative, front, side, back, overhead, inverse, blend_deg, overhead_deg
+    ) -> IO.NodeOutput:
+        with errors_of(cls):
+            if not text.strip():
+                raise ValueError("text is empty; say what the object is, e.g. 'a red mushroom'")
+            host.require_clip(clip)
+            texts = [", ".join(part for part in (text.strip(), word.strip()) if part) for word in (front, side, back, overhead)]
+            views = tuple(host.encode_text(clip, view) for view in texts)
+            blend = ViewBlend(blend_deg, overhead_deg)
+            return IO.NodeOutput(
+                LucidPromptData(text, views, host.encode_text(clip, negative), host.encode_text(clip, inverse), blend)
+            )

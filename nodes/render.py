@@ -1,0 +1,82 @@
+import math
+
+import torch
+from comfy_api.latest import IO
+
+from ..lucid_core.cameras import framed, turned
+from ..lucid_core.rasterize import rasterize
+from . import host
+from .inputs import CATEGORY, errors_of, hex_color
+
+
+class LucidRender(IO.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(
+            node_id="LucidRender",
+            display_name="Lucid Render",
+            category=CATEGORY,
+            search_aliases=["render splat", "turntable", "splat depth", "splat mask", "gaussian rasterizer"],
+            description="Renders a splat as Lucid Dream sees it: one image, or a turntable, with mask and depth.",
+            inputs=[
+                IO.Splat.Input("splat"),
+                IO.Int.Input("width", default=512, min=16, max=4096, step=8, tooltip="Image width in pixels."),
+                IO.Int.Input("height", default=512, min=16, max=4096, step=8, tooltip="Image height in pixels."),
+                IO.Int.Input("frames", default=1, min=1, max=480, tooltip="1 = one image; more = a turntable of so many."),
+                IO.Float.Input(
+                    "azimuth", default=0.0, min=-360.0, max=360.0, step=1.0,
+                    tooltip="Degrees round the object; 0 = its front. Added to camera_info when that is connected.",
+                ),
+                IO.Float.Input(
+                    "elevation", default=15.0, min=-90.0, max=90.0, step=1.0,
+                    tooltip="Degrees above the horizon. Unused when camera_info is connected.",
+                ),
+                IO.Float.Input(
+                    "fov", default=35.0, min=1.0, max=120.0, step=1.0, advanced=True,
+                    tooltip="Field of view in degrees over the smaller side. Unused when camera_info is connected.",
+                ),
+                IO.Color.Input("background", default="#ffffff", tooltip="Colour behind the splat."),
+                IO.Load3DCamera.Input("camera_info", optional=True, tooltip="Camera; empty = frames the whole splat."),
+            ],
+            outputs=[
+                IO.Image.Output(display_name="image"),
+                IO.Mask.Output(display_name="mask", tooltip="Opacity: 1 = solid."),
+                IO.Image.Output(display_name="depth", tooltip="Near is bright, empty space black."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, splat, width, height, frames, azimuth, elevation, fov, background, camera_info=None
+    ) -> IO.NodeOutput:
+        with errors_of(cls):
+            angles = math.radians(azimuth) + torch.arange(frames) * (2 * math.pi / frames)
+            color = torch.tensor(hex_color(background))
+            images, masks, depths = [], [], []
+            items = host.to_splats(splat)
+            progress = host.Progress(len(items) * frames)
+            for item in items:
+                if camera_info is None:
+                    camera, centre = framed(item, math.radians(elevation), math.radians(fov), width, height)
+                else:
+                    camera, centre = host.camera_of(camera_info, width, height)
+                for angle in angles:
+                    host.check_interrupt()
+                    with torch.no_grad():
+                        view = rasterize(item, turned(camera, angle[None], centre), width, height, background=color)
+                    images.append(view.rgb.clamp(0, 1))
+                    masks.append(view.alpha[..., 0])
+                    depths.append(depth_image(view.depth, view.alpha))
+                    progress.update(len(images), images[-1][0])
+            return IO.NodeOutput(torch.cat(images), torch.cat(masks), torch.cat(depths))
+
+
+def depth_image(depth: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """Accumulated depth (1, H, W, 1) -> (1, H, W, 3): 1 at the nearest solid pixel, falling to 0.1 at the farthest."""
+    z = depth / alpha.clamp_min(1e-6)
+    solid = z[alpha > 0.5]
+    if len(solid) == 0:
+        return torch.zeros_like(z).expand(-1, -1, -1, 3)
+    near, far = solid.min(), solid.max()
+    bright = 1 - 0.9 * ((z - near) / (far - near).clamp_min(1e-6)).clamp(0, 1)
+    return (bright * alpha).expand(-1, -1, -1, 3)

@@ -1,0 +1,43 @@
+"""Our three socket types and what travels through them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from comfy_api.latest import IO
+
+from ..lucid_core.cameras import CameraRanges
+from ..lucid_core.ism import ISM
+from ..lucid_core.views import ViewBlend
+
+Conditioning = list  # the host's CONDITIONING: [[embedding, options], ...]
+
+
+@dataclass(frozen=True)
+class LucidPromptData:
+    """One CONDITIONING for each of VIEWS, the negative one and that of the inversion."""
+
+    text: str
+    views: tuple[Conditioning, Conditioning, Conditioning, Conditioning]
+    negative: Conditioning
+    inverse: Conditioning
+    blend: ViewBlend
+
+
+@dataclass(frozen=True)
+class LucidGuidanceData:
+    """A method with the host's MODEL and VAE that it asks."""
+
+    model: Any
+    vae: Any
+    prompt: LucidPromptData
+    method: ISM
+
+
+LucidPromptType = IO.Custom("LUCID_PROMPT")
+LucidGuidanceType = IO.Custom("LUCID_GUIDANCE")
+LucidCamerasType = IO.Custom("LUCID_CAMERAS")
+LucidPromptType.Type = LucidPromptData
+LucidGuidanceType.Type = LucidGuidanceData
+LucidCamerasType.Type = CameraRanges
