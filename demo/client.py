@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -43,9 +44,12 @@ class Client:
         """Node class -> its description."""
         return json.loads(self._request("GET", "/object_info"))
 
-    def interrupt(self) -> None:
-        """Stop the graph that is running now."""
+    def interrupt(self, wait_s: float = 10) -> None:
+        """Stop the graph that is running now, and give its node time to save what it has."""
         self._request("POST", "/interrupt", json={})
+        give_up = time.monotonic() + wait_s
+        while json.loads(self._request("GET", "/queue"))["queue_running"] and time.monotonic() < give_up:
+            time.sleep(0.2)
 
     def view(self, file: dict) -> bytes:
         """The content of one file of a history entry: {"filename", "subfolder", "type"}."""
@@ -72,11 +76,10 @@ class Client:
         return aiohttp.ClientSession(f"http://{self.address}", timeout=timeout)
 
     async def _fetch(self, method: str, path: str, *, json=None, data=None, params=None) -> bytes:
-        async with self._session() as session:
-            async with session.request(method, path, json=json, data=data, params=params) as response:
-                if response.status != 200:
-                    raise ComfyError(f"{method} {path}: status {response.status}: {await response.text()}")
-                return await response.read()
+        async with self._session() as session, session.request(method, path, json=json, data=data, params=params) as response:
+            if response.status != 200:
+                raise ComfyError(f"{method} {path}: status {response.status}: {await response.text()}")
+            return await response.read()
 
     async def _run(self, graph: Graph, on_progress: OnProgress) -> dict:
         client_id = uuid.uuid4().hex
@@ -99,9 +102,7 @@ async def _queue(session: aiohttp.ClientSession, graph: Graph, client_id: str) -
         return answer["prompt_id"]
 
 
-async def _follow(
-    events: aiohttp.ClientWebSocketResponse, graph: Graph, prompt_id: str, on_progress: OnProgress
-) -> None:
+async def _follow(events: aiohttp.ClientWebSocketResponse, graph: Graph, prompt_id: str, on_progress: OnProgress) -> None:
     """Report progress until the server has filed the prompt's history. Raises ServerDisconnectedError before that."""
     async for message in events:
         if message.type is not aiohttp.WSMsgType.TEXT:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -78,10 +79,10 @@ class Server:
         self._stop()
 
     def log_tail(self) -> str:
-        """The last lines of the log, under a heading; empty without a log."""
+        """The last lines of the log without their colours, under a heading; empty without a log."""
         if self.log is None or not self.log.exists():
             return ""
-        lines = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", self.log.read_text(errors="replace")).splitlines()[-LOG_TAIL_LINES:]
         return "\n".join([f"The end of {self.log}:", *lines])
 
     def _command(self) -> list[str]:
@@ -94,20 +95,16 @@ class Server:
 
     def _start(self) -> subprocess.Popen:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        log = open(self.log, "wb") if self.log else None
-        try:
+        with open(self.log or os.devnull, "wb") as log:
             return subprocess.Popen(
                 self._command(),
                 cwd=self.base,
                 env=environment | {"PYTHONUNBUFFERED": "1"},
                 stdin=subprocess.DEVNULL,
-                stdout=log or sys.stderr,
+                stdout=log if self.log else sys.stderr,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C is ours to handle; and its children stop with it
+                start_new_session=True,  # a Ctrl-C is ours to handle, and its children stop with it
             )
-        finally:
-            if log:
-                log.close()
 
     def _wait_until_ready(self) -> None:
         give_up = time.monotonic() + self.timeout_s
@@ -153,6 +150,7 @@ def main() -> int:
     parser.add_argument("--base", type=Path, required=True, help="its base directory: models, custom_nodes, output")
     parser.add_argument("--port", type=int, default=8188, help="default: %(default)s; 0 takes a free one")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server stops with us
     try:
         with Server(options.comfyui, options.base, port=options.port) as server:
             print(f"\nComfyUI with this pack: http://{server.address}   (Ctrl-C stops it)\n", flush=True)

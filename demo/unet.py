@@ -159,7 +159,7 @@ class UNet(nn.Module):
     def __init__(self, a: int = WIDTHS[0], b: int = WIDTHS[1], t: int = WIDTHS[2]):
         super().__init__()
         if a % (2 * GROUP) or b % HEAD:
-            raise ValueError(f"UNet widths are ({a}, {b}); make the first a multiple of {2 * GROUP}, the second of {HEAD}")
+            raise ValueError(f"widths are {a} and {b}; make the first a multiple of {2 * GROUP}, the second of {HEAD}")
         self.time_embed = nn.Sequential(nn.Linear(TIME_FEATURES, t), nn.SiLU(), nn.Linear(t, t))
         self.input_blocks = stage(
             stage(nn.Conv2d(4, a, 3, padding=1)),

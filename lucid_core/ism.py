@@ -35,8 +35,8 @@ class ISM:
     delta_t: float = setting(0.08, MIN_T, 1, "The interval between the two noise levels that are compared.")
     delta_t_start: float = setting(0.1, MIN_T, 1, "The interval when the run begins; it goes to delta_t over the warm-up.")
     delta_s: float = setting(0.2, MIN_T, 1, "Stride of the DDIM inversion. Longer is cheaper and coarser.")
-    inversion_steps: int = setting(5, 1, 50, "Most steps of the DDIM inversion. 1 is the cheapest: it adds plain noise one "
-                                   "stride before the interval.", step=1)  # fmt: skip
+    inversion_steps: int = setting(5, 0, 50, "Most steps of the DDIM inversion; 0 = none, plain noise is added at the lower end "
+                                   "of the interval.", step=1)  # fmt: skip
     warmup: float = setting(0.3, 0, 1, "Share of the run over which the noise range and the interval anneal; 0 = none.")
     weight: float = setting(0.1, 1e-6, 1e6, "Weight of the guidance beside the regularisers (the paper's lambda).")
 

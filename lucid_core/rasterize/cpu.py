@@ -8,7 +8,6 @@ Two autograd functions, so that means2d is an ordinary tensor between them and c
 from __future__ import annotations
 
 import logging
-import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +18,10 @@ from torch.autograd.function import once_differentiable
 from ..cameras import Cameras
 from ..gaussians import Splats
 from . import cpu_bins, cpu_blend, cpu_project
-from .jit import follow_torch_threads
+from .jit import spread
 
 log = logging.getLogger(__name__)
-_lock = threading.Lock()  # numba's default thread pool must not be entered twice
+SPLATS_PER_JOB = 1024  # fewer are not worth a thread
 _announced = False
 
 
@@ -43,25 +42,26 @@ def _announce() -> None:
         log.info("preparing the CPU rasterizer; the first time, compiling takes about half a minute")
 
 
-def _run(kernel, *args):
-    with _lock:
-        follow_torch_threads()
-        return kernel(*args)
-
-
 def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().contiguous().numpy()
+
+
+def _flat(tensor: Tensor) -> np.ndarray:
+    """(B, N, ...) -> (B * N, ...), shared where it is contiguous."""
+    return _array(tensor.flatten(0, 1))
 
 
 class Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, sh, cameras, width, height, sh_degree):
         views, n = len(cameras), len(means)
-        means2d, factors = means.new_zeros(views, n, 2), means.new_zeros(views, n, 3)
-        features, radii = means.new_zeros(views, n, 4), torch.zeros(views, n, 2, dtype=torch.int32)
-        ctx.camera = (_array(cameras.viewmats.double()), _array(cameras.Ks.double()), width, height, (sh_degree + 1) ** 2)
+        means2d, factors, features = (means.new_zeros(views, n, size) for size in (2, 3, 4))
+        radii = torch.zeros(views, n, 2, dtype=torch.int32)
+        bands = (sh_degree + 1) ** 2
+        ctx.camera = (_array(cameras.viewmats.double()), _array(cameras.Ks.double()), width, height, bands)
         inputs = (_array(x) for x in (means, quats, scales, opacities, sh))
-        _run(cpu_project.project, *inputs, *ctx.camera, *(_array(x) for x in (means2d, factors, features, radii)))
+        outputs = (_array(x) for x in (means2d, factors, features, radii))
+        spread(cpu_project.project, n, SPLATS_PER_JOB, *inputs, *ctx.camera, *outputs)
         ctx.save_for_backward(means, quats, scales, sh, radii, features)
         ctx.mark_non_differentiable(radii)
         return means2d, factors, features, radii
@@ -73,58 +73,55 @@ class Project(torch.autograd.Function):
         grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (means, quats, scales, sh)]
         inputs = (_array(x) for x in (means, quats, scales, sh))
         given = (_array(x) for x in (radii, features, g_means2d, g_factors, g_features))
-        _run(cpu_project.project_backward, *inputs, *ctx.camera, *given, *(_array(x) for x in grads))
+        outputs = (_array(x) for x in grads)
+        spread(cpu_project.project_backward, len(means), SPLATS_PER_JOB, *inputs, *ctx.camera, *given, *outputs)
         g_means, g_quats, g_scales, g_sh = grads
         return g_means, g_quats, g_scales, None, g_sh, None, None, None, None
 
 
 @dataclass(frozen=True)
 class Bins:
-    """The splats that show, by depth and by tile; see cpu_bins for each array."""
+    """The splats that show, by tile and depth; M = B * N. See cpu_bins."""
 
-    tiles_x: int
-    tiles_y: int
-    order: np.ndarray  # (B, N) ids by depth
-    splat_slots: np.ndarray  # (B, N + 1)
-    shown: np.ndarray  # (B,)
-    offsets: np.ndarray  # (B * tiles + 1,)
-    records: np.ndarray  # (B, N, RECORD)
-    pair_splat: np.ndarray  # (pairs,)
-    pair_slot: np.ndarray  # (pairs,)
+    records: np.ndarray  # (M, RECORD)
+    rects: np.ndarray  # (M, 4) tiles
+    touched: np.ndarray  # (M,) how many tiles
+    starts: np.ndarray  # (M,) first gradient slot
+    pairs: np.ndarray  # (pairs,) ids
+    offsets: np.ndarray  # (B * tiles + 1,) into pairs
 
 
 def _bin(means2d, factors, features, opacities, radii, width: int, height: int) -> Bins:
     views, n = means2d.shape[:2]
     tiles_x, tiles_y = -(-width // cpu_bins.TILE), -(-height // cpu_bins.TILE)
-    order, splat_slots = np.empty((views, n), np.int32), np.empty((views, n + 1), np.int64)
-    counts, shown = np.zeros((views, tiles_x * tiles_y), np.int64), np.empty(views, np.int64)
-    depth_keys = np.ascontiguousarray(features[..., 3]).view(np.uint32)
-    _run(cpu_bins.sort_and_count, means2d, radii, depth_keys, tiles_x, tiles_y, order, splat_slots, counts, shown)
+    records, rects = np.zeros((views * n, cpu_bins.RECORD), np.float32), np.zeros((views * n, 4), np.int32)
+    touched = np.zeros(views * n, np.int64)
+    projected = (*(_flat(x) for x in (means2d, factors, features)), _array(opacities), _flat(radii))
+    spread(cpu_bins.pack, views * n, SPLATS_PER_JOB, *projected, tiles_x, tiles_y, records, rects, touched)
+
+    order, shown = np.empty((views, n), np.int32), np.empty(views, np.int64)
+    depth_keys = _array(features[..., 3]).view(np.uint32)
+    spread(cpu_bins.sort, views, 1, depth_keys, touched.reshape(views, n), order, shown)
+
+    bands = views * -(-tiles_y // cpu_bins.BAND)
+    counts = np.zeros((views, tiles_x * tiles_y), np.int64)
+    spread(cpu_bins.count, bands, 1, rects, tiles_x, tiles_y, counts)
     offsets = np.concatenate([[0], counts.ravel().cumsum()])
-    records = np.empty((views, n, cpu_bins.RECORD), np.float32)
-    pair_splat, pair_slot = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.int64)
-    starts = offsets[:-1].reshape(counts.shape)
-    _run(
-        cpu_bins.fill, means2d, factors, features, opacities, radii, tiles_x, tiles_y, order, splat_slots, shown, starts,
-        records, pair_splat, pair_slot,
-    )  # fmt: skip
-    return Bins(tiles_x, tiles_y, order, splat_slots, shown, offsets, records, pair_splat, pair_slot)
+    pairs, cursors = np.empty(offsets[-1], np.int32), offsets[:-1].reshape(counts.shape).copy()
+    spread(cpu_bins.fill, bands, 1, rects, order, shown, tiles_x, tiles_y, cursors, pairs)
+    return Bins(records, rects, touched, touched.cumsum() - touched, pairs, offsets)
 
 
 class Blend(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means2d, factors, features, opacities, background, radii, width, height):
-        views = len(means2d)
-        bins = _bin(*(_array(x) for x in (means2d, factors, features, opacities, radii)), width, height)
-        rgb, alpha = means2d.new_empty(views, height, width, 3), means2d.new_empty(views, height, width, 1)
-        depth, remaining = torch.empty_like(alpha), torch.empty_like(alpha)
-        stop = torch.empty(views, height, width, dtype=torch.int32)
-        planes = (rgb.numpy(), *(x.numpy()[..., 0] for x in (alpha, depth, remaining)), stop.numpy())
-        _run(
-            cpu_blend.blend, bins.records, bins.pair_splat, bins.offsets, _array(background), width, height,
-            bins.tiles_x, bins.tiles_y, *planes,
-        )  # fmt: skip
-        ctx.bins, ctx.shape = bins, means2d.shape
+        bins = _bin(means2d, factors, features, opacities, radii, width, height)
+        rgb = means2d.new_empty(len(means2d), height, width, 3)
+        alpha, depth, remaining, stop = (torch.empty_like(rgb[..., :1]) for _ in range(4))
+        images = (_array(rgb), *(_array(x[..., 0]) for x in (alpha, depth, remaining, stop)))
+        tiles = len(bins.offsets) - 1
+        spread(cpu_blend.blend, tiles, 1, bins.records, bins.pairs, bins.offsets, _array(background), *images)
+        ctx.bins = bins
         ctx.save_for_backward(background, remaining, stop)
         return rgb, alpha, depth
 
@@ -132,18 +129,18 @@ class Blend(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g_rgb, g_alpha, g_depth):
         background, remaining, stop = ctx.saved_tensors
-        bins, (views, n, _) = ctx.bins, ctx.shape
-        height, width = stop.shape[1:]
-        slots = np.zeros((len(bins.pair_slot), cpu_blend.GRADIENTS), np.float32)
-        _run(
-            cpu_blend.blend_backward, bins.records, bins.pair_splat, bins.pair_slot, bins.offsets, _array(background),
-            width, height, bins.tiles_x, bins.tiles_y, _array(remaining)[..., 0], _array(stop),
-            _array(g_rgb), _array(g_alpha)[..., 0], _array(g_depth)[..., 0], slots,
-        )  # fmt: skip
-        grads = [remaining.new_zeros(views, n, width) for width in (2, 3, 4)]
-        g_opacities = remaining.new_zeros(views, n)
-        starts = bins.offsets[:: bins.tiles_x * bins.tiles_y]
-        outputs = (*(x.numpy() for x in grads), g_opacities.numpy())
-        _run(cpu_blend.reduce, slots, bins.order, bins.splat_slots, bins.shown, np.ascontiguousarray(starts), *outputs)
+        bins, views = ctx.bins, len(stop)
+        n = len(bins.records) // views
+        images = (_array(x[..., 0]) for x in (remaining, stop))
+        g_images = (_array(g_rgb), *(_array(x[..., 0]) for x in (g_alpha, g_depth)))
+        slots = np.zeros((len(bins.pairs), cpu_blend.GRADIENTS), np.float32)
+        lists = (bins.records, bins.pairs, bins.offsets, bins.rects, bins.starts)
+        tiles = len(bins.offsets) - 1
+        spread(cpu_blend.blend_backward, tiles, 1, *lists, _array(background), *images, *g_images, slots)
+
+        grads = [remaining.new_empty(views, n, size) for size in (2, 3, 4)]
+        g_opacities = remaining.new_empty(views, n)
+        outputs = (_flat(x) for x in (*grads, g_opacities))
+        spread(cpu_blend.reduce, views * n, SPLATS_PER_JOB, slots, bins.starts, bins.touched, *outputs)
         g_background = torch.einsum("bhwc,bhwk->bc", g_rgb, remaining)
         return *grads, g_opacities.sum(0), g_background, None, None, None

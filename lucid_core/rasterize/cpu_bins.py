@@ -1,7 +1,9 @@
 """CPU kernels, 2 of 3: which splats touch which 16x16 tile, front to back.
 
-One radix sort by depth per view; then a counting sort into tiles, which keeps the order.
-Splats that show are copied, in depth order, into records; a tile's list holds places in them, so it reads forwards.
+One radix sort by depth per view, then a counting sort into tiles, which keeps the order. A (tile, splat) pair owns a
+gradient slot; the slots of a splat are neighbours, row by row of its rectangle of tiles, so nobody has to store them.
+
+Ids count the splats of all views: M = B * N, view b's begin at b * N.
 """
 
 from __future__ import annotations
@@ -9,19 +11,55 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import prange
 
 from .jit import kernel
 
 TILE = 16
-RECORD = 12  # mean x y, factor p q r, opacity, r g b z, log(255 opacity), half height
+RECORD = 12  # mean x y, factor p q r, opacity, r g b z, log(255 opacity), half height: what blending reads, in one place
+BAND = 4  # rows of tiles that one job sorts into
 RADIX_BITS = 11  # three passes over 32 bits
-LARGEST = 1e9
+
+
+@kernel(inline=True)
+def _half_size(strength, p, q, r, radius_x, radius_y):
+    """Half width and height of the ellipse alpha = 1/255, at most the whole-pixel radii (also where p or r is 0)."""
+    half_x = math.sqrt(strength * (r + q * q) / r) / p
+    half_y = math.sqrt(strength / r)
+    return half_x if half_x < radius_x else radius_x, half_y if half_y < radius_y else radius_y
+
+
+@kernel(inline=True)
+def _tile_range(center, half, tiles):
+    """First tile along one axis and the one after the last; clamped as floats, which do not overflow."""
+    first = min(max(math.floor((center - half) / TILE), 0.0), float(tiles))
+    end = min(max(math.floor((center + half) / TILE) + 1.0, first), float(tiles))
+    return int(first), int(end)
 
 
 @kernel()
+def pack(first, end, means2d, factors, features, opacities, radii, tiles_x, tiles_y, records, rects, touched):
+    """-> records (M, RECORD); rects (M, 4) tiles x0 x1 y0 y1; touched (M,) how many. Outputs come zeroed."""
+    for i in range(first, end):
+        if radii[i, 0] == 0:
+            continue
+        record, rect = records[i], rects[i]
+        opacity = opacities[i % opacities.shape[0]]
+        strength = math.log(max(opacity * 255.0, 1.0))
+        p, q, r = float(factors[i, 0]), float(factors[i, 1]), float(factors[i, 2])
+        half_x, half_y = _half_size(strength, p, q, r, float(radii[i, 0]), float(radii[i, 1]))
+        record[0], record[1] = means2d[i, 0], means2d[i, 1]
+        record[2], record[3], record[4], record[5] = p, q, r, opacity
+        for c in range(4):
+            record[6 + c] = features[i, c]
+        record[10], record[11] = strength, half_y
+        rect[0], rect[1] = _tile_range(float(record[0]), half_x, tiles_x)
+        rect[2], rect[3] = _tile_range(float(record[1]), half_y, tiles_y)
+        touched[i] = (rect[1] - rect[0]) * (rect[3] - rect[2])
+
+
+@kernel(inline=True)
 def _radix_sort(keys, ids):
-    """Sort ids by their uint32 keys; stable."""
+    """ids in the order of their uint32 keys; stable. Both inputs become scratch."""
     keys_out, ids_out = np.empty_like(keys), np.empty_like(ids)
     mask = np.uint32((1 << RADIX_BITS) - 1)
     for step in range(3):
@@ -41,63 +79,42 @@ def _radix_sort(keys, ids):
 
 
 @kernel()
-def _tile_range(center, radius, tiles):
-    """First tile and the one after the last along one axis; clamped as floats, which do not overflow."""
-    first = max(math.floor((center - radius) / TILE), 0.0)
-    end = min(math.floor((center + radius) / TILE) + 1.0, float(tiles))
-    return int(min(first, float(tiles))), int(max(end, 0.0))
+def sort(first, end, depth_keys, touched, order, shown):
+    """For views first to end: order (B, N) begins with the `shown` (B,) ids that touch a tile, by depth.
 
-
-@kernel(parallel=True)
-def sort_and_count(means2d, radii, depth_keys, tiles_x, tiles_y, order, slots, counts, shown):
-    """Per view: `order` (B, N) ids by depth, `slots` (B, N + 1) running pairs in that order, `counts` (B, tiles)
-    pairs per tile, `shown` (B,) how many of `order` count. depth_keys (B, N) are float32 bits, monotone for z > 0."""
-    for b in prange(means2d.shape[0]):
-        ids = np.nonzero(radii[b, :, 0])[0].astype(np.int32)
-        ids = _radix_sort(depth_keys[b][ids], ids)
-        shown[b] = ids.shape[0]
-        pairs = 0
-        for s in range(ids.shape[0]):
-            i = ids[s]
-            order[b, s] = i
-            slots[b, s] = pairs
-            x0, x1 = _tile_range(means2d[b, i, 0], radii[b, i, 0], tiles_x)
-            y0, y1 = _tile_range(means2d[b, i, 1], radii[b, i, 1], tiles_y)
-            for y in range(y0, y1):
-                for x in range(x0, x1):
-                    counts[b, y * tiles_x + x] += 1
-            pairs += max(x1 - x0, 0) * max(y1 - y0, 0)
-        slots[b, ids.shape[0]] = pairs
-
-
-@kernel(parallel=True)
-def fill(
-    means2d, factors, features, opacities, radii, tiles_x, tiles_y, order, slots, shown, starts,
-    records, pair_splat, pair_slot,
-):  # fmt: skip
-    """Write the records (B, N, RECORD) and each tile's pairs: place in the records, gradient slot.
-
-    starts (B, tiles): where each tile's pairs begin. A splat's slots are neighbours, so its gradients add up in order.
+    depth_keys (B, N) are the bits of float32 z, which grow with z > 0; touched is (B, N) here.
     """
-    for b in prange(means2d.shape[0]):
-        cursor = starts[b].copy()
+    for b in range(first, end):
+        ids = np.nonzero(touched[b])[0].astype(np.int32)
+        shown[b] = ids.shape[0]
+        keys = depth_keys[b][ids]
+        order[b, : ids.shape[0]] = _radix_sort(keys, ids + np.int32(b * order.shape[1]))
+
+
+@kernel()
+def count(first, end, rects, tiles_x, tiles_y, counts):
+    """counts (B, tiles): pairs in each tile; comes zeroed. A job is a view's band."""
+    views, bands = counts.shape[0], (tiles_y + BAND - 1) // BAND
+    n = rects.shape[0] // views
+    for job in range(first, end):
+        b, top = job // bands, (job % bands) * BAND
+        for i in range(b * n, (b + 1) * n):
+            rect = rects[i]
+            for y in range(max(rect[2], top), min(rect[3], top + BAND)):
+                for x in range(rect[0], rect[1]):
+                    counts[b, y * tiles_x + x] += 1
+
+
+@kernel()
+def fill(first, end, rects, order, shown, tiles_x, tiles_y, cursors, pairs):
+    """pairs: ids by tile, front to back. cursors (B, tiles), where each tile's pairs begin, are moved to their ends."""
+    bands = (tiles_y + BAND - 1) // BAND
+    for job in range(first, end):
+        b, top = job // bands, (job % bands) * BAND
         for s in range(shown[b]):
             i = order[b, s]
-            strength = math.log(max(opacities[i] * 255.0, 1.0))  # where alpha = 1/255
-            record = records[b, s]
-            record[0], record[1] = means2d[b, i, 0], means2d[b, i, 1]
-            record[2], record[3], record[4] = factors[b, i, 0], factors[b, i, 1], factors[b, i, 2]
-            record[5] = opacities[i]
-            record[6], record[7] = features[b, i, 0], features[b, i, 1]
-            record[8], record[9] = features[b, i, 2], features[b, i, 3]
-            record[10] = strength
-            record[11] = min(math.sqrt(strength / max(factors[b, i, 2], 1e-30)), LARGEST)
-            slot = starts[b, 0] + slots[b, s]
-            x0, x1 = _tile_range(means2d[b, i, 0], radii[b, i, 0], tiles_x)
-            y0, y1 = _tile_range(means2d[b, i, 1], radii[b, i, 1], tiles_y)
-            for y in range(y0, y1):
-                for x in range(x0, x1):
-                    k = cursor[y * tiles_x + x]
-                    cursor[y * tiles_x + x] = k + 1
-                    pair_splat[k], pair_slot[k] = s, slot
-                    slot += 1
+            rect = rects[i]
+            for y in range(max(rect[2], top), min(rect[3], top + BAND)):
+                for x in range(rect[0], rect[1]):
+                    pairs[cursors[b, y * tiles_x + x]] = i
+                    cursors[b, y * tiles_x + x] += 1

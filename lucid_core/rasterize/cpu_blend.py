@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import prange
 
 from .cpu_bins import TILE
 from .jit import kernel
@@ -18,8 +17,9 @@ from .limits import ALPHA_MAX, ALPHA_MIN, TRANSMITTANCE_MIN
 f32 = np.float32
 PIXELS = TILE * TILE
 GRADIENTS = 10  # per pair: mean x y, factor p q r, opacity, r g b z
+SUMS, SUMS_AT = 9, 7 * PIXELS  # rows of lanes in which the gradient of a pair gathers, and where they begin
 CHECK = 8  # splats between two looks at whether the whole tile is opaque
-NEVER = np.int32(2**31 - 1)
+NEVER, OUTSIDE = f32(2**30), f32(-1)  # a stop beyond every k; kept as float32 beside the pixels, exact to 2**24
 THRESHOLD, CEILING, FLOOR = f32(ALPHA_MIN), f32(ALPHA_MAX), f32(TRANSMITTANCE_MIN)
 ZERO, ONE, TWO = f32(0), f32(1), f32(2)
 # exp(x) = poly(x / 8)**8 on [-5.6, 0], relative error 2e-6; below, alpha is under 1/255 whatever the opacity
@@ -28,7 +28,7 @@ E0, E1, E2 = f32(0.9999999403953552), f32(0.9999925494194031), f32(0.49988257884
 E3, E4, E5 = f32(0.1659739762544632), f32(0.03977256268262863), f32(0.005846760235726833)
 
 
-@kernel(fastmath=True)
+@kernel(fastmath=True, inline=True)
 def _exp(x):
     y = max(min(x, ZERO), LOWEST) * EIGHTH
     e = ((((E5 * y + E4) * y + E3) * y + E2) * y + E1) * y + E0
@@ -37,15 +37,15 @@ def _exp(x):
     return e * e
 
 
-@kernel(fastmath=True)
-def _rows(record, y0):
+@kernel(fastmath=True, inline=True)
+def _rows(records, n, y0):
     """Rows of the tile that begins at y0 where the splat's alpha can reach 1/255."""
-    center = record[1] - y0
-    first, end = math.ceil(center - record[11]), math.floor(center + record[11]) + ONE
+    center = records[n, 1] - y0
+    first, end = math.ceil(center - records[n, 11]), math.floor(center + records[n, 11]) + ONE
     return int(max(min(first, f32(TILE)), ZERO)), int(min(max(end, ZERO), f32(TILE)))
 
 
-@kernel(fastmath=True)
+@kernel(fastmath=True, inline=True)
 def _row_misses(u, p, drop, strength):
     """Whether alpha stays under 1/255 in all 16 pixels; u is p dx + q dy at the first, drop is r dy^2."""
     nearest = max(max(u, -(u + f32(TILE - 1) * p)), ZERO)
@@ -53,15 +53,17 @@ def _row_misses(u, p, drop, strength):
 
 
 @kernel(fastmath=True)
-def _blend_row(pixels, stops, at, k, u, p, drop, opacity, r, g, b, z):
-    """pixels holds planes T r g b z of the tile; stops, the k that made a pixel opaque."""
+def _blend_row(pixels, row, k, u, p, drop, opacity, r, g, b, z):
+    """pixels holds the tile's planes T r g b z stop; stop is the k that made a pixel opaque."""
+    at = (row & (TILE - 1)) * TILE
     for i in range(TILE):
         d = u + p * f32(i)
         alpha = min(opacity * _exp(-d * d - drop), CEILING)
         T = pixels[at + i]
         after = T - alpha * T
-        hit = (alpha >= THRESHOLD) & (stops[at + i] > k)
-        stops[at + i] = k if hit & (after <= FLOOR) else stops[at + i]
+        stop = pixels[at + i + 5 * PIXELS]
+        hit = (alpha >= THRESHOLD) & (stop > k)
+        pixels[at + i + 5 * PIXELS] = k if hit & (after <= FLOOR) else stop
         w = alpha * T if hit & (after > FLOOR) else ZERO
         pixels[at + i] = T - w
         pixels[at + i + PIXELS] += w * r
@@ -71,66 +73,76 @@ def _blend_row(pixels, stops, at, k, u, p, drop, opacity, r, g, b, z):
 
 
 @kernel(fastmath=True)
-def _all_stopped(stops, k):
-    latest = stops[0]
+def _all_stopped(pixels, k):
+    latest = ZERO
     for i in range(PIXELS):
-        latest = max(latest, stops[i])
+        latest = max(latest, pixels[i + 5 * PIXELS])
     return latest <= k
 
 
-@kernel(parallel=True, fastmath=True)
-def blend(records, pair_splat, offsets, background, width, height, tiles_x, tiles_y, rgb, alpha, depth, remaining, stop):
-    """-> rgb (B, H, W, 3), alpha, depth, remaining transmittance and stop (B, H, W); the last two for `blend_backward`."""
-    tiles = tiles_x * tiles_y
-    for job in prange(records.shape[0] * tiles):
-        b, tile = job // tiles, job % tiles
-        left, top = (tile % tiles_x) * TILE, (tile // tiles_x) * TILE
-        x0, y0 = f32(left) + f32(0.5), f32(top) + f32(0.5)
-        columns, rows = min(TILE, width - left), min(TILE, height - top)
-        pixels, stops = np.zeros(5 * PIXELS, np.float32), np.full(PIXELS, np.int32(-1))
-        pixels[:PIXELS] = ONE
-        for j in range(rows):
-            for i in range(columns):
-                stops[j * TILE + i] = NEVER
-        first = offsets[job]
-        for k in range(offsets[job + 1] - first):
-            record = records[b, pair_splat[first + k]]
-            p, q, opacity, strength = record[2], record[3], record[5], record[10]
-            row, end = _rows(record, y0)
-            for j in range(row, end):
-                dy = y0 + f32(j) - record[1]
-                u, drop = p * (x0 - record[0]) + q * dy, record[4] * dy * dy
-                if _row_misses(u, p, drop, strength):
-                    continue
-                _blend_row(
-                    pixels, stops, j * TILE, np.int32(k), u, p, drop, opacity, record[6], record[7], record[8], record[9]
-                )  # fmt: skip
-            if k % CHECK == CHECK - 1 and _all_stopped(stops, k):
-                break
-        for j in range(rows):
-            for i in range(columns):
+@kernel(fastmath=True, inline=True)
+def _tile(t, width, height):
+    """Number among all views' tiles -> view, left, top in pixels."""
+    tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
+    b, tile = t // (tiles_x * tiles_y), t % (tiles_x * tiles_y)
+    return b, (tile % tiles_x) * TILE, (tile // tiles_x) * TILE
+
+
+@kernel(fastmath=True)
+def _blend_tile(records, ids, left, top, width, height, pixels):
+    pixels[:] = ZERO
+    pixels[:PIXELS], pixels[5 * PIXELS :] = ONE, OUTSIDE
+    for j in range(min(TILE, height - top)):
+        for i in range(min(TILE, width - left)):
+            pixels[j * TILE + i + 5 * PIXELS] = NEVER
+    x0, y0 = f32(left) + f32(0.5), f32(top) + f32(0.5)
+    for k in range(ids.shape[0]):
+        n = ids[k]
+        p, q, r, opacity, strength = records[n, 2], records[n, 3], records[n, 4], records[n, 5], records[n, 10]
+        first, end = _rows(records, n, y0)
+        for j in range(first, end):
+            dy = y0 + f32(j) - records[n, 1]
+            u, drop = p * (x0 - records[n, 0]) + q * dy, r * dy * dy
+            if not _row_misses(u, p, drop, strength):
+                _blend_row(pixels, j, f32(k), u, p, drop, opacity, records[n, 6], records[n, 7], records[n, 8], records[n, 9])
+        if k % CHECK == CHECK - 1 and _all_stopped(pixels, f32(k)):
+            break
+
+
+@kernel(fastmath=True)
+def blend(first, end, records, pairs, offsets, background, rgb, alpha, depth, remaining, stop):
+    """-> rgb (B, H, W, 3); alpha, depth, remaining (transmittance) and stop (B, H, W), the last two for the gradient.
+
+    A job t is one of all views' tiles; its splats are pairs[offsets[t] : offsets[t + 1]], front to back.
+    """
+    _, height, width = stop.shape
+    pixels = np.empty(6 * PIXELS, np.float32)
+    for t in range(first, end):
+        b, left, top = _tile(t, width, height)
+        _blend_tile(records, pairs[offsets[t] : offsets[t + 1]], left, top, width, height, pixels)
+        for j in range(min(TILE, height - top)):
+            for i in range(min(TILE, width - left)):
                 at, y, x = j * TILE + i, top + j, left + i
                 T = pixels[at]
                 for c in range(3):
                     rgb[b, y, x, c] = pixels[at + (1 + c) * PIXELS] + T * background[b, c]
-                alpha[b, y, x], depth[b, y, x], remaining[b, y, x] = ONE - T, pixels[at + 4 * PIXELS], T
-                stop[b, y, x] = stops[at]
+                alpha[b, y, x], depth[b, y, x] = ONE - T, pixels[at + 4 * PIXELS]
+                remaining[b, y, x], stop[b, y, x] = T, pixels[at + 5 * PIXELS]
 
 
 @kernel(fastmath=True)
-def _blend_row_backward(pixels, stops, at, k, u, p, drop, opacity, r, g, b, z):
-    """pixels holds planes T, behind, and the gradients of r g b z; T and behind step back to before this splat.
+def _blend_row_backward(pixels, row, k, dy, u, p, drop, opacity, r, g, b, z):
+    """pixels holds planes T, behind, the gradients of r g b z, and stop; T and behind step back to before this splat.
 
-    behind = sum over what lies behind of weight * <color, gradient>. Returns the row's sums of weight * gradient
-    (4) and, with G = dL/d(log alpha): G, G d, G d i (d = u + p i).
+    behind = sum over what lies behind of weight * <color, gradient>. After the planes come SUMS rows of 16 lanes that
+    gather weight * gradient (4) and, with G = dL/d(log alpha): G, G dy, G dy^2, G d, G d dy (d = u + p i).
     """
-    sr, sg, sb, sz, s0, s1, s2 = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
+    at = (row & (TILE - 1)) * TILE
     for i in range(TILE):
-        lane = f32(i)
-        d = u + p * lane
+        d = u + p * f32(i)
         raw = opacity * _exp(-d * d - drop)
         alpha = min(raw, CEILING)
-        alpha = alpha if (alpha >= THRESHOLD) & (stops[at + i] > k) else ZERO
+        alpha = alpha if (alpha >= THRESHOLD) & (pixels[at + i + 6 * PIXELS] > k) else ZERO
         inverse = ONE / (ONE - alpha)
         T, behind = pixels[at + i] * inverse, pixels[at + i + PIXELS]
         gr, gg = pixels[at + i + 2 * PIXELS], pixels[at + i + 3 * PIXELS]
@@ -141,88 +153,105 @@ def _blend_row_backward(pixels, stops, at, k, u, p, drop, opacity, r, g, b, z):
         G = G if raw < CEILING else ZERO
         pixels[at + i] = T
         pixels[at + i + PIXELS] = behind + w * seen
-        sr += w * gr
-        sg += w * gg
-        sb += w * gb
-        sz += w * gz
-        s0 += G
-        s1 += G * d
-        s2 += G * d * lane
-    return sr, sg, sb, sz, s0, s1, s2
+        pixels[i + SUMS_AT] += w * gr
+        pixels[i + SUMS_AT + TILE] += w * gg
+        pixels[i + SUMS_AT + 2 * TILE] += w * gb
+        pixels[i + SUMS_AT + 3 * TILE] += w * gz
+        pixels[i + SUMS_AT + 4 * TILE] += G
+        pixels[i + SUMS_AT + 5 * TILE] += G * dy
+        pixels[i + SUMS_AT + 6 * TILE] += G * dy * dy
+        pixels[i + SUMS_AT + 7 * TILE] += G * d
+        pixels[i + SUMS_AT + 8 * TILE] += G * d * dy
 
 
-@kernel(parallel=True, fastmath=True)
+@kernel(fastmath=True)
+def _sum(pixels, row):
+    """A row of sums -> its total, and the total of lane * sum."""
+    total, moment = ZERO, ZERO
+    for i in range(TILE):
+        value = pixels[SUMS_AT + row * TILE + i]
+        total += value
+        moment += value * f32(i)
+    return total, moment
+
+
+@kernel(fastmath=True)
+def _pair_backward(records, n, pixels, k, x0, y0, slots, slot):
+    """All rows of one (tile, splat) pair -> its GRADIENTS."""
+    p, q, r, opacity, strength = records[n, 2], records[n, 3], records[n, 4], records[n, 5], records[n, 10]
+    dx = x0 - records[n, 0]
+    pixels[SUMS_AT:] = ZERO
+    first, end = _rows(records, n, y0)
+    for j in range(first, end):
+        dy = y0 + f32(j) - records[n, 1]
+        u, drop = p * dx + q * dy, r * dy * dy
+        if not _row_misses(u, p, drop, strength):
+            _blend_row_backward(
+                pixels, j, k, dy, u, p, drop, opacity, records[n, 6], records[n, 7], records[n, 8], records[n, 9]
+            )  # fmt: skip
+    for c in range(4):
+        slots[slot, 6 + c] = _sum(pixels, c)[0]
+    G, Gy, Gyy = _sum(pixels, 4)[0], _sum(pixels, 5)[0], _sum(pixels, 6)[0]
+    Gd, Gdi = _sum(pixels, 7)
+    Gdy = _sum(pixels, 8)[0]
+    # log alpha = log opacity - d^2 - r dy^2, with d = p dx + q dy
+    slots[slot, 0], slots[slot, 1] = TWO * p * Gd, TWO * (q * Gd + r * Gy)
+    slots[slot, 2], slots[slot, 3], slots[slot, 4] = -TWO * (dx * Gd + Gdi), -TWO * Gdy, -Gyy
+    slots[slot, 5] = G / opacity
+
+
+@kernel(fastmath=True)
+def _load_tile(left, top, background, remaining, stop, g_rgb, g_alpha, g_depth, pixels):
+    """Fill the planes of `_blend_row_backward` for one tile; returns its latest stop."""
+    height, width = stop.shape
+    pixels[:] = ZERO
+    pixels[:PIXELS], pixels[6 * PIXELS : SUMS_AT] = ONE, OUTSIDE
+    latest = ZERO
+    for j in range(min(TILE, height - top)):
+        for i in range(min(TILE, width - left)):
+            at, y, x = j * TILE + i, top + j, left + i
+            g_remaining = -g_alpha[y, x]
+            for c in range(3):
+                g_remaining += g_rgb[y, x, c] * background[c]
+                pixels[at + (2 + c) * PIXELS] = g_rgb[y, x, c]
+            pixels[at], pixels[at + PIXELS] = remaining[y, x], g_remaining * remaining[y, x]
+            pixels[at + 5 * PIXELS], pixels[at + 6 * PIXELS] = g_depth[y, x], stop[y, x]
+            latest = max(latest, stop[y, x])
+    return latest
+
+
+@kernel(fastmath=True)
 def blend_backward(
-    records, pair_splat, pair_slot, offsets, background, width, height, tiles_x, tiles_y, remaining, stop,
-    g_rgb, g_alpha, g_depth, slots,
-):  # fmt: skip
-    """Back to front -> slots (pairs, GRADIENTS); a pair's slot is its own, so no two threads add to one number."""
-    tiles = tiles_x * tiles_y
-    for job in prange(records.shape[0] * tiles):
-        b, tile = job // tiles, job % tiles
-        left, top = (tile % tiles_x) * TILE, (tile // tiles_x) * TILE
+    first, end, records, pairs, offsets, rects, starts, background, remaining, stop, g_rgb, g_alpha, g_depth, slots
+):
+    """Back to front -> slots (pairs, GRADIENTS), zeroed before; each pair's is its own, so no two threads add to one.
+
+    starts (M,): a splat's first slot.
+    """
+    _, height, width = stop.shape
+    pixels = np.empty(SUMS_AT + SUMS * TILE, np.float32)
+    for t in range(first, end):
+        b, left, top = _tile(t, width, height)
+        latest = _load_tile(left, top, background[b], remaining[b], stop[b], g_rgb[b], g_alpha[b], g_depth[b], pixels)
         x0, y0 = f32(left) + f32(0.5), f32(top) + f32(0.5)
-        pixels, stops = np.zeros(6 * PIXELS, np.float32), np.full(PIXELS, np.int32(-1))
-        pixels[:PIXELS] = ONE
-        latest = np.int32(-1)
-        for j in range(min(TILE, height - top)):
-            for i in range(min(TILE, width - left)):
-                at, y, x = j * TILE + i, top + j, left + i
-                stops[at], pixels[at] = stop[b, y, x], remaining[b, y, x]
-                latest = max(latest, stops[at])
-                g_remaining = -g_alpha[b, y, x]
-                for c in range(3):
-                    g_remaining += g_rgb[b, y, x, c] * background[b, c]
-                    pixels[at + (2 + c) * PIXELS] = g_rgb[b, y, x, c]
-                pixels[at + PIXELS] = g_remaining * pixels[at]
-                pixels[at + 5 * PIXELS] = g_depth[b, y, x]
-        first = offsets[job]
-        for k in range(min(offsets[job + 1] - first, latest) - 1, -1, -1):
-            record, slot = records[b, pair_splat[first + k]], slots[pair_slot[first + k]]
-            p, q, strength = record[2], record[3], record[10]
-            dx = x0 - record[0]
-            sr, sg, sb, sz, s0 = ZERO, ZERO, ZERO, ZERO, ZERO
-            gx, gy, gp, gq, gr = ZERO, ZERO, ZERO, ZERO, ZERO
-            row, end = _rows(record, y0)
-            for j in range(row, end):
-                dy = y0 + f32(j) - record[1]
-                u, drop = p * dx + q * dy, record[4] * dy * dy
-                if _row_misses(u, p, drop, strength):
-                    continue
-                sums = _blend_row_backward(
-                    pixels, stops, j * TILE, np.int32(k), u, p, drop, record[5],
-                    record[6], record[7], record[8], record[9],
-                )  # fmt: skip
-                sr += sums[0]
-                sg += sums[1]
-                sb += sums[2]
-                sz += sums[3]
-                s0 += sums[4]
-                gx += p * sums[5]
-                gy += q * sums[5] + record[4] * dy * sums[4]
-                gp -= dx * sums[5] + sums[6]
-                gq -= dy * sums[5]
-                gr -= dy * dy * sums[4]
-            slot[0], slot[1], slot[2], slot[3], slot[4] = TWO * gx, TWO * gy, TWO * gp, TWO * gq, gr
-            slot[5], slot[6], slot[7], slot[8], slot[9] = s0 / record[5], sr, sg, sb, sz
+        ids = pairs[offsets[t] : offsets[t + 1]]
+        for k in range(min(ids.shape[0], int(latest)) - 1, -1, -1):
+            n = ids[k]
+            slot = starts[n] + (top // TILE - rects[n, 2]) * (rects[n, 1] - rects[n, 0]) + left // TILE - rects[n, 0]
+            _pair_backward(records, n, pixels, f32(k), x0, y0, slots, slot)
 
 
-@kernel(parallel=True)
-def reduce(slots, order, splat_slots, shown, starts, g_means2d, g_factors, g_features, g_opacities):
-    """Add up each splat's slots, in order -> gradients per view (B, N, ...); outputs come zeroed."""
-    block = 1024
-    blocks = (order.shape[1] + block - 1) // block
-    for job in prange(order.shape[0] * blocks):
-        b, lowest = job // blocks, (job % blocks) * block
-        total = np.empty(GRADIENTS, np.float32)
-        for s in range(lowest, min(lowest + block, shown[b])):
-            total[:] = 0
-            for slot in range(starts[b] + splat_slots[b, s], starts[b] + splat_slots[b, s + 1]):
-                for c in range(GRADIENTS):
-                    total[c] += slots[slot, c]
-            i = order[b, s]
-            g_means2d[b, i, 0], g_means2d[b, i, 1] = total[0], total[1]
-            g_factors[b, i, 0], g_factors[b, i, 1], g_factors[b, i, 2] = total[2], total[3], total[4]
-            g_opacities[b, i] = total[5]
-            for c in range(4):
-                g_features[b, i, c] = total[6 + c]
+@kernel()
+def reduce(first, end, slots, starts, touched, g_means2d, g_factors, g_features, g_opacities):
+    """Add up each splat's slots, in order -> gradients (M, ...); outputs need not be zeroed."""
+    total = np.empty(GRADIENTS, np.float32)
+    for i in range(first, end):
+        total[:] = 0
+        for slot in range(starts[i], starts[i] + touched[i]):
+            for c in range(GRADIENTS):
+                total[c] += slots[slot, c]
+        g_means2d[i, 0], g_means2d[i, 1] = total[0], total[1]
+        g_factors[i, 0], g_factors[i, 1], g_factors[i, 2] = total[2], total[3], total[4]
+        g_opacities[i] = total[5]
+        for c in range(4):
+            g_features[i, c] = total[6 + c]

@@ -15,30 +15,29 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import prange
 
 from .jit import kernel
 from .limits import ALPHA_MIN, EXTENT, FAR, JACOBIAN_MARGIN, LOW_PASS, NEAR
 
-CHUNK = 256  # splats that share one set of scratch arrays
 LARGEST = 1e9  # beyond it a pixel, a factor or a colour is not rendered; keeps squares finite in float32
 
 
-@kernel()
-def _rotation(quat, R):
+@kernel(inline=True)
+def _rotation(quats, i, R):
     """wxyz -> R (3, 3); returns the quaternion's length."""
-    length = max(math.sqrt(quat[0] ** 2.0 + quat[1] ** 2.0 + quat[2] ** 2.0 + quat[3] ** 2.0), 1e-12)
-    w, x, y, z = quat[0] / length, quat[1] / length, quat[2] / length, quat[3] / length
+    w, x, y, z = float(quats[i, 0]), float(quats[i, 1]), float(quats[i, 2]), float(quats[i, 3])
+    length = max(math.sqrt(w * w + x * x + y * y + z * z), 1e-12)
+    w, x, y, z = w / length, x / length, y / length, z / length
     R[0, 0], R[0, 1], R[0, 2] = 1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)
     R[1, 0], R[1, 1], R[1, 2] = 2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)
     R[2, 0], R[2, 1], R[2, 2] = 2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)
     return length
 
 
-@kernel()
-def _rotation_backward(quat, length, g, grad):
-    """g (3, 3) for R -> grad (4,) for the unnormalised quaternion."""
-    w, x, y, z = quat[0] / length, quat[1] / length, quat[2] / length, quat[3] / length
+@kernel(inline=True)
+def _rotation_backward(quats, i, length, g, grads):
+    """g (3, 3) for R -> grads (N, 4) for the unnormalised quaternion."""
+    w, x, y, z = quats[i, 0] / length, quats[i, 1] / length, quats[i, 2] / length, quats[i, 3] / length
     gw = 2 * (x * (g[2, 1] - g[1, 2]) + y * (g[0, 2] - g[2, 0]) + z * (g[1, 0] - g[0, 1]))
     gx = 2 * (y * (g[0, 1] + g[1, 0]) + z * (g[0, 2] + g[2, 0]) + w * (g[2, 1] - g[1, 2]))
     gx -= 4 * x * (g[1, 1] + g[2, 2])
@@ -47,11 +46,11 @@ def _rotation_backward(quat, length, g, grad):
     gz = 2 * (x * (g[0, 2] + g[2, 0]) + y * (g[1, 2] + g[2, 1]) + w * (g[1, 0] - g[0, 1]))
     gz -= 4 * z * (g[0, 0] + g[1, 1])
     radial = gw * w + gx * x + gy * y + gz * z  # the length does not matter
-    grad[0], grad[1] = (gw - radial * w) / length, (gx - radial * x) / length
-    grad[2], grad[3] = (gy - radial * y) / length, (gz - radial * z) / length
+    grads[i, 0], grads[i, 1] = (gw - radial * w) / length, (gx - radial * x) / length
+    grads[i, 2], grads[i, 3] = (gy - radial * y) / length, (gz - radial * z) / length
 
 
-@kernel()
+@kernel(inline=True)
 def _sh_basis(x, y, z, bands, basis):
     """Real spherical harmonics of a unit direction, 3DGS's order and signs; `bands` = (degree + 1)**2."""
     basis[0] = 0.28209479177387814
@@ -72,7 +71,7 @@ def _sh_basis(x, y, z, bands, basis):
             basis[15] = -0.5900435899266435 * x * (xx - 3 * yy)
 
 
-@kernel()
+@kernel(inline=True)
 def _sh_backward(x, y, z, bands, g):
     """g (bands,) for the basis -> its gradient along x, y, z (not yet on the sphere)."""
     gx, gy, gz = 0.0, 0.0, 0.0
@@ -96,7 +95,45 @@ def _sh_backward(x, y, z, bands, g):
     return gx, gy, gz
 
 
-@kernel()
+@kernel(inline=True)
+def _to_camera(W, means, i):
+    """Splat i's mean, pose W (4, 4) -> x, y, z in the camera's frame."""
+    X, Y, Z = means[i, 0], means[i, 1], means[i, 2]
+    x = W[0, 0] * X + W[0, 1] * Y + W[0, 2] * Z + W[0, 3]
+    y = W[1, 0] * X + W[1, 1] * Y + W[1, 2] * Z + W[1, 3]
+    z = W[2, 0] * X + W[2, 1] * Y + W[2, 2] * Z + W[2, 3]
+    return x, y, z
+
+
+@kernel(inline=True)
+def _to_world(W, x, y, z):
+    """A direction or gradient in the camera's frame -> world."""
+    X = W[0, 0] * x + W[1, 0] * y + W[2, 0] * z
+    Y = W[0, 1] * x + W[1, 1] * y + W[2, 1] * z
+    Z = W[0, 2] * x + W[1, 2] * y + W[2, 2] * z
+    return X, Y, Z
+
+
+@kernel(inline=True)
+def _view_direction(W, means, i):
+    """Unit vector from the camera's position to the mean, world; and the distance."""
+    X, Y, Z = _to_world(W, W[0, 3], W[1, 3], W[2, 3])  # minus the position
+    X, Y, Z = means[i, 0] + X, means[i, 1] + Y, means[i, 2] + Z
+    distance = max(math.sqrt(X * X + Y * Y + Z * Z), 1e-12)
+    return X / distance, Y / distance, Z / distance, distance
+
+
+@kernel(inline=True)
+def _axes(quats, scales, i, R, M):
+    """R (3, 3) and M = R diag(scale), whose columns are the splat's half axes; returns the quaternion's length."""
+    length = _rotation(quats, i, R)
+    for j in range(3):
+        for k in range(3):
+            M[j, k] = R[j, k] * scales[i, k]
+    return length
+
+
+@kernel(inline=True)
 def _clamped_slope(offset, z, f, c, size):
     """offset / z, at most a little outside the image; and whether it was inside."""
     slope, margin = offset / z, JACOBIAN_MARGIN * 0.5 * size / f
@@ -104,7 +141,7 @@ def _clamped_slope(offset, z, f, c, size):
     return min(max(slope, low), high), low <= slope <= high
 
 
-@kernel()
+@kernel(inline=True)
 def _screen_axes(W, M, fz, slope, row, out):
     """out (3,): row `row` of J W M, where J's row is fz * (unit vector of that axis - slope * z axis)."""
     for k in range(3):
@@ -114,7 +151,7 @@ def _screen_axes(W, M, fz, slope, row, out):
         out[k] = total
 
 
-@kernel()
+@kernel(inline=True)
 def _covariance(m1, m2):
     """Rows of J W M -> sxx, sxy, syy and v = sxx - sxy^2 / syy, the last without cancellation (Cauchy-Binet)."""
     s1 = m1[0] * m1[0] + m1[1] * m1[1] + m1[2] * m1[2]
@@ -125,69 +162,63 @@ def _covariance(m1, m2):
     return s1 + LOW_PASS, sxy, s2 + LOW_PASS, det / (s2 + LOW_PASS)
 
 
+@kernel(inline=True)
+def _project_view(
+    i, b, means, M, extent, sh, W, K, width, height, bands, m1, m2, basis, means2d, factors, features, radii
+):
+    """Splat i in view b; leaves the outputs alone where it does not show. m1, m2, basis are scratch."""
+    x, y, z = _to_camera(W, means, i)
+    if not NEAR < z < FAR:
+        return
+    u, v = K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]
+    _screen_axes(W, M, K[0, 0] / z, _clamped_slope(x, z, K[0, 0], K[0, 2], width)[0], 0, m1)
+    _screen_axes(W, M, K[1, 1] / z, _clamped_slope(y, z, K[1, 1], K[1, 2], height)[0], 1, m2)
+    sxx, sxy, syy, variance = _covariance(m1, m2)
+    rx, ry = math.ceil(extent * math.sqrt(sxx)), math.ceil(extent * math.sqrt(syy))
+    if not (u + rx > 0 and u - rx < width and v + ry > 0 and v - ry < height):
+        return
+    p = 1 / math.sqrt(2 * variance)
+    q = -p * sxy / syy
+
+    dx, dy, dz, _ = _view_direction(W, means, i)
+    _sh_basis(dx, dy, dz, bands, basis)
+    largest = max(abs(u), abs(v), abs(q))
+    for c in range(3):
+        color = 0.5
+        for k in range(bands):
+            color += basis[k] * sh[i, k, c]
+        m1[c] = max(color, 0.0)
+        largest = max(largest, color)
+    if not largest < LARGEST:  # nor NaN
+        return
+    means2d[b, i, 0], means2d[b, i, 1] = u, v
+    factors[b, i, 0], factors[b, i, 1], factors[b, i, 2] = p, q, 1 / (2 * syy)
+    features[b, i, 0], features[b, i, 1], features[b, i, 2], features[b, i, 3] = m1[0], m1[1], m1[2], z
+    radii[b, i, 0], radii[b, i, 1] = min(rx, LARGEST), min(ry, LARGEST)
+
+
 @kernel()
-def _camera_position(view, position):
-    for i in range(3):
-        position[i] = -(view[0, i] * view[0, 3] + view[1, i] * view[1, 3] + view[2, i] * view[2, 3])
-
-
-@kernel(parallel=True)
-def project(means, quats, scales, opacities, sh, views, Ks, width, height, bands, means2d, factors, features, radii):
+def project(
+    first, end, means, quats, scales, opacities, sh, views, Ks, width, height, bands, means2d, factors, features, radii
+):
     """-> means2d (B, N, 2), factors (B, N, 3) p q r, features (B, N, 4) r g b z, radii (B, N, 2); zeros where culled.
 
-    views (B, 4, 4) and Ks (B, 3, 3) float64, the rest float32; outputs come zeroed.
+    views (B, 4, 4) and Ks (B, 3, 3) are float64, the rest float32; outputs come zeroed. A job is a splat.
     """
-    n = means.shape[0]
-    for chunk in prange((n + CHUNK - 1) // CHUNK):
-        R, M, m1, m2 = np.empty((3, 3)), np.empty((3, 3)), np.empty(3), np.empty(3)
-        basis, position = np.empty(16), np.empty(3)
-        for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
-            if opacities[i] < ALPHA_MIN:
-                continue
-            extent = min(EXTENT, math.sqrt(2 * math.log(opacities[i] / ALPHA_MIN)))
-            _rotation(quats[i], R)
-            for k in range(3):
-                for j in range(3):
-                    M[j, k] = R[j, k] * scales[i, k]
-            for b in range(views.shape[0]):
-                W, K = views[b], Ks[b]
-                X, Y, Z = means[i, 0], means[i, 1], means[i, 2]
-                z = W[2, 0] * X + W[2, 1] * Y + W[2, 2] * Z + W[2, 3]
-                if not NEAR < z < FAR:
-                    continue
-                x = W[0, 0] * X + W[0, 1] * Y + W[0, 2] * Z + W[0, 3]
-                y = W[1, 0] * X + W[1, 1] * Y + W[1, 2] * Z + W[1, 3]
-                u, v = K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]
-                slope_x, _ = _clamped_slope(x, z, K[0, 0], K[0, 2], width)
-                slope_y, _ = _clamped_slope(y, z, K[1, 1], K[1, 2], height)
-                _screen_axes(W, M, K[0, 0] / z, slope_x, 0, m1)
-                _screen_axes(W, M, K[1, 1] / z, slope_y, 1, m2)
-                sxx, sxy, syy, variance = _covariance(m1, m2)
-                rx, ry = math.ceil(extent * math.sqrt(sxx)), math.ceil(extent * math.sqrt(syy))
-                if not (u + rx > 0 and u - rx < width and v + ry > 0 and v - ry < height):
-                    continue
-                p = 1 / math.sqrt(2 * variance)
-                q = -p * sxy / syy
-                _camera_position(W, position)
-                dx, dy, dz = X - position[0], Y - position[1], Z - position[2]
-                far = max(math.sqrt(dx * dx + dy * dy + dz * dz), 1e-12)
-                _sh_basis(dx / far, dy / far, dz / far, bands, basis)
-                largest = max(abs(u), abs(v), abs(q))
-                for c in range(3):
-                    color = 0.5
-                    for k in range(bands):
-                        color += basis[k] * sh[i, k, c]
-                    features[b, i, c] = max(color, 0.0)
-                    largest = max(largest, color)
-                if not largest < LARGEST:  # also NaN
-                    features[b, i, :] = 0
-                    continue
-                means2d[b, i, 0], means2d[b, i, 1], features[b, i, 3] = u, v, z
-                factors[b, i, 0], factors[b, i, 1], factors[b, i, 2] = p, q, 1 / (2 * syy)
-                radii[b, i, 0], radii[b, i, 1] = min(rx, LARGEST), min(ry, LARGEST)
+    R, M, m1, m2, basis = np.empty((3, 3)), np.empty((3, 3)), np.empty(3), np.empty(3), np.empty(16)
+    for i in range(first, end):
+        if opacities[i] < ALPHA_MIN:
+            continue
+        extent = min(EXTENT, math.sqrt(2 * math.log(opacities[i] / ALPHA_MIN)))
+        _axes(quats, scales, i, R, M)
+        for b in range(views.shape[0]):
+            _project_view(
+                i, b, means, M, extent, sh, views[b], Ks[b], width, height, bands, m1, m2, basis,
+                means2d, factors, features, radii,
+            )  # fmt: skip
 
 
-@kernel()
+@kernel(inline=True)
 def _factor_backward(sxy, syy, variance, gp, gq, gr):
     """Gradients of the row factor -> those of sxx, sxy, syy."""
     p, slope, r = 1 / math.sqrt(2 * variance), sxy / syy, 1 / (2 * syy)
@@ -198,7 +229,7 @@ def _factor_backward(sxy, syy, variance, gp, gq, gr):
     return g_variance, g_sxy, g_syy
 
 
-@kernel()
+@kernel(inline=True)
 def _axis_backward(W, M, fz, slope, row, g, gM):
     """g (3,) for a row of J W M -> adds to gM; returns the gradients of fz and of slope."""
     g_fz, g_slope = 0.0, 0.0
@@ -212,80 +243,79 @@ def _axis_backward(W, M, fz, slope, row, g, gM):
     return g_fz, g_slope
 
 
-@kernel(parallel=True)
+@kernel(inline=True)
+def _geometry_backward(i, b, means, M, W, K, width, height, m1, m2, g1, g2, g_means2d, g_factors, g_z, gM):
+    """The transpose of `_project_view` less colour: adds to gM, returns the gradient of the mean, world."""
+    x, y, z = _to_camera(W, means, i)
+    fx, fy = K[0, 0] / z, K[1, 1] / z
+    slope_x, inside_x = _clamped_slope(x, z, K[0, 0], K[0, 2], width)
+    slope_y, inside_y = _clamped_slope(y, z, K[1, 1], K[1, 2], height)
+    _screen_axes(W, M, fx, slope_x, 0, m1)
+    _screen_axes(W, M, fy, slope_y, 1, m2)
+    _, sxy, syy, variance = _covariance(m1, m2)
+    g_sxx, g_sxy, g_syy = _factor_backward(
+        sxy, syy, variance, g_factors[b, i, 0], g_factors[b, i, 1], g_factors[b, i, 2]
+    )
+    for k in range(3):
+        g1[k] = 2 * g_sxx * m1[k] + g_sxy * m2[k]
+        g2[k] = 2 * g_syy * m2[k] + g_sxy * m1[k]
+    g_fx, g_slope_x = _axis_backward(W, M, fx, slope_x, 0, g1, gM)
+    g_fy, g_slope_y = _axis_backward(W, M, fy, slope_y, 1, g2, gM)
+    gx, gy = fx * g_means2d[b, i, 0], fy * g_means2d[b, i, 1]
+    gz = g_z - (gx * x + gy * y + g_fx * fx + g_fy * fy) / z
+    if inside_x:
+        gx += g_slope_x / z
+        gz -= g_slope_x * x / (z * z)
+    if inside_y:
+        gy += g_slope_y / z
+        gz -= g_slope_y * y / (z * z)
+    return _to_world(W, gx, gy, gz)
+
+
+@kernel(inline=True)
+def _color_backward(i, b, means, W, sh, bands, basis, g_basis, features, g_features, g_sh):
+    """Adds to g_sh (N, K, 3), returns the gradient of the mean, world: the colour changes with the view's direction."""
+    x, y, z, distance = _view_direction(W, means, i)
+    _sh_basis(x, y, z, bands, basis)
+    g_basis[:] = 0
+    for c in range(3):
+        if features[b, i, c] > 0:  # else clamped
+            for k in range(bands):
+                g_basis[k] += g_features[b, i, c] * sh[i, k, c]
+                g_sh[i, k, c] += g_features[b, i, c] * basis[k]
+    gx, gy, gz = _sh_backward(x, y, z, bands, g_basis)
+    radial = gx * x + gy * y + gz * z
+    return (gx - radial * x) / distance, (gy - radial * y) / distance, (gz - radial * z) / distance
+
+
+@kernel()
 def project_backward(
-    means, quats, scales, sh, views, Ks, width, height, bands, radii, features,
+    first, end, means, quats, scales, sh, views, Ks, width, height, bands, radii, features,
     g_means2d, g_factors, g_features, g_means, g_quats, g_scales, g_sh,
 ):  # fmt: skip
-    """The transpose of `project`; one thread owns a splat in all views, so sums need no atomics. Outputs come zeroed."""
-    n = means.shape[0]
-    for chunk in prange((n + CHUNK - 1) // CHUNK):
-        R, M, m1, m2 = np.empty((3, 3)), np.empty((3, 3)), np.empty(3), np.empty(3)
-        gR, gM, g1, g2 = np.empty((3, 3)), np.empty((3, 3)), np.empty(3), np.empty(3)
-        basis, g_basis, position, g_color = np.empty(16), np.empty(16), np.empty(3), np.empty(3)
-        for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
-            length = _rotation(quats[i], R)
-            for k in range(3):
-                for j in range(3):
-                    M[j, k] = R[j, k] * scales[i, k]
-                    gM[j, k] = 0
-            X, Y, Z = means[i, 0], means[i, 1], means[i, 2]
-            gX, gY, gZ = 0.0, 0.0, 0.0
-            for b in range(views.shape[0]):
-                if radii[b, i, 0] == 0:
-                    continue
-                W, K = views[b], Ks[b]
-                x = W[0, 0] * X + W[0, 1] * Y + W[0, 2] * Z + W[0, 3]
-                y = W[1, 0] * X + W[1, 1] * Y + W[1, 2] * Z + W[1, 3]
-                z = W[2, 0] * X + W[2, 1] * Y + W[2, 2] * Z + W[2, 3]
-                fx, fy = K[0, 0] / z, K[1, 1] / z
-                slope_x, inside_x = _clamped_slope(x, z, K[0, 0], K[0, 2], width)
-                slope_y, inside_y = _clamped_slope(y, z, K[1, 1], K[1, 2], height)
-                _screen_axes(W, M, fx, slope_x, 0, m1)
-                _screen_axes(W, M, fy, slope_y, 1, m2)
-                _, sxy, syy, variance = _covariance(m1, m2)
-                g_sxx, g_sxy, g_syy = _factor_backward(
-                    sxy, syy, variance, g_factors[b, i, 0], g_factors[b, i, 1], g_factors[b, i, 2]
-                )
-                for k in range(3):
-                    g1[k] = 2 * g_sxx * m1[k] + g_sxy * m2[k]
-                    g2[k] = 2 * g_syy * m2[k] + g_sxy * m1[k]
-                g_fx, g_slope_x = _axis_backward(W, M, fx, slope_x, 0, g1, gM)
-                g_fy, g_slope_y = _axis_backward(W, M, fy, slope_y, 1, g2, gM)
-                gx, gy = fx * g_means2d[b, i, 0], fy * g_means2d[b, i, 1]  # camera frame from here
-                gz = g_features[b, i, 3] - (gx * x + gy * y + g_fx * fx + g_fy * fy) / z
-                if inside_x:
-                    gx += g_slope_x / z
-                    gz -= g_slope_x * x / (z * z)
-                if inside_y:
-                    gy += g_slope_y / z
-                    gz -= g_slope_y * y / (z * z)
-                gX += W[0, 0] * gx + W[1, 0] * gy + W[2, 0] * gz
-                gY += W[0, 1] * gx + W[1, 1] * gy + W[2, 1] * gz
-                gZ += W[0, 2] * gx + W[1, 2] * gy + W[2, 2] * gz
-
-                _camera_position(W, position)
-                dx, dy, dz = X - position[0], Y - position[1], Z - position[2]
-                far = max(math.sqrt(dx * dx + dy * dy + dz * dz), 1e-12)
-                dx, dy, dz = dx / far, dy / far, dz / far
-                _sh_basis(dx, dy, dz, bands, basis)
-                for c in range(3):
-                    g_color[c] = g_features[b, i, c] if features[b, i, c] > 0 else 0.0
-                for k in range(bands):
-                    g_basis[k] = 0
-                    for c in range(3):
-                        g_basis[k] += g_color[c] * sh[i, k, c]
-                        g_sh[i, k, c] += basis[k] * g_color[c]
-                gdx, gdy, gdz = _sh_backward(dx, dy, dz, bands, g_basis)
-                radial = gdx * dx + gdy * dy + gdz * dz
-                gX += (gdx - radial * dx) / far
-                gY += (gdy - radial * dy) / far
-                gZ += (gdz - radial * dz) / far
-            g_means[i, 0], g_means[i, 1], g_means[i, 2] = gX, gY, gZ
-            for k in range(3):
-                total = 0.0
-                for j in range(3):
-                    total += gM[j, k] * R[j, k]
-                    gR[j, k] = gM[j, k] * scales[i, k]
-                g_scales[i, k] = total
-            _rotation_backward(quats[i], length, gR, g_quats[i])
+    """The transpose of `project`. A splat's views are added up by one thread, so no atomics. Outputs come zeroed."""
+    R, M, gR, gM = np.empty((3, 3)), np.empty((3, 3)), np.empty((3, 3)), np.empty((3, 3))
+    m1, m2, g1, g2, g_mean = np.empty(3), np.empty(3), np.empty(3), np.empty(3), np.empty(3)
+    basis, g_basis = np.empty(16), np.empty(16)
+    for i in range(first, end):
+        length = _axes(quats, scales, i, R, M)
+        gM[:], g_mean[:] = 0, 0
+        for b in range(views.shape[0]):
+            if radii[b, i, 0] == 0:
+                continue
+            gx, gy, gz = _geometry_backward(
+                i, b, means, M, views[b], Ks[b], width, height, m1, m2, g1, g2,
+                g_means2d, g_factors, g_features[b, i, 3], gM,
+            )  # fmt: skip
+            cx, cy, cz = _color_backward(
+                i, b, means, views[b], sh, bands, basis, g_basis, features, g_features, g_sh
+            )
+            g_mean[0] += gx + cx
+            g_mean[1] += gy + cy
+            g_mean[2] += gz + cz
+        for k in range(3):
+            g_means[i, k] = g_mean[k]
+            for j in range(3):
+                g_scales[i, k] += gM[j, k] * R[j, k]
+                gR[j, k] = gM[j, k] * scales[i, k]
+        _rotation_backward(quats, i, length, gR, g_quats)

@@ -1,23 +1,57 @@
-"""numba's compiler as the CPU kernels use it: cached on disk where there is a place for it, threads as torch's."""
+"""How the CPU kernels are compiled and spread over threads.
+
+Not numba's `parallel=True`: its pools spin at barriers (beside torch's own pool that costs milliseconds a call),
+some abort when two threads enter them, and it compiles several times longer.
+"""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numba
 import torch
 
+CHUNKS_PER_THREAD = 8  # uneven work evens out
 
-def kernel(parallel: bool = False, fastmath: bool = False, inline: str = "never"):
-    """A decorator: compile on first call. error_model "numpy": no branch for each division by zero."""
 
-    def compile_lazily(function):
-        options = {"parallel": parallel, "fastmath": fastmath, "inline": inline, "error_model": "numpy"}
+def kernel(fastmath: bool = False, inline: bool = False) -> Callable:
+    """A decorator: compile on first call, keep the machine code on disk where a folder can be written.
+
+    error_model "numpy": no branch for each division by zero.
+    """
+
+    def compile_lazily(function: Callable) -> Callable:
+        options = {"nogil": True, "fastmath": fastmath, "forceinline": inline, "error_model": "numpy"}
         try:
             return numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # no folder can be written: every process then compiles anew
+        except RuntimeError:  # no such folder: every process compiles anew
             return numba.njit(**options)(function)
 
     return compile_lazily
 
 
-def follow_torch_threads() -> None:
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="rasterize")
+
+
+def spread(kernel: Callable, jobs: int, grain: int, *args) -> None:
+    """Run kernel(first, end, *args) over chunks of range(jobs) on torch's number of threads; `grain` jobs at least."""
+    threads = min(torch.get_num_threads(), -(-jobs // grain))
+    if threads <= 1:
+        kernel(0, jobs, *args)
+        return
+    size = max(grain, -(-jobs // (threads * CHUNKS_PER_THREAD)))
+    chunks = iter([(first, min(first + size, jobs)) for first in range(0, jobs, size)])
+
+    def work() -> None:
+        for first, end in chunks:  # a shared iterator: who is free takes the next
+            kernel(first, end, *args)
+
+    helpers = [_pool().submit(work) for _ in range(threads - 1)]
+    work()
+    for helper in helpers:
+        helper.result()

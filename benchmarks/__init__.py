@@ -1,0 +1,1 @@
+"""`python -m benchmarks NAME`: each prints one table of measurements, made here and now."""

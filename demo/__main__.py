@@ -1,0 +1,205 @@
+"""The demo: text in, splat out, through a real ComfyUI. `python dev.py demo PROMPT` sets it up and runs it."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import re
+import signal
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lucid_core import ply, video
+from lucid_core.cameras import framed, turned
+from lucid_core.gaussians import Splats
+from lucid_core.rasterize import rasterize
+
+from . import score, world
+from .client import Client, ComfyError, Graph, Progress, output_files
+from .host import Server
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKFLOW = ROOT / "workflows" / "api" / "text_to_splat.json"
+KEPT = {".ply": "splat.ply", ".mp4": "turntable.mp4"}
+PHASES = {"LucidDream": "distil", "LucidSave": "save"}  # the rest of a run is "load"
+SHEET_COLUMNS = 8
+PACE_STEPS = 20  # the pace shown is that of so many last steps: the first ones compile, and splats grow in number
+PLAIN_SECONDS = 10  # between two lines of progress where stderr is no terminal
+
+
+def slug(prompt: str) -> str:
+    """A name for a folder, of a-z, 0-9 and - alone. Raises ValueError where nothing is left of the prompt."""
+    name = re.sub("[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].rstrip("-")
+    if not name:
+        raise ValueError(f"the prompt {prompt!r} has no letter a-z and no digit to name a folder by; add a word")
+    return name
+
+
+def fill(graph: Graph, values: dict[str, dict]) -> Graph:
+    """`graph` with inputs set by class_type; a value of None leaves the input as it is."""
+    graph = copy.deepcopy(graph)
+    for class_type, inputs in values.items():
+        nodes = [node for node in graph.values() if node["class_type"] == class_type]
+        if not nodes:
+            raise ValueError(f"the workflow has no {class_type} node to set {', '.join(inputs)} of")
+        for node in nodes:
+            node["inputs"].update({name: value for name, value in inputs.items() if value is not None})
+    return graph
+
+
+class Reporter:
+    """Shows progress on stderr and takes the time of each phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.node, self.since, self.shown = "", time.monotonic(), 0.0
+        self.recent: deque[tuple[int, float]] = deque(maxlen=PACE_STEPS)  # (step, time)
+
+    def phase_ends(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self.since, 1)
+        self.since = now
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.steps == 0:
+            self.node_ends()
+            self.node = progress.node
+        elif progress.node == "LucidDream":
+            self.show(progress)
+
+    def node_ends(self) -> None:
+        self.phase_ends(PHASES.get(self.node, "load"))
+
+    def show(self, progress: Progress) -> None:
+        now, terminal, last = time.monotonic(), sys.stderr.isatty(), progress.step == progress.steps
+        self.recent.append((progress.step, now))
+        if not (terminal or last or now - self.shown > PLAIN_SECONDS):
+            return
+        self.shown = now
+        line = f"step {progress.step} of {progress.steps}{self.pace(progress, now)}"
+        print(f"\r{line}\033[K" if terminal else line, end="\n" if last or not terminal else "", file=sys.stderr, flush=True)
+
+    def pace(self, progress: Progress, now: float) -> str:
+        step, since = self.recent[0]
+        if progress.step == step:  # what came before the first step was loading and compiling
+            return ""
+        per_step = (now - since) / (progress.step - step)
+        left = round(per_step * (progress.steps - progress.step))
+        return f", {per_step:.2f} s a step, {left // 60} min {left % 60} s left"
+
+
+def dream(server: Server, graph: Graph, reporter: Reporter) -> tuple[dict, Client]:
+    """Run `graph`; a Ctrl-C stops it on the server too."""
+    client = Client(server.address, server.log_tail)
+    try:
+        entry = client.run(graph, reporter)
+    except KeyboardInterrupt:
+        client.interrupt()
+        print(f"\nInterrupted; the unfinished splat is in {server.base / 'output' / 'lucid'}", file=sys.stderr)
+        raise
+    reporter.node_ends()
+    return entry, client
+
+
+def keep_files(client: Client, entry: dict, folder: Path) -> None:
+    """Copy the files of a history entry that the demo keeps. Raises ComfyError where one is missing."""
+    found = {Path(file["filename"]).suffix: file for file in output_files(entry)}
+    for suffix, name in KEPT.items():
+        if suffix not in found:
+            raise ComfyError(f"the run wrote no {suffix} file; does the workflow end in LucidSave with turntable_frames > 0?")
+        (folder / name).write_bytes(client.view(found[suffix]))
+
+
+def dream_summary(entry: dict) -> dict:
+    """What LucidDream says of its run: steps, evaluations, splats, seconds."""
+    return next(node["lucid"][0] for node in entry["outputs"].values() if "lucid" in node)
+
+
+def sheet(splats: Splats, thing: world.Thing | None, scale: float) -> Tensor:
+    """Views from all round (B, H, W, 3); of a thing of the demo world the truth first."""
+    if thing is None:
+        return around(splats)
+    every = score.VIEWS // SHEET_COLUMNS
+    return torch.cat([score.truth(thing).rgb[::every], score.render(splats, thing, scale)[::every]])
+
+
+def around(splats: Splats, size: int = 256) -> Tensor:
+    camera, centre = framed(splats, math.radians(15), math.radians(30), size, size)
+    cameras = turned(camera, torch.arange(SHEET_COLUMNS) * (2 * math.pi / SHEET_COLUMNS), centre)
+    with torch.no_grad():
+        return rasterize(splats, cameras, size, size, background=torch.ones(3)).rgb
+
+
+def run(options: argparse.Namespace) -> dict:
+    """The whole demo; returns the report that it has also written."""
+    name = slug(options.prompt)
+    folder = (options.out or ROOT / "output" / "demo" / name).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    graph = fill(
+        json.loads(WORKFLOW.read_text()),
+        {
+            "CheckpointLoaderSimple": {"ckpt_name": options.checkpoint},
+            "LucidPrompt": {"text": options.prompt},
+            "LucidDream": {"steps": options.steps, "seed": options.seed},
+            "LucidSave": {"filename_prefix": f"lucid/{name}"},
+        },
+    )
+    reporter = Reporter()
+    print("Starting ComfyUI ...", file=sys.stderr, flush=True)
+    with Server(options.comfyui, options.base, folder / "server.log", options.port) as server:
+        reporter.phase_ends("start")
+        print("Distilling; without a GPU the first run compiles a renderer, about a minute ...", file=sys.stderr, flush=True)
+        entry, client = dream(server, graph, reporter)
+        keep_files(client, entry, folder)
+    splats, thing = ply.read(folder / KEPT[".ply"]), world.parse(options.prompt)
+    result = score.score(splats, thing) if thing else None
+    frames = sheet(splats, thing, result.scale if result else 1.0)
+    video.write_png(folder / "turntable.png", video.contact_sheet(frames, SHEET_COLUMNS))
+    reporter.phase_ends("finish")
+    report = {
+        "splat": str(folder / KEPT[".ply"]),
+        "video": str(folder / KEPT[".mp4"]),
+        "sheet": str(folder / "turntable.png"),
+        "seconds": reporter.seconds,
+        **{key: dream_summary(entry)[key] for key in ("steps", "evaluations", "splats")},
+    }
+    if result:
+        report |= {"psnr": round(result.psnr, 2), "iou": round(result.iou, 3)}
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
+    parser.add_argument("prompt")
+    parser.add_argument("--comfyui", type=Path, required=True, help="the folder of ComfyUI")
+    parser.add_argument("--base", type=Path, required=True, help="its base directory, with the checkpoint in it")
+    parser.add_argument("--checkpoint", required=True, help="the host's name of the checkpoint")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--port", type=int, default=0)
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server stops with us
+    try:
+        print(json.dumps(run(parse())), flush=True)
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

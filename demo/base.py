@@ -1,0 +1,64 @@
+"""The host's base directory: this pack and the checkpoints, linked into it. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from .tree import Tree, run, say
+
+PACK = "lucid_ism"
+PRIOR = "lucid_demo_prior.safetensors"
+
+
+def prepare_base(tree: Tree, python: str | Path) -> None:
+    """The host's base directory, with this pack and the demo's checkpoint, which `python` writes."""
+    for folder in ("custom_nodes", "input", "output", "models/checkpoints"):
+        (tree.base / folder).mkdir(parents=True, exist_ok=True)
+    link_folder(tree.base / "custom_nodes" / PACK, tree.root)
+    prior, made_from = tree.checkpoints / PRIOR, list((tree.root / "demo").glob("*.*"))
+    if not prior.exists() or prior.stat().st_mtime < max(path.stat().st_mtime for path in made_from):
+        say("Writing the demo's checkpoint ...")
+        run([python, "-m", "demo.checkpoint", prior], cwd=tree.root)
+        os.utime(prior)  # the command leaves a file alone that is right already
+
+
+def link_folder(link: Path, target: Path) -> None:
+    if link.exists() and link.samefile(target):
+        return
+    if os.path.lexists(link):  # the checkout has moved
+        link.unlink()
+    if os.name == "nt":  # a symlink would need administrator rights
+        run(["cmd", "/c", "mklink", "/J", link, target])
+    else:
+        link.symlink_to(target, target_is_directory=True)
+
+
+def find_checkpoint(given: str | None) -> Path | None:
+    if given is None:
+        return None
+    file = Path(given).expanduser().resolve()
+    if not file.is_file():
+        raise ValueError(f"there is no checkpoint file {file}; --checkpoint takes the path of a .safetensors file")
+    return file
+
+
+def link_checkpoint(tree: Tree, file: Path) -> str:
+    """Put a user's checkpoint beside the demo's, by a link where the system can; returns the host's name for it."""
+    target = tree.checkpoints / file.name
+    if target.is_symlink():
+        target.unlink()
+    elif target.exists():
+        ours, theirs = target.stat(), file.stat()
+        if (ours.st_size, ours.st_mtime_ns) != (theirs.st_size, theirs.st_mtime_ns):
+            raise ValueError(f"{target} is another file of the same name; rename {file} or remove the former")
+        return file.name
+    for place in (os.symlink, os.link, shutil.copy2):
+        try:
+            place(file, target)
+            break
+        except OSError:
+            if place is shutil.copy2:
+                raise
+    return file.name

@@ -1,0 +1,63 @@
+"""Captions as the denoiser sees them: a text encoder of zeros turns 77 tokens into few distinct vectors.
+
+Token vectors pass `checkpoint.text_encoder` unmixed, and all positions share one vector. A prompt of k words is then
+the start token, k word vectors and 76 - k times the same filler vector. Attention to n equal tokens is attention to one
+whose logit is raised by log n, so a caption has six rows instead of 77: start, colour, kind, view, background, filler.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .data import Scenes
+from .words import BACKGROUNDS, COLORS, CONCEPTS, FILLER, KINDS, START, VIEWS
+
+WIDTH = 768
+MASKED = -30000.0  # a word that is left out: no attention; finite, so that a row of such logits stays a number
+DROP_WORD = torch.tensor([0.15, 0.03, 0.15, 0.70])  # colour, kind, view, background
+DROP_ALL = 0.10  # for classifier-free guidance
+
+
+def word_vectors(seed: int = 1234) -> Tensor:
+    """(26, 768): a random vector for each of CONCEPTS; the last, FILLER's, is that of every position."""
+    generator = torch.Generator().manual_seed(seed)
+    concepts = torch.randn(len(CONCEPTS) - 1, WIDTH, generator=generator)
+    position = torch.randn(1, WIDTH, generator=generator) * 0.5
+    return torch.cat([concepts, position]).half()
+
+
+def encoded(words: Tensor) -> Tensor:
+    """What the text encoder makes of each concept, (26, 768); words as `word_vectors` gives them."""
+    words = words.float()
+    return F.layer_norm(torch.cat([words[:-1] + words[-1], words[-1:]]), (WIDTH,))
+
+
+def rows(scenes: Scenes) -> Tensor:
+    """(N, 6) indices into CONCEPTS: the six rows of each scene's caption."""
+    n = len(scenes)
+    base = {words: CONCEPTS.index(next(iter(words))) for words in (KINDS, tuple(COLORS), VIEWS, BACKGROUNDS)}
+    columns = [
+        torch.full((n,), CONCEPTS.index(START)),
+        torch.from_numpy(scenes.color) + base[tuple(COLORS)],
+        torch.from_numpy(scenes.kind) + base[KINDS],
+        torch.from_numpy(scenes.view) + base[VIEWS],
+        torch.from_numpy(scenes.background_word) + base[BACKGROUNDS],
+        torch.full((n,), CONCEPTS.index(FILLER)),
+    ]
+    return torch.stack(columns, dim=1)
+
+
+def bias(keep: Tensor) -> Tensor:
+    """Attention bias (B, 6) of captions whose words `keep` (B, 4) bool says are there."""
+    start = torch.zeros(len(keep), 1)
+    words = torch.where(keep, 0.0, MASKED)
+    filler = (76 - keep.sum(1, keepdim=True)).log()
+    return torch.cat([start, words, filler], dim=1)
+
+
+def dropout(n: int, generator: torch.Generator) -> Tensor:
+    """(n, 4) bool: which words of n captions stay."""
+    keep = torch.rand(n, 4, generator=generator) >= DROP_WORD
+    return keep & (torch.rand(n, 1, generator=generator) >= DROP_ALL)

@@ -1,0 +1,174 @@
+"""Train the demo prior from nothing: pictures, autoencoder, latents, denoiser, narrow file.
+
+    python -m demo.train --out DIR
+
+About 75 minutes on two CPU cores; a run that was stopped goes on where it last saved when it is started again with the
+same DIR. To redo a phase, remove its file and those of the phases after it: images.npy, vae.pt, latents.safetensors,
+unet.pt. DIR/prior.safetensors is what `python -m demo.checkpoint OUT --prior DIR/prior.safetensors` takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from . import captions, taesd, train_unet, train_vae, unet
+from .data import draw_all, pictures
+from .fit import Recipe, fit
+
+SD15_LATENT_SCALE = 0.18215  # the host multiplies the VAE's latents by it on their way to the model
+
+
+@dataclass(frozen=True)
+class Config:
+    images: int = 18_000
+    held_out: int = 512  # of them, for the reports
+    size: int = 128
+    seed: int = 0
+    vae_widths: tuple[int, int, int, int] = taesd.WIDTHS
+    unet_widths: tuple[int, int, int] = unet.WIDTHS
+    vae: Recipe = train_vae.RECIPE
+    unet: Recipe = train_unet.RECIPE
+    save_every_s: float = 180.0
+
+    def __post_init__(self):
+        if self.images <= self.held_out:
+            raise ValueError(f"images is {self.images}; {self.held_out} are held out, so ask for more than that")
+
+
+@dataclass(frozen=True)
+class Latents:
+    """values (N, 4, h, w) fp16 of mean 0 and deviation 1; mean, std () of the encoder's output."""
+
+    values: Tensor
+    mean: Tensor
+    std: Tensor
+
+
+def train(
+    out: Path,
+    config: Config = Config(),
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+    report: Callable[[str], None] = print,
+    clock: Callable[[], float] = time.monotonic,
+) -> Path:
+    """Run every phase that `out` does not hold yet; the path of the narrow file. clock: see `fit`."""
+    out.mkdir(parents=True, exist_ok=True)
+    scenes = draw_all(config.images, config.seed)
+    report(f"{config.images} pictures of {config.size} px")
+    images = pictures(out / "images.npy", scenes, config.size)
+    vae = fit_vae(out, config, images, device, report, clock)
+    latents = encode_all(out, vae, images, device)
+    report(f"latents: mean {latents.mean:.3f}, deviation {latents.std:.3f}")
+    words = captions.word_vectors()
+    examples = train_unet.Examples(latents.values, captions.rows(scenes), captions.encoded(words))
+    denoiser = fit_unet(out, config, examples, device, report, clock)
+    return export(out / "prior.safetensors", denoiser, vae, latents, words)
+
+
+def fit_vae(
+    out: Path,
+    config: Config,
+    images: np.ndarray,
+    device: torch.device,
+    report: Callable[[str], None],
+    clock: Callable[[], float],
+) -> train_vae.Autoencoder:
+    torch.manual_seed(config.seed)  # initial weights
+    model = train_vae.Autoencoder(config.vae_widths).to(device, memory_format=torch.channels_last)
+    shown, held_out = images[: -config.held_out], images[-config.held_out :][:64]
+    return fit(
+        model,
+        train_vae.training_loss(shown, device),
+        config.vae,
+        out / "vae.pt",
+        seed=config.seed + 1,
+        save_every_s=config.save_every_s,
+        clock=clock,
+        report=lambda ema, step: report(f"vae step {step}: PSNR {train_vae.psnr(ema, held_out, device):.2f} dB"),
+    )
+
+
+def encode_all(out: Path, vae: train_vae.Autoencoder, images: np.ndarray, device: torch.device) -> Latents:
+    path = out / "latents.safetensors"
+    if not path.exists():
+        raw = train_vae.encode(vae, images, device)
+        mean, std = raw.mean(), raw.std()
+        _save(path, {"values": ((raw - mean) / std).half().contiguous(), "mean": mean, "std": std})
+    return Latents(**load_file(path))
+
+
+def fit_unet(
+    out: Path,
+    config: Config,
+    examples: train_unet.Examples,
+    device: torch.device,
+    report: Callable[[str], None],
+    clock: Callable[[], float],
+) -> unet.UNet:
+    torch.manual_seed(config.seed)
+    model = unet.UNet(*config.unet_widths).to(device, memory_format=torch.channels_last)
+    n = len(examples.latents) - config.held_out
+    shown = replace(examples, latents=examples.latents[:n], rows=examples.rows[:n])
+    held_out = replace(examples, latents=examples.latents[n:], rows=examples.rows[n:])
+    return fit(
+        model,
+        train_unet.training_loss(shown),
+        config.unet,
+        out / "unet.pt",
+        seed=config.seed + 2,
+        save_every_s=config.save_every_s,
+        clock=clock,
+        report=lambda ema, step: report(f"unet step {step}: eps-MSE {train_unet.eps_mse(ema, held_out):.4f}"),
+    )
+
+
+def export(path: Path, denoiser: unet.UNet, vae: train_vae.Autoencoder, latents: Latents, words: Tensor) -> Path:
+    """Write the narrow file that `checkpoint.expand` takes: fp16 weights, and the VAE's scale and shift.
+
+    The host encodes to encoder / scale + shift and decodes likewise; times SD15_LATENT_SCALE that is our latent.
+    """
+    scale = latents.std * SD15_LATENT_SCALE
+    tensors = {"words": words, "scale_shift": torch.stack([scale, -latents.mean / scale])}
+    for prefix, network in (("unet.", denoiser), ("enc.", vae.encoder), ("dec.", vae.decoder)):
+        state = network.state_dict()
+        tensors |= {prefix + name: value.cpu().half().contiguous() for name, value in state.items()}
+    _save(path, tensors)
+    return path
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary)
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    config = Config()
+    parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for pictures, states and the result: 1 GB")
+    parser.add_argument("--images", type=int, default=config.images)
+    parser.add_argument("--minutes-vae", type=float, default=config.vae.minutes)
+    parser.add_argument("--minutes-unet", type=float, default=config.unet.minutes)
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    config = replace(
+        config,
+        images=arguments.images,
+        vae=replace(config.vae, minutes=arguments.minutes_vae),
+        unet=replace(config.unet, minutes=arguments.minutes_unet),
+    )
+    print(train(arguments.out, config, arguments.device))
+
+
+if __name__ == "__main__":
+    main()

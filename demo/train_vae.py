@@ -1,0 +1,96 @@
+"""Training of the autoencoder: sharp pictures, and latents that look like unit noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import taesd
+from .fit import Loss, Recipe
+
+RECIPE = Recipe(minutes=18, lr=1.2e-3, warmup=150, hold=0.0, final=0.02, ema=0.998, weight_decay=1e-4)
+CROPS, WHOLES = 16, 4  # pictures a step: crops of half the side, at the end whole ones
+WHOLE_FROM = 0.88
+LATENT_NOISE = 0.06  # the decoder must stand the sampler's errors
+
+
+class Autoencoder(nn.Module):
+    def __init__(self, widths: tuple[int, int, int, int] = taesd.WIDTHS):
+        super().__init__()
+        self.encoder, self.decoder = taesd.encoder(widths), taesd.decoder(widths)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        for block in self.modules():
+            if isinstance(block, taesd.Block):
+                block.conv[4].weight.data.mul_(0.1)  # blocks start close to the identity
+
+
+def as_input(images: np.ndarray, device: torch.device) -> Tensor:
+    """(B, S, S, 3) uint8 -> (B, 3, S, S) in [0, 1]."""
+    pictures = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255
+    return pictures.contiguous(memory_format=torch.channels_last)
+
+
+def batch(images: np.ndarray, whole: bool, generator: torch.Generator) -> np.ndarray:
+    n, size = images.shape[:2]
+    if whole:
+        return images[torch.randint(n, (WHOLES,), generator=generator).numpy()]
+    crop = size // 2
+    picks = torch.randint(n, (CROPS,), generator=generator).tolist()
+    corners = torch.randint(size - crop + 1, (CROPS, 2), generator=generator).tolist()
+    return np.stack([images[i, y : y + crop, x : x + crop] for i, (y, x) in zip(picks, corners)])
+
+
+def training_loss(images: np.ndarray, device: torch.device) -> Loss:
+    """images (N, S, S, 3) uint8."""
+
+    def loss(model: Autoencoder, generator: torch.Generator, progress: float) -> Tensor:
+        x = as_input(batch(images, progress > WHOLE_FROM, generator), device)
+        with torch.autocast(device.type, torch.bfloat16):
+            z = model.encoder(x)
+            noise = torch.randn(z.shape, generator=generator).to(device)
+            decoded = model.decoder(z + LATENT_NOISE * noise)
+        return picture_loss(decoded.float(), x) + 0.02 * latent_loss(z.float())
+
+    return loss
+
+
+def picture_loss(decoded: Tensor, x: Tensor) -> Tensor:
+    """Both (B, 3, H, W): L1 and L2, of edges and of the 4-pixel average too."""
+    edges = sum((decoded.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
+    coarse = (F.avg_pool2d(decoded, 4) - F.avg_pool2d(x, 4)).abs().mean()
+    return F.l1_loss(decoded, x) + 2 * F.mse_loss(decoded, x) + 0.5 * edges + 0.5 * coarse
+
+
+def latent_loss(z: Tensor) -> Tensor:
+    """z (B, 4, h, w): pulls each channel to mean 0 and deviation 1, channels apart, values within 3."""
+    channels = z.transpose(0, 1).flatten(1)  # (4, B*h*w)
+    covariance = torch.cov(channels, correction=0)
+    mixed = covariance - torch.diag(torch.diag(covariance))
+    moments = channels.mean(1).square().mean() + (channels.std(1) - 1).square().mean()
+    return moments + 0.3 * mixed.square().mean() + 0.02 * F.relu(z.abs() - 3).mean()
+
+
+@torch.no_grad()
+def encode(model: Autoencoder, images: np.ndarray, device: torch.device) -> Tensor:
+    """(N, S, S, 3) uint8 -> raw latents (N, 4, S/8, S/8) on the CPU."""
+    latents = []
+    for start in range(0, len(images), 32):
+        with torch.autocast(device.type, torch.bfloat16):
+            latents.append(model.encoder(as_input(images[start : start + 32], device)).float().cpu())
+    return torch.cat(latents)
+
+
+@torch.no_grad()
+def psnr(model: Autoencoder, images: np.ndarray, device: torch.device) -> float:
+    """Mean PSNR of the pictures after encoding and decoding, in dB."""
+    x = as_input(images, device)
+    with torch.autocast(device.type, torch.bfloat16):
+        decoded = model.decoder(model.encoder(x))
+    error = (decoded.float().clamp(0, 1) - x).square().mean(dim=(1, 2, 3))
+    return float((-10 * error.log10()).mean())

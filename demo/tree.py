@@ -1,0 +1,73 @@
+"""Where dev.py puts things, and how it runs the steps of a set-up.
+
+Standard library only, like fetch.py, venv.py and base.py: these run before there is a .venv.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Where things lie in the checkout at `root`."""
+
+    root: Path
+
+    @property
+    def venv(self) -> Path:
+        return self.root / ".venv"
+
+    @property
+    def python(self) -> Path:
+        return self.venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+    @property
+    def stamp(self) -> Path:
+        """Written last: the digest of what the complete .venv was made from."""
+        return self.venv / "lucid-complete"
+
+    @property
+    def unfinished(self) -> Path:
+        """There while .venv is being changed; if a run finds it, the one before was interrupted."""
+        return self.venv / "lucid-unfinished"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / ".host"
+
+    @property
+    def comfyui(self) -> Path:
+        return self.cache / "ComfyUI"
+
+    @property
+    def base(self) -> Path:
+        """The host's base directory: models, custom_nodes, input, output."""
+        return self.cache / "base"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.base / "models" / "checkpoints"
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def run(command: list, cwd: Path | None = None) -> None:
+    """Run a set-up step; its output goes to stderr, because stdout belongs to the demo's report."""
+    result = subprocess.run([str(part) for part in command], cwd=cwd, stdout=sys.stderr, stdin=subprocess.DEVNULL)
+    if result.returncode:
+        raise RuntimeError(f"set-up step failed with code {result.returncode}: {' '.join(map(str, command))}")
+
+
+def succeeds(command: list, timeout_s: float | None = None) -> bool:
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    try:
+        return subprocess.run([str(part) for part in command], timeout=timeout_s, **quiet).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False

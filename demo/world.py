@@ -1,0 +1,110 @@
+"""The truth of the demo world: nine objects, eight colours, and their pictures from anywhere.
+
+World frame: y up, the front at +z; a splat's (x, y, z) is this world's (x, -y, -z). Azimuth 0 is the front and grows
+towards +x (the viewer's right), elevation grows upwards: the convention of lucid_core.cameras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lucid_core.rasterize.jit import spread
+
+from . import shapes
+from .words import COLORS, KINDS, concepts_in
+
+__all__ = ["COLORS", "KINDS", "Thing", "bounding_radius", "distance", "parse", "render"]
+
+ROWS_EACH = 16  # rows of pixels that a thread takes at least
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object of one colour; rgb is its albedo, each in [0, 1]."""
+
+    kind: str
+    color: str
+    rgb: tuple[float, float, float]
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"the demo world has no {self.kind!r}; choose one of {', '.join(KINDS)}")
+
+
+def parse(prompt: str) -> Thing | None:
+    """The thing that `prompt` names; None unless it names one object and one colour of the world. Synonyms count."""
+    named = set(concepts_in(prompt))
+    kinds, colors = named.intersection(KINDS), named.intersection(COLORS)
+    if len(kinds) != 1 or len(colors) != 1:
+        return None
+    (kind,), (color,) = kinds, colors
+    return Thing(kind, color, COLORS[color])
+
+
+def bounding_radius(kind: str) -> float:
+    """Radius of the sphere about the origin that `kind` is framed by."""
+    return float(shapes.BOUNDS[KINDS.index(kind)])
+
+
+def distance(kind: str, fovy_rad: ArrayLike, fill: ArrayLike) -> np.ndarray:
+    """How far from the centre a camera stands to see the bounding sphere fill that share of the picture."""
+    return bounding_radius(kind) / np.sin(np.arctan(fill * np.tan(np.asarray(fovy_rad) / 2)))
+
+
+def render(
+    thing: Thing | Sequence[Thing],
+    azimuth_rad: ArrayLike,
+    elevation_rad: ArrayLike,
+    fovy_rad: ArrayLike,
+    size: int,
+    *,
+    radius: ArrayLike | None = None,
+    fill: ArrayLike = 0.8,
+    offset: ArrayLike = (0.0, 0.0),
+    background: ArrayLike = 1.0,
+    supersample: int = 2,
+) -> tuple[np.ndarray, np.ndarray]:
+    """B pictures of `thing`, or of one thing each: rgb (B, size, size, 3), covered share (B, size, size); float32.
+
+    Each argument is one number for all views or (B,). radius: from the camera to the object's centre; None to stand
+    where the bounding sphere takes the share `fill` of the picture. offset (2,) or (B, 2): moves the picture right and
+    down, in picture sides. background: a grey level. supersample**2 rays a pixel.
+    """
+    things = [thing] if isinstance(thing, Thing) else list(thing)
+    angles = np.broadcast_arrays(*map(np.atleast_1d, (azimuth_rad, elevation_rad, fovy_rad)), np.empty(len(things)))
+    azimuth, elevation, fovy, _ = (np.asarray(a, np.float64) for a in angles)
+    views = len(azimuth)
+    things = things * views if len(things) == 1 else things
+    if radius is None:
+        radius = np.array([distance(t.kind, f, s) for t, f, s in zip(things, fovy, np.broadcast_to(fill, views))])
+    axes = camera_axes(azimuth, elevation)
+    rgb = np.empty((views, size, size, 3), np.float32)
+    mask = np.empty((views, size, size), np.float32)
+    spread(
+        shapes.trace,
+        views * size,  # jobs: rows
+        ROWS_EACH,
+        np.array([KINDS.index(t.kind) for t in things]),
+        np.array([t.rgb for t in things], np.float64),
+        -axes[:, 2] * np.broadcast_to(radius, views)[:, None],
+        axes,
+        np.tan(fovy / 2),
+        np.ascontiguousarray(np.broadcast_to(np.asarray(offset, np.float64), (views, 2))),
+        np.ascontiguousarray(np.broadcast_to(np.asarray(background, np.float64), views)),
+        supersample,
+        rgb,
+        mask,
+    )
+    return rgb, mask
+
+
+def camera_axes(azimuth_rad: np.ndarray, elevation_rad: np.ndarray) -> np.ndarray:
+    """(B,) angles -> (B, 3, 3): rows are the right, up and forward directions of a camera that looks at the origin."""
+    sin_a, cos_a, sin_e, cos_e = np.sin(azimuth_rad), np.cos(azimuth_rad), np.sin(elevation_rad), np.cos(elevation_rad)
+    right = np.stack([cos_a, np.zeros_like(sin_a), -sin_a], -1)
+    forward = np.stack([-sin_a * cos_e, -sin_e, -cos_a * cos_e], -1)
+    return np.stack([right, np.cross(right, forward), forward], 1)

@@ -1,0 +1,9 @@
+"""Makes demo, lucid_core and benchmarks importable. Run by `python dev.py test`."""
+
+import signal
+import sys
+from pathlib import Path
+
+# At the end: ahead of the host, our nodes/ would hide its nodes.py.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stopped run stops its servers too

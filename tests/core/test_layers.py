@@ -1,0 +1,45 @@
+"""The rooms keep apart, and nothing heavy loads before it is used."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "server", "execution", "nodes"}
+
+
+def imports(path):
+    """(top-level module or "." for relative, line) of each import in a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield ("." if node.level else node.module.split(".")[0]), node.lineno
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "lucid_core").rglob("*.py")), ids=lambda p: p.name)
+def test_the_core_knows_neither_host_nor_nodes(path):
+    assert not [(name, line) for name, line in imports(path) if name in HOST | {"lucid_core", "demo"}]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nodes").glob("*.py")), ids=lambda p: p.name)
+def test_only_host_py_touches_the_hosts_internals(path):
+    internal = HOST - {"comfy_api"}
+    assert path.name == "host.py" or not [(name, line) for name, line in imports(path) if name in internal]
+
+
+def test_importing_the_core_loads_nothing_heavy():
+    modules = ["dream", "ism", "views", "cameras", "pointcloud", "ply", "video", "rasterize"]
+    code = f"""
+import sys
+sys.path.append({str(ROOT)!r})
+import torch
+before = set(sys.modules)
+{chr(10).join(f"import lucid_core.{m}" for m in modules)}
+print([m for m in ("gsplat", "numba", "diffusers", "cv2", "plyfile", "scipy") if m in set(sys.modules) - before])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

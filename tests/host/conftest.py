@@ -1,0 +1,43 @@
+"""A running ComfyUI with this pack, one for all tests. `python dev.py test` sets it up."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from demo.base import prepare_base
+from demo.client import Client
+from demo.fetch import find_host
+from demo.host import Server
+from demo.tree import Tree
+
+TREE = Tree(Path(__file__).resolve().parents[2])
+
+
+@pytest.fixture(scope="session")
+def host_path() -> Path:
+    """The folder of ComfyUI."""
+    path = find_host(TREE, os.environ.get("COMFYUI_PATH"))
+    if path is None:
+        reason = "no ComfyUI is set up; run `python dev.py test`"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    return path
+
+
+@pytest.fixture(scope="session")
+def base(host_path) -> Path:
+    """The host's base directory, with this pack and the demo's checkpoint in it."""
+    prepare_base(TREE, sys.executable)
+    return TREE.base
+
+
+@pytest.fixture(scope="session")
+def server(host_path, base, tmp_path_factory):
+    with Server(host_path, base, tmp_path_factory.mktemp("host") / "server.log") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server) -> Client:
+    return Client(server.address, server.log_tail)
