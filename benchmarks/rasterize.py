@@ -7,8 +7,8 @@ RenderSplat has no gradient, so its forward stands beside both our forward and o
 from __future__ import annotations
 
 import json
+import math
 import os
-import resource
 import statistics
 import sys
 import time
@@ -20,7 +20,7 @@ import torch
 
 from lucid_core.cameras import Cameras, turntable
 from lucid_core.gaussians import SH_C0, Splats
-from lucid_core.rasterize import rasterize
+from lucid_core.rasterize import rasterize, reference
 
 BESIDE_THE_HOST = ((100_000, 512), (10_000, 128))  # splats, pixels
 GROWTH = ((1_000, 512), (10_000, 512), (100_000, 512), (1_000_000, 512))
@@ -129,20 +129,31 @@ def measure(n: int, px: int, host: Callable[[Splats, int], object] | None) -> Ro
     )
 
 
-def evaluations(n: int, px: int) -> int:
-    """Pixel-splat pairs with alpha >= 1/255 of the benchmark's scene, before any early stop."""
-    from lucid_core.rasterize.reference import count_evaluations  # noqa: F401
+def pairs(n: int, px: int) -> float:
+    """Pairs of a pixel and a splat whose alpha reaches 1/255: the areas of the ellipses, image borders ignored."""
+    splats, cameras = ball(n), turntable(1, 0.0, RADIUS, FOVY_DEG, px, px)
+    means_cam = splats.means @ cameras.viewmats[0, :3, :3].T + cameras.viewmats[0, :3, 3]
+    covars2d = reference.project_covariances(splats, means_cam[None], cameras, px, px)[0]  # (N, 2, 2)
+    strength = (255 * splats.opacities).clamp_min(1).log()
+    return (2 * math.pi * strength * covars2d.det().sqrt()).sum().item()
 
-    return 0
+
+def peak_gb() -> float:
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (30 if sys.platform == "darwin" else 20)
 
 
 def table(rows: list[Row]) -> str:
-    lines = [f"{'splats':>9} {'px':>5} {'host':>10} {'forward':>10} {'fwd+bwd':>10} {'forward x':>10} {'fwd+bwd x':>10}"]
+    heads = ("splats", "px", "host ms", "forward ms", "fwd+bwd ms", "forward x", "fwd+bwd x", "Mpairs/s/core")
+    lines = [" ".join(f"{head:>13}" for head in heads)]
     for row in rows:
         times = (row.host_s, row.forward_s, row.forward_backward_s)
-        milliseconds = (f"{t * 1e3:7.1f} ms" if t else "-" for t in times)
-        factors = (f"{x:.1f}" if x else "-" for x in (row.forward_x, row.forward_backward_x))
-        lines.append(f"{row.splats:>9} {row.px:>5} " + " ".join(f"{cell:>10}" for cell in (*milliseconds, *factors)))
+        rate = pairs(row.splats, row.px) / row.forward_s / torch.get_num_threads()
+        cells = [str(row.splats), str(row.px)]
+        cells += [f"{t * 1e3:.1f}" if t else "-" for t in times]
+        cells += [f"{x:.1f}" if x else "-" for x in (row.forward_x, row.forward_backward_x)]
+        lines.append(" ".join(f"{cell:>13}" for cell in (*cells, f"{rate / 1e6:.0f}")))
     return "\n".join(lines)
 
 
@@ -153,7 +164,8 @@ def main(as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return
-    print(f"{torch.get_num_threads()} threads, medians of {REPEATS}; host = ComfyUI's RenderSplat, forward only\n")
+    print(f"{torch.get_num_threads()} threads, medians of {REPEATS} runs; host: ComfyUI's RenderSplat, forward only.")
+    print("Mpairs: million (pixel, splat) pairs with alpha >= 1/255, over the whole forward's time.\n")
     print(table(rows))
-    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"\npeak memory of this process {peak_gb:.1f} GB")
+    if sys.platform != "win32":
+        print(f"\npeak memory of this process {peak_gb():.1f} GB")

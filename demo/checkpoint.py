@@ -38,14 +38,19 @@ def write(path: str | Path, prior: str | Path = PRIOR) -> Path:
     if _stamp_of(path) == stamp:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
+    save(path, expand(load_file(prior)), {STAMP: stamp})
+    return path
+
+
+def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a .safetensors file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(expand(load_file(prior)), temporary, metadata={STAMP: stamp})
+        save_file(tensors, temporary, metadata)
         temporary.chmod(0o644)  # safetensors makes files that only their owner can read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path
 
 
 def _stamp_of(path: Path) -> str | None:

@@ -10,7 +10,6 @@ unet.pt. DIR/prior.safetensors is what `python -m demo.checkpoint OUT --prior DI
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from . import captions, taesd, train_unet, train_vae, unet
+from .checkpoint import save
 from .data import draw_all, pictures
 from .fit import Recipe, fit
 
@@ -103,7 +103,7 @@ def encode_all(out: Path, vae: train_vae.Autoencoder, images: np.ndarray, device
     if not path.exists():
         raw = train_vae.encode(vae, images, device)
         mean, std = raw.mean(), raw.std()
-        _save(path, {"values": ((raw - mean) / std).half().contiguous(), "mean": mean, "std": std})
+        save(path, {"values": ((raw - mean) / std).half().contiguous(), "mean": mean, "std": std})
     return Latents(**load_file(path))
 
 
@@ -142,14 +142,8 @@ def export(path: Path, denoiser: unet.UNet, vae: train_vae.Autoencoder, latents:
     for prefix, network in (("unet.", denoiser), ("enc.", vae.encoder), ("dec.", vae.decoder)):
         state = network.state_dict()
         tensors |= {prefix + name: value.cpu().half().contiguous() for name, value in state.items()}
-    _save(path, tensors)
+    save(path, tensors)
     return path
-
-
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary)
-    os.replace(temporary, path)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from comfy_api.latest import IO
@@ -19,9 +19,9 @@ class LucidPromptData:
     """One CONDITIONING for each of VIEWS, the negative one and that of the inversion."""
 
     text: str
-    views: tuple[Conditioning, Conditioning, Conditioning, Conditioning]
-    negative: Conditioning
-    inverse: Conditioning
+    views: tuple[Conditioning, Conditioning, Conditioning, Conditioning] = field(repr=False)  # reprs go into error reports
+    negative: Conditioning = field(repr=False)
+    inverse: Conditioning = field(repr=False)
     blend: ViewBlend
 
 
@@ -29,8 +29,8 @@ class LucidPromptData:
 class LucidGuidanceData:
     """A method with the host's MODEL and VAE that it asks."""
 
-    model: Any
-    vae: Any
+    model: Any = field(repr=False)
+    vae: Any = field(repr=False)
     prompt: LucidPromptData
     method: ISM
 

@@ -74,7 +74,7 @@ def _load(backend: str, means: Tensor):
 
         return render
     if means.device.type != "cpu":
-        raise ValueError(f"backend {backend!r} renders on the CPU, but means are on {means.device}; move them to the CPU")
+        raise ValueError(f"backend {backend!r} renders on the CPU, but means are on {means.device}; move them there")
     if means.dtype != torch.float32:
         raise ValueError(f"backend {backend!r} renders float32, but means are {means.dtype}; convert the splats")
     try:

@@ -28,10 +28,11 @@ _announced = False
 def render(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: int, background: Tensor):
     """-> rgb (B, H, W, 3), alpha (B, H, W, 1), depth (B, H, W, 1), means2d (B, N, 2), radii (B, N, 2) int32."""
     _announce()
+    opacities = splats.opacities
     means2d, factors, features, radii = Project.apply(
-        splats.means, splats.quats, splats.scales, splats.opacities.detach(), splats.sh, cameras, width, height, sh_degree
+        splats.means, splats.quats, splats.scales, opacities.detach(), splats.sh, cameras, width, height, sh_degree
     )
-    rgb, alpha, depth = Blend.apply(means2d, factors, features, splats.opacities, background, radii, width, height)
+    rgb, alpha, depth = Blend.apply(means2d, factors, features, opacities, background, radii, width, height)
     return rgb, alpha, depth, means2d, radii
 
 

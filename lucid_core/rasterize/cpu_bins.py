@@ -15,7 +15,7 @@ import numpy as np
 from .jit import kernel
 
 TILE = 16
-RECORD = 12  # mean x y, factor p q r, opacity, r g b z, log(255 opacity), half height: what blending reads, in one place
+RECORD = 12  # what blending reads: mean x y, factor p q r, opacity, r g b z, log(255 opacity), half height
 BAND = 4  # rows of tiles that one job sorts into
 RADIX_BITS = 11  # three passes over 32 bits
 
@@ -84,11 +84,15 @@ def sort(first, end, depth_keys, touched, order, shown):
 
     depth_keys (B, N) are the bits of float32 z, which grow with z > 0; touched is (B, N) here.
     """
+    n = touched.shape[1]
     for b in range(first, end):
-        ids = np.nonzero(touched[b])[0].astype(np.int32)
-        shown[b] = ids.shape[0]
-        keys = depth_keys[b][ids]
-        order[b, : ids.shape[0]] = _radix_sort(keys, ids + np.int32(b * order.shape[1]))
+        ids, keys, found = np.empty(n, np.int32), np.empty(n, np.uint32), 0
+        for i in range(n):
+            if touched[b, i]:
+                ids[found], keys[found] = b * n + i, depth_keys[b, i]
+                found += 1
+        order[b, :found] = _radix_sort(keys[:found], ids[:found])
+        shown[b] = found
 
 
 @kernel()

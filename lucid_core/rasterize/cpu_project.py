@@ -307,9 +307,7 @@ def project_backward(
                 i, b, means, M, views[b], Ks[b], width, height, m1, m2, g1, g2,
                 g_means2d, g_factors, g_features[b, i, 3], gM,
             )  # fmt: skip
-            cx, cy, cz = _color_backward(
-                i, b, means, views[b], sh, bands, basis, g_basis, features, g_features, g_sh
-            )
+            cx, cy, cz = _color_backward(i, b, means, views[b], sh, bands, basis, g_basis, features, g_features, g_sh)
             g_mean[0] += gx + cx
             g_mean[1] += gy + cy
             g_mean[2] += gz + cz

@@ -6,10 +6,12 @@ some abort when two threads enter them, and it compiles several times longer.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 
 import numba
 import torch
@@ -25,17 +27,32 @@ def kernel(fastmath: bool = False, inline: bool = False) -> Callable:
 
     def compile_lazily(function: Callable) -> Callable:
         options = {"nogil": True, "fastmath": fastmath, "forceinline": inline, "error_model": "numpy"}
+        given = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = _cache_folder(function.__module__, given)
         try:
             return numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # no such folder: every process compiles anew
+        except RuntimeError:  # no folder can be written: every process compiles anew
             return numba.njit(**options)(function)
+        finally:
+            numba.config.CACHE_DIR = given
 
     return compile_lazily
+
+
+def _cache_folder(module: str, given: str) -> str:
+    """One folder per name that this package is imported under: the host's differs from the tests', and numba fails on
+    machine code that was cached under a name it cannot import."""
+    name = "numba-" + hashlib.sha256(module.encode()).hexdigest()[:12]
+    return str(Path(given or Path(__file__).parent / "__pycache__") / name)
 
 
 @cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="rasterize")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
 
 
 def spread(kernel: Callable, jobs: int, grain: int, *args) -> None:

@@ -88,9 +88,7 @@ def _jacobians(means_cam: Tensor, Ks: Tensor, width: int, height: int) -> Tensor
 
 
 @torch.no_grad()
-def _radii(
-    means2d: Tensor, covars2d: Tensor, opacities: Tensor, in_range: Tensor, width: int, height: int
-) -> Tensor:
+def _radii(means2d: Tensor, covars2d: Tensor, opacities: Tensor, in_range: Tensor, width: int, height: int) -> Tensor:
     """Half sizes of the boxes outside which alpha < 1/255, (B, N, 2) int32; 0 where nothing shows."""
     extent = (2 * (opacities / ALPHA_MIN).clamp_min(1).log()).sqrt().clamp_max(EXTENT)
     radii = (extent[:, None] * covars2d.diagonal(dim1=-2, dim2=-1).sqrt()).ceil()

@@ -145,12 +145,12 @@ def test_spherical_harmonics_are_gsplats(degree):
 
 
 def test_gradients_of_the_reference_are_those_of_finite_differences():
-    splats = random_splats(n=4, seed=12, spread=0.2, scale=0.8, sh_degree=1).map(torch.Tensor.double)
+    splats = random_splats(n=3, seed=12, spread=0.2, scale=0.8, sh_degree=1).map(torch.Tensor.double)
     splats = replace(splats, opacities=splats.opacities * 0.5 + 0.3)
-    cameras = as_dtype(turntable(1, 10.0, 3.0, 50.0, 6, 5), torch.float64)
+    cameras = as_dtype(turntable(1, 10.0, 3.0, 50.0, 5, 4), torch.float64)
 
     def images(*tensors):
-        render = rasterize(Splats(*tensors[:5]), cameras, 6, 5, background=tensors[5], backend="reference")
+        render = rasterize(Splats(*tensors[:5]), cameras, 5, 4, background=tensors[5], backend="reference")
         return render.rgb, render.alpha, render.depth
 
     inputs = [getattr(splats, name).requires_grad_() for name in FIELDS]
@@ -238,10 +238,10 @@ def test_order_of_splats_changes_nothing(seed, n):
 def multiply_quats(a, b):
     w, x, y, z = a.unbind(-1)
     rows = [[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]]
-    return torch.stack([torch.stack(row, -1) for row in rows], -2) @ b[..., None]
+    return (torch.stack([torch.stack(row, -1) for row in rows], -2) @ b[..., None])[..., 0]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_moving_scene_and_cameras_together_changes_nothing(seed):
     g = torch.Generator().manual_seed(seed)
@@ -251,7 +251,7 @@ def test_moving_scene_and_cameras_together_changes_nothing(seed):
     moved = replace(
         splats,
         means=splats.means @ R.T + shift,
-        quats=multiply_quats((quat / quat.norm()).expand(40, 4), splats.quats)[..., 0],
+        quats=multiply_quats((quat / quat.norm()).expand(40, 4), splats.quats),
     )
     back = torch.eye(4, dtype=torch.float64)
     back[:3, :3], back[:3, 3] = R.T, -R.T @ shift
@@ -263,14 +263,13 @@ def test_moving_scene_and_cameras_together_changes_nothing(seed):
     assert (c - a).abs().max() < 0.02 and (c - a).abs().mean() < 1e-5  # float32 may move a pixel across 1/255
 
 
-finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
-ordinary = st.floats(-3, 3, width=32)
+any_finite = st.one_of(st.floats(-3, 3, width=32), st.floats(width=32, allow_nan=False, allow_infinity=False))
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), n=st.integers(1, 4))
 def test_finite_splats_give_finite_images_and_alpha_in_0_1(data, n):
-    def draw(*shape, value=st.one_of(ordinary, finite)):
+    def draw(*shape, value=any_finite):
         count = math.prod(shape)
         return torch.tensor(data.draw(st.lists(value, min_size=count, max_size=count))).reshape(shape)
 
@@ -347,7 +346,7 @@ def test_what_cannot_be_rendered_is_named(arguments, message):
 
 def test_numba_says_that_it_renders_float32_only():
     splats, cameras = random_splats(n=5).map(torch.Tensor.double), three_views(dtype=torch.float64)
-    with pytest.raises(ValueError, match="renders float32, but means are torch.float64"):
+    with pytest.raises(ValueError, match="renders float32"):
         rasterize(splats, cameras, W, H, backend="numba")
 
 
