@@ -10,6 +10,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from .checks import require
+from .extras import load
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,11 @@ class Densifier:
     """Carries the strategy's running state through a run of `steps` steps."""
 
     def __init__(self, config: Densify, steps: int) -> None:
-        from gsplat.strategy import DefaultStrategy
-
         self.config = config
         self.every = max(round(config.every * steps), 1)
         self.reset_every = round(config.reset_every * steps)
         self.stop = round(config.stop * steps)
-        self.strategy = DefaultStrategy(
+        self.strategy = load("gsplat.strategy", "gsplat").DefaultStrategy(
             prune_opa=config.prune_opacity,
             grow_grad2d=config.grow_grad2d,
             grow_scale3d=config.grow_scale3d,
@@ -58,14 +57,13 @@ class Densifier:
         self, params: dict[str, Parameter], optimizers: dict[str, Optimizer], step: int, info: dict, generator: Generator
     ) -> None:
         """Gather statistics; at its times grow, prune and reset. Call after the optimisers' step."""
-        from gsplat.strategy.ops import reset_opa
-
         full = len(params["means"]) >= self.config.max_splats
         strategy = replace(self.strategy, grow_grad2d=float("inf")) if full else self.strategy
         with _seeded(generator, params["means"].device):
             strategy.step_post_backward(params, optimizers, self.state, step, info)
         if self.reset_every and step < self.stop and step % self.reset_every == 0:
-            reset_opa(params, optimizers, self.state, value=2 * self.config.prune_opacity)
+            ops = load("gsplat.strategy.ops", "gsplat")
+            ops.reset_opa(params, optimizers, self.state, value=2 * self.config.prune_opacity)
 
 
 class _seeded:

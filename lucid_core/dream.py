@@ -34,6 +34,7 @@ class DreamConfig:
     lr_scales: Range = (5e-3, 1e-3)
     lr_opacities: Range = (5e-2, 5e-2)
     lr_sh: Range = (5e-3, 3e-3)
+    adam_betas: tuple[float, float] = (0.9, 0.999)
     tv_weight: float = 1.0  # total variation of image and disparity
     scale_weight: float = 1.0  # mean size of the Gaussians
     disparity_share: float = 0.2  # share of steps whose guidance sees the disparity image
@@ -93,7 +94,7 @@ def dream(
     validate(splats)
     generator = torch.Generator().manual_seed(seed)
     params = parameters(splats)
-    optimizers = {name: Adam([param], lr=1.0, eps=1e-15) for name, param in params.items()}
+    optimizers = {name: Adam([param], lr=1.0, betas=config.adam_betas, eps=1e-15) for name, param in params.items()}
     densifier = Densifier(config.densify, config.steps)
     for step in range(1, config.steps + 1):
         progress = (step - 1) / config.steps

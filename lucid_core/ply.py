@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .extras import load
 from .gaussians import Splats, activate, parameters
 
 
 def write(path: str | os.PathLike, splats: Splats) -> None:
-    """Write binary little-endian 3DGS: x y z, normals, f_dc, f_rest (channel-major), opacity (logit), scale (log), rot (wxyz).
+    """Write the binary 3DGS layout: x y z, normals, f_dc, f_rest (channel-major), opacity (logit), scale (log), rot (wxyz).
 
     The file appears whole or not at all.
     """
-    from plyfile import PlyData, PlyElement
-
+    plyfile = load("plyfile", "plyfile")
     p = {name: value.detach().cpu().numpy() for name, value in parameters(splats).items()}
     n = len(splats)
     columns = {
@@ -34,16 +34,16 @@ def write(path: str | os.PathLike, splats: Splats) -> None:
         table[name] = column
     path = Path(path)
     part = path.with_name(path.name + ".part")
-    PlyData([PlyElement.describe(table, "vertex")], byte_order="<").write(part)
+    vertices = plyfile.PlyElement.describe(table, "vertex")
+    plyfile.PlyData([vertices], byte_order="<").write(part)
     os.replace(part, path)
 
 
 def read(path: str | os.PathLike) -> Splats:
     """Read a 3DGS .ply. Raises ValueError where the file is none."""
-    from plyfile import PlyData, PlyParseError
-
+    plyfile = load("plyfile", "plyfile")
     try:
-        table = PlyData.read(path)["vertex"].data
+        table = plyfile.PlyData.read(path)["vertex"].data
         column = lambda name: torch.from_numpy(table[name].astype(np.float32))
         stack = lambda names: torch.stack([column(name) for name in names], -1)
         rest = sum(name.startswith("f_rest_") for name in table.dtype.names)
@@ -57,5 +57,5 @@ def read(path: str | os.PathLike) -> Splats:
             "sh0": stack([f"f_dc_{i}" for i in range(3)])[:, None],
             "shN": shN,
         })  # fmt: skip
-    except (PlyParseError, KeyError, ValueError) as error:
+    except (plyfile.PlyParseError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a 3D Gaussian splat .ply: {error}") from error

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .extras import load
+
 CODECS = ("vp09", "mp4v")  # VP9 plays in every browser; MPEG-4 is for an opencv that cannot write it
 
 
@@ -28,8 +30,7 @@ def contact_sheet(frames: Tensor, columns: int) -> np.ndarray:
 
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     """Write (H, W, 3) uint8 RGB."""
-    import cv2
-
+    cv2 = load("cv2", "opencv-python-headless")
     ok, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
     if not ok:
         raise ValueError(f"{path}: opencv cannot write an image of shape {image.shape}")
@@ -38,8 +39,7 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
 
 def write_mp4(path: str | os.PathLike, frames: Tensor, fps: float) -> None:
     """Write an .mp4; H and W must be even. Raises OSError when no codec of this opencv can write it."""
-    import cv2
-
+    cv2 = load("cv2", "opencv-python-headless")
     frames = to_uint8(frames)
     height, width = frames.shape[1:3]
     for codec in CODECS:

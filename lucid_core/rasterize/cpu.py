@@ -21,7 +21,7 @@ from . import cpu_bins, cpu_blend, cpu_project
 from .jit import spread
 
 log = logging.getLogger(__name__)
-SPLATS_PER_JOB = 1024  # fewer are not worth a thread
+SPLATS_PER_JOB = 4096  # fewer are not worth a thread
 _announced = False
 
 
@@ -58,8 +58,9 @@ class Project(torch.autograd.Function):
         views, n = len(cameras), len(means)
         means2d, factors, features = (means.new_zeros(views, n, size) for size in (2, 3, 4))
         radii = torch.zeros(views, n, 2, dtype=torch.int32)
-        bands = (sh_degree + 1) ** 2
-        ctx.camera = (_array(cameras.viewmats.double()), _array(cameras.Ks.double()), width, height, bands)
+        bands, Ks = (sh_degree + 1) ** 2, _array(cameras.Ks.double())
+        limits = cpu_project.slope_limits(Ks, width, height)
+        ctx.camera = (_array(cameras.viewmats.double()), Ks, limits, width, height, bands)
         inputs = (_array(x) for x in (means, quats, scales, opacities, sh))
         outputs = (_array(x) for x in (means2d, factors, features, radii))
         spread(cpu_project.project, n, SPLATS_PER_JOB, *inputs, *ctx.camera, *outputs)
@@ -105,11 +106,12 @@ def _bin(means2d, factors, features, opacities, radii, width: int, height: int) 
     spread(cpu_bins.sort, views, 1, depth_keys, touched.reshape(views, n), order, shown)
 
     bands = views * -(-tiles_y // cpu_bins.BAND)
+    bands_per_job = 1 + bands * SPLATS_PER_JOB // (views * n + 1)
     counts = np.zeros((views, tiles_x * tiles_y), np.int64)
-    spread(cpu_bins.count, bands, 1, rects, tiles_x, tiles_y, counts)
+    spread(cpu_bins.count, bands, bands_per_job, rects, tiles_x, tiles_y, counts)
     offsets = np.concatenate([[0], counts.ravel().cumsum()])
     pairs, cursors = np.empty(offsets[-1], np.int32), offsets[:-1].reshape(counts.shape).copy()
-    spread(cpu_bins.fill, bands, 1, rects, order, shown, tiles_x, tiles_y, cursors, pairs)
+    spread(cpu_bins.fill, bands, bands_per_job, rects, order, shown, tiles_x, tiles_y, cursors, pairs)
     return Bins(records, rects, touched, touched.cumsum() - touched, pairs, offsets)
 
 

@@ -190,7 +190,7 @@ def _pair_backward(records, n, pixels, k, x0, y0, slots, slot):
         if not _row_misses(u, p, drop, strength):
             _blend_row_backward(
                 pixels, j, k, dy, u, p, drop, opacity, records[n, 6], records[n, 7], records[n, 8], records[n, 9]
-            )  # fmt: skip
+            )
     for c in range(4):
         slots[slot, 6 + c] = _sum(pixels, c)[0]
     G, Gy, Gyy = _sum(pixels, 4)[0], _sum(pixels, 5)[0], _sum(pixels, 6)[0]

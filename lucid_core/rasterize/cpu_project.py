@@ -1,7 +1,7 @@
 """CPU kernels, 1 of 3: splats to screen Gaussians and back (EWA splatting, Zwicker et al. 2001).
 
 Arithmetic is float64 inside, float32 outside: it costs little here, and needles and huge splats stay exact.
-No fastmath: what overflows must be seen, and culled. Kernels call only kernels of their own file, because
+What overflows is culled. Kernels call only kernels of their own file, because
 numba's cache looks at no other.
 
 A screen covariance [[sxx, sxy], [sxy, syy]] leaves as the row factor (p, q, r) of its inverse:
@@ -19,10 +19,11 @@ import numpy as np
 from .jit import kernel
 from .limits import ALPHA_MIN, EXTENT, FAR, JACOBIAN_MARGIN, LOW_PASS, NEAR
 
+KEEPS_NAN = {"arcp", "contract", "reassoc"}  # the part of fastmath that still sees what overflows
 LARGEST = 1e9  # beyond it a pixel, a factor or a colour is not rendered; keeps squares finite in float32
 
 
-@kernel(inline=True)
+@kernel(fastmath=KEEPS_NAN, inline=True)
 def _rotation(quats, i, R):
     """wxyz -> R (3, 3); returns the quaternion's length."""
     w, x, y, z = float(quats[i, 0]), float(quats[i, 1]), float(quats[i, 2]), float(quats[i, 3])
@@ -34,7 +35,7 @@ def _rotation(quats, i, R):
     return length
 
 
-@kernel(inline=True)
+@kernel(fastmath=KEEPS_NAN, inline=True)
 def _rotation_backward(quats, i, length, g, grads):
     """g (3, 3) for R -> grads (N, 4) for the unnormalised quaternion."""
     w, x, y, z = quats[i, 0] / length, quats[i, 1] / length, quats[i, 2] / length, quats[i, 3] / length
@@ -50,7 +51,7 @@ def _rotation_backward(quats, i, length, g, grads):
     grads[i, 2], grads[i, 3] = (gy - radial * y) / length, (gz - radial * z) / length
 
 
-@kernel(inline=True)
+@kernel(fastmath=KEEPS_NAN, inline=True)
 def _sh_basis(x, y, z, bands, basis):
     """Real spherical harmonics of a unit direction, 3DGS's order and signs; `bands` = (degree + 1)**2."""
     basis[0] = 0.28209479177387814
@@ -71,7 +72,7 @@ def _sh_basis(x, y, z, bands, basis):
             basis[15] = -0.5900435899266435 * x * (xx - 3 * yy)
 
 
-@kernel(inline=True)
+@kernel(fastmath=KEEPS_NAN, inline=True)
 def _sh_backward(x, y, z, bands, g):
     """g (bands,) for the basis -> its gradient along x, y, z (not yet on the sphere)."""
     gx, gy, gz = 0.0, 0.0, 0.0
@@ -95,7 +96,7 @@ def _sh_backward(x, y, z, bands, g):
     return gx, gy, gz
 
 
-@kernel(inline=True)
+@kernel(fastmath=KEEPS_NAN, inline=True)
 def _to_camera(W, means, i):
     """Splat i's mean, pose W (4, 4) -> x, y, z in the camera's frame."""
     X, Y, Z = means[i, 0], means[i, 1], means[i, 2]
@@ -105,7 +106,7 @@ def _to_camera(W, means, i):
     return x, y, z
 
 
-@kernel(inline=True)
+@kernel(fastmath=KEEPS_NAN, inline=True)
 def _to_world(W, x, y, z):
     """A direction or gradient in the camera's frame -> world."""
     X = W[0, 0] * x + W[1, 0] * y + W[2, 0] * z
@@ -114,16 +115,18 @@ def _to_world(W, x, y, z):
     return X, Y, Z
 
 
-@kernel(inline=True)
-def _view_direction(W, means, i):
-    """Unit vector from the camera's position to the mean, world; and the distance."""
+@kernel(fastmath=KEEPS_NAN, inline=True)
+def _view_direction(W, means, i, bands):
+    """Unit vector from the camera's position to the mean, world; and the distance. Degree 0 needs neither."""
+    if bands == 1:
+        return 0.0, 0.0, 1.0, 1.0
     X, Y, Z = _to_world(W, W[0, 3], W[1, 3], W[2, 3])  # minus the position
     X, Y, Z = means[i, 0] + X, means[i, 1] + Y, means[i, 2] + Z
     distance = max(math.sqrt(X * X + Y * Y + Z * Z), 1e-12)
     return X / distance, Y / distance, Z / distance, distance
 
 
-@kernel(inline=True)
+@kernel(fastmath=KEEPS_NAN, inline=True)
 def _axes(quats, scales, i, R, M):
     """R (3, 3) and M = R diag(scale), whose columns are the splat's half axes; returns the quaternion's length."""
     length = _rotation(quats, i, R)
@@ -133,15 +136,16 @@ def _axes(quats, scales, i, R, M):
     return length
 
 
-@kernel(inline=True)
-def _clamped_slope(offset, z, f, c, size):
-    """offset / z, at most a little outside the image; and whether it was inside."""
-    slope, margin = offset / z, JACOBIAN_MARGIN * 0.5 * size / f
-    low, high = -c / f - margin, (size - c) / f + margin
-    return min(max(slope, low), high), low <= slope <= high
+def slope_limits(Ks, width, height):
+    """(B, 3, 3) -> (B, 4) low and high x/z, low and high y/z: the directions to which the Jacobian is clamped."""
+    focal, center = Ks[:, (0, 1), (0, 1)], Ks[:, :2, 2]
+    size = np.array([width, height])
+    margin = JACOBIAN_MARGIN * 0.5 * size / focal
+    low, high = -center / focal - margin, (size - center) / focal + margin
+    return np.ascontiguousarray(np.stack([low, high], -1).reshape(-1, 4))
 
 
-@kernel(inline=True)
+@kernel(fastmath=KEEPS_NAN, inline=True)
 def _screen_axes(W, M, fz, slope, row, out):
     """out (3,): row `row` of J W M, where J's row is fz * (unit vector of that axis - slope * z axis)."""
     for k in range(3):
@@ -151,7 +155,7 @@ def _screen_axes(W, M, fz, slope, row, out):
         out[k] = total
 
 
-@kernel(inline=True)
+@kernel(fastmath=KEEPS_NAN, inline=True)
 def _covariance(m1, m2):
     """Rows of J W M -> sxx, sxy, syy and v = sxx - sxy^2 / syy, the last without cancellation (Cauchy-Binet)."""
     s1 = m1[0] * m1[0] + m1[1] * m1[1] + m1[2] * m1[2]
@@ -162,17 +166,17 @@ def _covariance(m1, m2):
     return s1 + LOW_PASS, sxy, s2 + LOW_PASS, det / (s2 + LOW_PASS)
 
 
-@kernel(inline=True)
+@kernel(fastmath=KEEPS_NAN, inline=True)
 def _project_view(
-    i, b, means, M, extent, sh, W, K, width, height, bands, m1, m2, basis, means2d, factors, features, radii
+    i, b, means, M, extent, sh, W, K, limits, width, height, bands, m1, m2, basis, means2d, factors, features, radii
 ):
     """Splat i in view b; leaves the outputs alone where it does not show. m1, m2, basis are scratch."""
     x, y, z = _to_camera(W, means, i)
     if not NEAR < z < FAR:
         return
     u, v = K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]
-    _screen_axes(W, M, K[0, 0] / z, _clamped_slope(x, z, K[0, 0], K[0, 2], width)[0], 0, m1)
-    _screen_axes(W, M, K[1, 1] / z, _clamped_slope(y, z, K[1, 1], K[1, 2], height)[0], 1, m2)
+    _screen_axes(W, M, K[0, 0] / z, min(max(x / z, limits[0]), limits[1]), 0, m1)
+    _screen_axes(W, M, K[1, 1] / z, min(max(y / z, limits[2]), limits[3]), 1, m2)
     sxx, sxy, syy, variance = _covariance(m1, m2)
     rx, ry = math.ceil(extent * math.sqrt(sxx)), math.ceil(extent * math.sqrt(syy))
     if not (u + rx > 0 and u - rx < width and v + ry > 0 and v - ry < height):
@@ -180,7 +184,7 @@ def _project_view(
     p = 1 / math.sqrt(2 * variance)
     q = -p * sxy / syy
 
-    dx, dy, dz, _ = _view_direction(W, means, i)
+    dx, dy, dz, _ = _view_direction(W, means, i, bands)
     _sh_basis(dx, dy, dz, bands, basis)
     largest = max(abs(u), abs(v), abs(q))
     for c in range(3):
@@ -197,13 +201,13 @@ def _project_view(
     radii[b, i, 0], radii[b, i, 1] = min(rx, LARGEST), min(ry, LARGEST)
 
 
-@kernel()
+@kernel(fastmath=KEEPS_NAN)
 def project(
-    first, end, means, quats, scales, opacities, sh, views, Ks, width, height, bands, means2d, factors, features, radii
+    first, end, means, quats, scales, opacities, sh, views, Ks, limits, width, height, bands, means2d, factors, features, radii
 ):
     """-> means2d (B, N, 2), factors (B, N, 3) p q r, features (B, N, 4) r g b z, radii (B, N, 2); zeros where culled.
 
-    views (B, 4, 4) and Ks (B, 3, 3) are float64, the rest float32; outputs come zeroed. A job is a splat.
+    views (B, 4, 4), Ks (B, 3, 3) and limits (B, 4) are float64, the rest float32; outputs come zeroed. A job is a splat.
     """
     R, M, m1, m2, basis = np.empty((3, 3)), np.empty((3, 3)), np.empty(3), np.empty(3), np.empty(16)
     for i in range(first, end):
@@ -213,12 +217,12 @@ def project(
         _axes(quats, scales, i, R, M)
         for b in range(views.shape[0]):
             _project_view(
-                i, b, means, M, extent, sh, views[b], Ks[b], width, height, bands, m1, m2, basis,
+                i, b, means, M, extent, sh, views[b], Ks[b], limits[b], width, height, bands, m1, m2, basis,
                 means2d, factors, features, radii,
             )  # fmt: skip
 
 
-@kernel(inline=True)
+@kernel(fastmath=KEEPS_NAN, inline=True)
 def _factor_backward(sxy, syy, variance, gp, gq, gr):
     """Gradients of the row factor -> those of sxx, sxy, syy."""
     p, slope, r = 1 / math.sqrt(2 * variance), sxy / syy, 1 / (2 * syy)
@@ -229,7 +233,7 @@ def _factor_backward(sxy, syy, variance, gp, gq, gr):
     return g_variance, g_sxy, g_syy
 
 
-@kernel(inline=True)
+@kernel(fastmath=KEEPS_NAN, inline=True)
 def _axis_backward(W, M, fz, slope, row, g, gM):
     """g (3,) for a row of J W M -> adds to gM; returns the gradients of fz and of slope."""
     g_fz, g_slope = 0.0, 0.0
@@ -243,13 +247,12 @@ def _axis_backward(W, M, fz, slope, row, g, gM):
     return g_fz, g_slope
 
 
-@kernel(inline=True)
-def _geometry_backward(i, b, means, M, W, K, width, height, m1, m2, g1, g2, g_means2d, g_factors, g_z, gM):
+@kernel(fastmath=KEEPS_NAN, inline=True)
+def _geometry_backward(i, b, means, M, W, K, limits, m1, m2, g1, g2, g_means2d, g_factors, g_z, gM):
     """The transpose of `_project_view` less colour: adds to gM, returns the gradient of the mean, world."""
     x, y, z = _to_camera(W, means, i)
     fx, fy = K[0, 0] / z, K[1, 1] / z
-    slope_x, inside_x = _clamped_slope(x, z, K[0, 0], K[0, 2], width)
-    slope_y, inside_y = _clamped_slope(y, z, K[1, 1], K[1, 2], height)
+    slope_x, slope_y = min(max(x / z, limits[0]), limits[1]), min(max(y / z, limits[2]), limits[3])
     _screen_axes(W, M, fx, slope_x, 0, m1)
     _screen_axes(W, M, fy, slope_y, 1, m2)
     _, sxy, syy, variance = _covariance(m1, m2)
@@ -263,19 +266,19 @@ def _geometry_backward(i, b, means, M, W, K, width, height, m1, m2, g1, g2, g_me
     g_fy, g_slope_y = _axis_backward(W, M, fy, slope_y, 1, g2, gM)
     gx, gy = fx * g_means2d[b, i, 0], fy * g_means2d[b, i, 1]
     gz = g_z - (gx * x + gy * y + g_fx * fx + g_fy * fy) / z
-    if inside_x:
+    if limits[0] <= x / z <= limits[1]:
         gx += g_slope_x / z
         gz -= g_slope_x * x / (z * z)
-    if inside_y:
+    if limits[2] <= y / z <= limits[3]:
         gy += g_slope_y / z
         gz -= g_slope_y * y / (z * z)
     return _to_world(W, gx, gy, gz)
 
 
-@kernel(inline=True)
+@kernel(fastmath=KEEPS_NAN, inline=True)
 def _color_backward(i, b, means, W, sh, bands, basis, g_basis, features, g_features, g_sh):
     """Adds to g_sh (N, K, 3), returns the gradient of the mean, world: the colour changes with the view's direction."""
-    x, y, z, distance = _view_direction(W, means, i)
+    x, y, z, distance = _view_direction(W, means, i, bands)
     _sh_basis(x, y, z, bands, basis)
     g_basis[:] = 0
     for c in range(3):
@@ -288,9 +291,9 @@ def _color_backward(i, b, means, W, sh, bands, basis, g_basis, features, g_featu
     return (gx - radial * x) / distance, (gy - radial * y) / distance, (gz - radial * z) / distance
 
 
-@kernel()
+@kernel(fastmath=KEEPS_NAN)
 def project_backward(
-    first, end, means, quats, scales, sh, views, Ks, width, height, bands, radii, features,
+    first, end, means, quats, scales, sh, views, Ks, limits, bands, radii, features,
     g_means2d, g_factors, g_features, g_means, g_quats, g_scales, g_sh,
 ):  # fmt: skip
     """The transpose of `project`. A splat's views are added up by one thread, so no atomics. Outputs come zeroed."""
@@ -304,7 +307,7 @@ def project_backward(
             if radii[b, i, 0] == 0:
                 continue
             gx, gy, gz = _geometry_backward(
-                i, b, means, M, views[b], Ks[b], width, height, m1, m2, g1, g2,
+                i, b, means, M, views[b], Ks[b], limits[b], m1, m2, g1, g2,
                 g_means2d, g_factors, g_features[b, i, 3], gM,
             )  # fmt: skip
             cx, cy, cz = _color_backward(i, b, means, views[b], sh, bands, basis, g_basis, features, g_features, g_sh)

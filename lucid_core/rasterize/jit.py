@@ -19,7 +19,7 @@ import torch
 CHUNKS_PER_THREAD = 8  # uneven work evens out
 
 
-def kernel(fastmath: bool = False, inline: bool = False) -> Callable:
+def kernel(fastmath: bool | set[str] = False, inline: bool = False) -> Callable:
     """A decorator: compile on first call, keep the machine code on disk where a folder can be written.
 
     error_model "numpy": no branch for each division by zero.

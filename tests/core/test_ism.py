@@ -144,7 +144,7 @@ def test_offset_noise_is_shared_by_the_batch_and_a_tenth():
 @pytest.mark.parametrize(
     "bad",
     [{"cfg": -1}, {"cfg": math.nan}, {"t_min": 0.0}, {"t_min": 0.6}, {"t_max_start": 0.3}, {"delta_t": 0}, {"warmup": 2},
-     {"inversion_steps": 0}, {"weight": math.inf}],
+     {"inversion_steps": -1}, {"weight": math.inf}],
 )  # fmt: skip
 def test_bad_settings_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=next(iter(bad)) if bad != {"t_min": 0.6} else "t_max"):

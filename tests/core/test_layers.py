@@ -43,3 +43,11 @@ print([m for m in ("gsplat", "numba", "diffusers", "cv2", "plyfile", "scipy") if
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_missing_package_is_named_with_the_remedy(monkeypatch):
+    from lucid_core.extras import load
+
+    monkeypatch.setitem(sys.modules, "plyfile", None)
+    with pytest.raises(ImportError, match="pip install plyfile"):
+        load("plyfile", "plyfile")

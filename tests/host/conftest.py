@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.base import prepare_base
+from demo.base import PACK, link_folder, prepare_base
 from demo.client import Client
 from demo.fetch import find_host
 from demo.host import Server
@@ -26,10 +26,16 @@ def host_path() -> Path:
 
 
 @pytest.fixture(scope="session")
-def base(host_path) -> Path:
-    """The host's base directory, with this pack and the demo's checkpoint in it."""
+def base(host_path, tmp_path_factory) -> Path:
+    """A base directory with this pack, the tests' own nodes and the demo's checkpoint; its input and output are empty."""
     prepare_base(TREE, sys.executable)
-    return TREE.base
+    base = tmp_path_factory.mktemp("base")
+    for folder in ("custom_nodes", "input", "output"):
+        (base / folder).mkdir()
+    link_folder(base / "models", TREE.base / "models")
+    link_folder(base / "custom_nodes" / PACK, TREE.root)
+    link_folder(base / "custom_nodes" / "lucid_test", Path(__file__).parent / "pack")
+    return base
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,144 @@
+"""Nodes for the tests alone: inputs that no user can make by hand, and looks inside the running host."""
+
+import copy
+import sys
+from types import SimpleNamespace
+
+import comfy.model_management
+import comfy.model_sampling
+import comfy.samplers
+import torch
+from comfy_api.latest import IO, ComfyExtension, Types
+
+
+def pack_host():
+    """nodes/host.py of the pack under test, as the host imported it."""
+    return next(m for name, m in sys.modules.items() if name.endswith("lucid_ism.nodes.host"))
+
+
+class LucidTestSplat(IO.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        changes = IO.Combo.Input("change", options=["empty", "nan", "batch"])
+        return IO.Schema(node_id="LucidTestSplat", inputs=[IO.Splat.Input("splat"), changes], outputs=[IO.Splat.Output()])
+
+    @classmethod
+    def execute(cls, splat, change):
+        fields = {name: getattr(splat, name).clone() for name in ("positions", "scales", "rotations", "opacities", "sh")}
+        if change == "empty":
+            fields = {name: value[:, :0] for name, value in fields.items()}
+        elif change == "batch":
+            fields = {name: torch.cat([value, value]) for name, value in fields.items()}
+        else:
+            fields["positions"][0, 7, 1] = float("nan")
+        return IO.NodeOutput(Types.SPLAT(**fields))
+
+
+class LucidTestModel(IO.ComfyNode):
+    """A real MODEL and VAE whose description, or whose forward, is spoilt."""
+
+    @classmethod
+    def define_schema(cls):
+        options = ["video model", "flow model", "vae channels", "no vae", "fails at call 4"]
+        return IO.Schema(
+            node_id="LucidTestModel",
+            inputs=[IO.Model.Input("model"), IO.Vae.Input("vae"), IO.Combo.Input("change", options=options)],
+            outputs=[IO.Model.Output(), IO.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, vae, change):
+        model, vae = model.clone(), copy.copy(vae)
+        if change == "no vae":
+            vae = None
+        elif change == "vae channels":
+            vae.latent_channels = 16
+        elif change == "video model":
+            vae.latent_dim = 3
+        elif change == "flow model":
+
+            class Flow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+                pass
+
+            model.add_object_patch("model_sampling", Flow(model.model.model_config))
+        else:
+            calls = SimpleNamespace(n=0)
+
+            def fail(apply, arguments):
+                calls.n += 1
+                if calls.n == 4:
+                    raise RuntimeError("on purpose")
+                return apply(arguments["input"], arguments["timestep"], **arguments["c"])
+
+            model.set_model_unet_function_wrapper(fail)
+        return IO.NodeOutput(model, vae)
+
+
+class LucidTestLoaded(IO.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        nonce = IO.Int.Input("nonce", default=0, max=2**31)
+        return IO.Schema(node_id="LucidTestLoaded", inputs=[nonce], outputs=[], is_output_node=True)
+
+    @classmethod
+    def execute(cls, nonce):
+        names = [type(loaded.model.model).__name__ for loaded in comfy.model_management.current_loaded_models]
+        return IO.NodeOutput(ui={"loaded": sorted(names)})
+
+
+class LucidTestPrior(IO.ComfyNode):
+    """Largest differences between HostPrior's answers and the host's own ways to the same numbers."""
+
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(
+            node_id="LucidTestPrior",
+            inputs=[IO.Model.Input("model"), IO.Vae.Input("vae"), IO.Custom("LUCID_PROMPT").Input("prompt")],
+            outputs=[],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model, vae, prompt):
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(2, 4, 16, 16, generator=generator)
+        images = torch.rand(2, 128, 128, 3, generator=generator)
+        sigmas = torch.tensor([3.0, 2.5])
+        # One Euler step of the host's sampler: x' = x + (s' - s) (x - z0) / s, so z0 follows from x'.
+        x = 3.0 * noise
+        stepped = comfy.samplers.sample(
+            model, noise, prompt.views[0], prompt.views[0], 1.0, model.load_device, comfy.samplers.sampler_object("euler"),
+            sigmas, latent_image=torch.zeros_like(noise), disable_pbar=True, seed=0,
+        )  # fmt: skip
+        stepped = model.model.process_latent_in(stepped)
+        z0 = x - 3.0 * (stepped - x) / (2.5 - 3.0)
+        encoded = model.model.process_latent_in(vae.encode(images))
+
+        def body(prior, prompts):
+            difference = lambda a, b: float((a - b).abs().max())
+            (ours,) = prior.denoise(x, 3.0, [prompts.views[0]])
+            each = [prior.denoise(x, 3.0, [cond])[0] for cond in (prompts.views[0], prompts.views[2])]
+            rows = prior.blend(list(prompts.views), torch.tensor([[1.0, 0, 0, 0], [0, 0, 1.0, 0]]))
+            (together,) = prior.denoise(x, 3.0, [rows])
+            pixels = images.clone().requires_grad_()
+            latents = prior.encode(pixels)
+            latents.square().sum().backward()
+            return {
+                "denoise": [difference(ours, z0)],
+                "encode": [difference(latents, encoded)],
+                "rows": [max(difference(together[0], each[0][0]), difference(together[1], each[1][1]))],
+                "sigma": [prior.sigma(1.0), prior.sigma(0.0)],
+                "gradient": [float(pixels.grad.abs().min(dim=0).values.max())],
+            }
+
+        guidance = SimpleNamespace(model=model, vae=vae, prompt=prompt)
+        return IO.NodeOutput(ui=pack_host().with_prior(guidance, 2, 128, body))
+
+
+class LucidTestExtension(ComfyExtension):
+    async def get_node_list(self):
+        return [LucidTestSplat, LucidTestModel, LucidTestLoaded, LucidTestPrior]
+
+
+async def comfy_entrypoint():
+    return LucidTestExtension()

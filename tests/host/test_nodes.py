@@ -1,0 +1,267 @@
+"""Our nodes in the real host, through its API."""
+
+import numpy as np
+import pytest
+import torch
+
+from demo.client import ComfyError
+
+from .graphs import Graph, files, image, node_of, ply_of, workflow
+
+
+@pytest.fixture(scope="module")
+def landmarks():
+    """A grey box with red on its front, green on its left (+x) and white on top, made by the host's own splat nodes."""
+    graph = Graph()
+    box = {"shape": "box", "count": 1500, "seed": 0, "color_noise": 0.0, "opacity": 0.9}
+    parts = [[graph.add("LucidPointCloud", size=1.0, color="#404040", **box), 0]]
+    for color, (x, y, z) in {"#ff0000": (0, 0, -0.6), "#00ff00": (0.6, 0, 0), "#ffffff": (0, -0.6, 0)}.items():
+        small = graph.add("LucidPointCloud", size=0.4, color=color, **box)
+        moved = graph.add(
+            "TransformSplat", splat=[small, 0], translate_x=x, translate_y=y, translate_z=z, rotate_x=0.0, rotate_y=0.0,
+            rotate_z=0.0, scale_x=1.0, scale_y=1.0, scale_z=1.0,
+        )  # fmt: skip
+        parts.append([moved, 0])
+    merged = graph.add("MergeSplat", **{f"splats.splat{i}": part for i, part in enumerate(parts)})
+    file = graph.add("SplatToFile3D", splat=[merged, 0], format="ply")
+    back = graph.add("File3DToSplat", model_3d=[file, 0])
+    return graph, [back, 0]
+
+
+def camera(graph, yaw, pitch=10.0):
+    return graph.add(
+        "CreateCameraInfo", target_x=0.0, target_y=0.0, target_z=0.0, roll=0.0, fov=35.0, zoom=1.0,
+        camera_type="perspective", mode="orbit", **{"mode.yaw": yaw, "mode.pitch": pitch, "mode.distance": 4.0},
+    )  # fmt: skip
+
+
+def host_render(graph, splat, info):
+    return graph.add(
+        "RenderSplat", splat=splat, camera_info=info, width=192, height=160, frames=1, splat_scale=1.0, sharpen=1.0,
+        headlight_shading=0.0, opacity_threshold=0.0, background="#000000", render_style="color",
+    )  # fmt: skip
+
+
+def our_render(graph, splat, **inputs):
+    defaults = {"width": 192, "height": 160, "frames": 1, "azimuth": 0.0, "elevation": 10.0, "fov": 35.0}
+    return graph.add("LucidRender", splat=splat, background="#000000", **{**defaults, **inputs})
+
+
+def centroid(picture, rgb):
+    """(x, y) of the pixels of one colour."""
+    distance = np.abs(picture - np.array(rgb)).max(-1)
+    y, x = np.nonzero(distance < 0.45)
+    assert len(x) > 20, f"colour {rgb} is not seen"
+    return np.array([x.mean(), y.mean()])
+
+
+@pytest.mark.parametrize("yaw", [0.0, 60.0, -30.0, 180.0])
+def test_our_renderer_sees_what_the_hosts_sees(client, landmarks, yaw):
+    """The same splat, through the host's writer and reader, from the host's own camera node: the frames agree."""
+    source, splat = landmarks
+    graph = Graph(source)
+    info = [camera(graph, yaw), 0]
+    theirs = graph.save_image([host_render(graph, splat, info), 0])
+    ours = graph.save_image([our_render(graph, splat, camera_info=info), 0])
+    entry = client.run(graph)
+    theirs, ours = image(client, entry, theirs)[0], image(client, entry, ours)[0]
+    seen = lambda picture: picture.max(-1) > 0.1
+    assert (seen(ours) & seen(theirs)).sum() / (seen(ours) | seen(theirs)).sum() > 0.85
+    assert np.abs(ours - theirs).mean() < 0.05
+    assert np.abs(centroid(ours, (1, 1, 1)) - centroid(theirs, (1, 1, 1))).max() < 3
+
+
+def test_front_is_at_the_front_and_up_is_up(client, landmarks):
+    source, splat = landmarks
+    graph = Graph(source)
+    views = {azimuth: graph.save_image([our_render(graph, splat, azimuth=azimuth), 0]) for azimuth in (0.0, 90.0)}
+    entry = client.run(graph)
+    front, left = (image(client, entry, views[azimuth])[0] for azimuth in (0.0, 90.0))
+    red, white, green = (centroid(front, rgb) for rgb in ((1, 0, 0), (1, 1, 1), (0, 1, 0)))
+    assert abs(red[0] - 96) < 6 and white[1] < red[1] - 15 and green[0] > red[0] + 15
+    assert abs(centroid(left, (0, 1, 0))[0] - 96) < 6  # azimuth 90 faces the side that azimuth 0 has at its right
+    assert centroid(left, (1, 0, 0))[0] < 96 - 15
+
+
+def test_turntable_mask_and_depth(client, landmarks):
+    source, splat = landmarks
+    graph = Graph(source)
+    node = our_render(graph, splat, frames=4)
+    pictures, depth = graph.save_image([node, 0]), graph.save_image([node, 2])
+    mask = graph.save_image([graph.add("MaskToImage", mask=[node, 1]), 0])
+    entry = client.run(graph)
+    pictures, depth, mask = (image(client, entry, name) for name in (pictures, depth, mask))
+    assert pictures.shape == depth.shape == mask.shape == (4, 160, 192, 3)
+    centroid(pictures[0], (1, 0, 0))
+    with pytest.raises(AssertionError):
+        centroid(pictures[2], (1, 0, 0))  # from behind, the front is hidden
+    assert mask[0, 80, 96].min() > 0.95 and mask[0, 2, 2].max() == 0 == depth[0, 2, 2].max()
+    x, y = centroid(pictures[0], (1, 0, 0)).astype(int)
+    assert depth[0, y, x, 0] > depth[0][mask[0].min(-1) > 0.9].mean()  # the red part is the nearest
+
+
+def test_text_to_splat_end_to_end(client):
+    steps = []
+    entry = client.run(workflow(LucidSave={"turntable_frames": 6, "turntable_size": 64}), steps.append)
+    splats = ply_of(client, entry)
+    assert len(splats) > 100 and splats.means.isfinite().all()
+    (summary,) = (output["lucid"][0] for output in entry["outputs"].values() if "lucid" in output)
+    assert summary["steps"] == 2 and summary["splats"] == len(splats) and summary["evaluations"] >= 6
+    assert [p.step for p in steps if p.node == "LucidDream" and p.steps][-1] == 2
+    names = [file["filename"] for kind in ("3d", "images") for file in files(entry, kind)]
+    assert any(name.endswith(".ply") for name in names) and any(name.endswith(".mp4") for name in names)
+
+
+def test_same_seed_gives_the_same_splat_and_another_does_not(client):
+    """`turntable_size` changes nothing about the splat but makes the host run LucidSave again; LucidDream runs anew."""
+
+    def run(seed, count):
+        return ply_of(client, client.run(workflow(LucidDream={"seed": seed}, LucidPointCloud={"count": count})))
+
+    first, _, again, other = run(11, 300), run(11, 301), run(11, 300), run(12, 300)
+    assert torch.equal(first.means, again.means) and torch.equal(first.sh, again.sh)
+    assert not torch.equal(first.means, other.means)
+
+
+def test_dream_does_not_modify_its_cached_input(client):
+    graph = workflow()
+    start = Graph(graph).add("LucidSave", splat=[node_of(graph, "LucidPointCloud"), 0], filename_prefix="test/start",
+                             turntable_frames=0, turntable_size=64)  # fmt: skip
+    assert start
+    before = ply_of(client, client.run(_only_start(graph)))
+    client.run(graph)
+    after = ply_of(client, client.run(_only_start(graph, prefix="test/start2")))
+    assert torch.equal(before.means, after.means) and torch.equal(before.opacities, after.opacities)
+
+
+def _only_start(graph, prefix="test/start"):
+    name = node_of(graph, "LucidPointCloud")
+    only = {name: graph[name]}
+    only["save"] = {
+        "class_type": "LucidSave",
+        "inputs": {"splat": [name, 0], "filename_prefix": prefix, "turntable_frames": 0, "turntable_size": 64},
+    }
+    return only
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"LucidPrompt": {"text": "   "}}, "Lucid Prompt: text is empty"),
+        ({"LucidDream": {"steps": 0}}, "steps"),
+        ({"LucidDream": {"views": 1000}}, "views"),
+        ({"LucidDream": {"resolution": 100}}, "Lucid Dream: resolution is 100"),
+        ({"LucidPointCloud": {"count": 1}}, "count"),
+        ({"LucidPointCloud": {"size": 0.0}}, "size"),
+        ({"LucidPointCloud": {"color": "red"}}, "Lucid Point Cloud: color is 'red'"),
+        ({"LucidISM": {"t_min": 0.6}}, "Lucid ISM: t_max"),
+        ({"LucidISM": {"cfg": -1.0}}, "cfg"),
+        ({"LucidCameras": {"radius_min": 9.0}}, "Lucid Cameras: radius_min is 9"),
+        ({"LucidSave": {"filename_prefix": "../../outside"}}, "outside"),
+        ({"CheckpointLoaderSimple": {"ckpt_name": "missing.safetensors"}}, "missing.safetensors"),
+    ],
+)
+def test_bad_values_are_refused_by_node_and_value(client, change, message):
+    with pytest.raises(ComfyError, match=message):
+        client.run(workflow(**change))
+
+
+def test_a_batch_of_splats_is_refused_by_dream_and_rendered_by_render(client):
+    graph = workflow()
+    cloud = node_of(graph, "LucidPointCloud")
+    batch = {"class_type": "LucidTestSplat", "inputs": {"splat": [cloud, 0], "change": "batch"}}
+    graph["batch"] = batch
+    graph[node_of(graph, "LucidDream")]["inputs"]["splat"] = ["batch", 0]
+    with pytest.raises(ComfyError, match="Lucid Dream: this is a batch of 2 splats"):
+        client.run(graph)
+
+
+@pytest.mark.parametrize("change, message", [("empty", "empty"), ("nan", "means of 1 of 300 Gaussians is not finite")])
+@pytest.mark.parametrize("node", ["LucidDream", "LucidRender", "LucidSave"])
+def test_a_broken_splat_is_refused(client, node, change, message):
+    graph = workflow()
+    graph["broken"] = {
+        "class_type": "LucidTestSplat",
+        "inputs": {"splat": [node_of(graph, "LucidPointCloud"), 0], "change": change},
+    }
+    if node == "LucidRender":
+        graph["render"] = {
+            "class_type": "LucidRender",
+            "inputs": {"splat": ["broken", 0], "width": 64, "height": 64, "frames": 1, "azimuth": 0.0, "elevation": 0.0,
+                       "fov": 35.0, "background": "#ffffff"},
+        }  # fmt: skip
+        graph["show"] = {"class_type": "PreviewImage", "inputs": {"images": ["render", 0]}}
+    else:
+        graph[node_of(graph, node)]["inputs"]["splat"] = ["broken", 0]
+    with pytest.raises(ComfyError, match=message):
+        client.run(graph)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("video model", "Lucid ISM: model .* does not make images"),
+        ("flow model", "Lucid ISM: model .* is not a noise or v prediction model"),
+        ("vae channels", "works on 4 latent channels, but this vae makes 16"),
+        ("no vae", "Lucid ISM: vae is missing"),
+    ],
+)
+def test_a_model_or_vae_that_cannot_serve_is_refused_before_the_first_step(client, change, message):
+    graph = workflow()
+    loader, ism = node_of(graph, "CheckpointLoaderSimple"), graph[node_of(graph, "LucidISM")]
+    graph["other"] = {
+        "class_type": "LucidTestModel",
+        "inputs": {"model": [loader, 0], "vae": [loader, 2], "change": change},
+    }
+    ism["inputs"].update(model=["other", 0], vae=["other", 1])
+    with pytest.raises(ComfyError, match=message):
+        client.run(graph)
+
+
+def test_the_copy_of_the_vae_is_released_also_after_an_error(client):
+    """The host's list of loaded models is as long after a run, and after a failed one, as before."""
+
+    def loaded(change=None):
+        graph = {"probe": {"class_type": "LucidTestLoaded", "inputs": {"nonce": np.random.randint(1 << 30)}}}
+        return client.run(graph)["outputs"]["probe"]["loaded"]
+
+    client.run(workflow())
+    before = loaded()
+    client.run(workflow(LucidDream={"seed": 5}))
+    assert loaded() == before
+    failing = workflow(LucidDream={"seed": 6})
+    failing[node_of(failing, "LucidISM")]["inputs"]["model"] = ["failing", 0]
+    failing["failing"] = {
+        "class_type": "LucidTestModel",
+        "inputs": {"model": [node_of(failing, "CheckpointLoaderSimple"), 0],
+                   "vae": [node_of(failing, "CheckpointLoaderSimple"), 2], "change": "fails at call 4"},
+    }  # fmt: skip
+    with pytest.raises(ComfyError, match="on purpose"):
+        client.run(failing)
+    assert loaded() == before
+
+
+def test_a_lora_like_patch_changes_the_splat(client):
+    """The guidance asks the patched MODEL: the host's own FreeU node before LucidISM makes another splat."""
+    plain = ply_of(client, client.run(workflow(LucidDream={"seed": 21})))
+    graph = workflow(LucidDream={"seed": 21})
+    loader = node_of(graph, "CheckpointLoaderSimple")
+    graph["patch"] = {"class_type": "FreeU_V2", "inputs": {"model": [loader, 0], "b1": 1.5, "b2": 1.6, "s1": 0.5, "s2": 0.1}}
+    graph[node_of(graph, "LucidISM")]["inputs"]["model"] = ["patch", 0]
+    patched = ply_of(client, client.run(graph))
+    assert not torch.equal(plain.means, patched.means)
+
+
+def test_the_prior_is_the_hosts_own_model(client):
+    """Through HostPrior: sigma, denoise and encode give what the host's own sampler functions and VAE give."""
+    graph = workflow()
+    loader, prompt = node_of(graph, "CheckpointLoaderSimple"), node_of(graph, "LucidPrompt")
+    probe = {
+        "probe": {"class_type": "LucidTestPrior", "inputs": {"model": [loader, 0], "vae": [loader, 2], "prompt": [prompt, 0]}},
+        loader: graph[loader],
+        prompt: graph[prompt],
+    }
+    found = client.run(probe)["outputs"]["probe"]
+    assert found["denoise"][0] < 1e-4 and found["encode"][0] < 1e-5 and found["rows"][0] < 1e-4
+    assert found["sigma"] == pytest.approx([14.6146, 0.0292], rel=1e-3)
+    assert found["gradient"][0] > 0
