@@ -27,9 +27,7 @@ class Cameras:
         return self.viewmats.shape[0]
 
 
-def orbit(
-    azimuth_rad: Tensor, elevation_rad: Tensor, radius: Tensor, fovy_rad: Tensor, width: int, height: int
-) -> Cameras:
+def orbit(azimuth_rad: Tensor, elevation_rad: Tensor, radius: Tensor, fovy_rad: Tensor, width: int, height: int) -> Cameras:
     """Cameras that look at the origin; all four tensors (B,). `fovy_rad` spans the smaller image side, as in the host."""
     sin_a, cos_a = azimuth_rad.sin(), azimuth_rad.cos()
     sin_e, cos_e = elevation_rad.sin(), elevation_rad.cos()

@@ -7,19 +7,21 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import Parameter
 from torch.optim import Adam
 
 from . import losses
 from .cameras import CameraRanges
 from .checks import check_bounds, require, setting
 from .densify import Densifier, Densify
-from .gaussians import Splats, activate, parameters, validate
+from .gaussians import SH_C0, Splats, activate, parameters, validate
 from .ism import ISM
 from .prior import Prior
 from .rasterize import Render, rasterize
 from .views import Prompts
 
 Range = tuple[float, float]
+DARKEST_GREY = 0.15  # of the demo prior's pictures
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,12 @@ class DreamConfig:
     """How the splat is optimised; the defaults are the official settings. Learning rates are (first, last)."""
 
     steps: int = setting(5000, 1, 1_000_000, "Optimisation steps.", step=50, rare=False)
-    views: int = setting(4, 1, 64, "Views rendered in each step, in one model call. More is smoother and slower.", step=1, rare=False)
-    resolution: int = setting(512, 64, 2048, "Size of the training views in pixels: what the model was trained at.", step=8, rare=False)
+    views: int = setting(
+        4, 1, 64, "Views rendered in each step, in one model call. More is smoother and slower.", step=1, rare=False
+    )
+    resolution: int = setting(
+        512, 64, 2048, "Size of the training views in pixels: what the model was trained at.", step=8, rare=False
+    )
     lr_means: Range = (5.6e-4, 5.6e-6)
     lr_quats: Range = (1e-3, 2e-4)
     lr_scales: Range = (5e-3, 1e-3)
@@ -38,13 +44,15 @@ class DreamConfig:
     tv_weight: float = 1.0  # total variation of image and disparity
     scale_weight: float = 1.0  # mean size of the Gaussians
     disparity_share: float = 0.2  # share of steps whose guidance sees the disparity image
-    background_share: float = 0.66  # share of steps on a random or black background; the others are on white
+    background_share: float = 0.66  # share of steps on another background than white
+    background_colors: str = "any"  # any: half of those random, half black; grey: random greys, for a prior of plain pictures
     flip_share: float = 0.5  # share of steps that are mirrored
     scale_jitter: float = 0.112  # relative noise on the Gaussians' sizes while training
     densify: Densify = field(default_factory=Densify)
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        require(self.background_colors in ("any", "grey"), "background_colors", self.background_colors, "any or grey")
         require(self.resolution % 8 == 0, "resolution", self.resolution, "a multiple of 8")
 
 
@@ -60,9 +68,12 @@ PRESETS = {
         lr_scales=(1e-2, 3e-3),
         lr_opacities=(5e-2, 2e-2),
         lr_sh=(2e-2, 5e-3),
+        background_colors="grey",
         disparity_share=0.0,
         flip_share=0.0,
-        densify=Densify(start=0.1, stop=0.8, every=0.1, grow_grad2d=0.02, grow_scale3d=0.02, reset_every=0.0, max_splats=20_000),
+        densify=Densify(
+            start=0.1, stop=0.8, every=0.1, grow_grad2d=0.02, grow_scale3d=0.02, reset_every=0.0, max_splats=20_000
+        ),
     ),
 }
 
@@ -118,7 +129,9 @@ def dream(
         loss = loss + config.tv_weight * (losses.tv(render.rgb) + losses.tv(disparity))
         loss = loss + config.scale_weight * losses.scale(current.scales)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step} of {config.steps}; lower the learning rates or cfg")
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {step} of {config.steps}; lower the learning rates or cfg"
+            )
 
         # 4. step, then densify
         densifier.before_backward(params, optimizers, step, render.info)
@@ -126,6 +139,7 @@ def dream(
         for optimizer in optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        keep_colors(params)
         densifier.after_backward(params, optimizers, step, render.info, generator)
         with torch.no_grad():
             yield Step(step, loss.item(), activate(params).map(Tensor.detach), prior.evaluations)
@@ -142,13 +156,21 @@ def set_learning_rates(optimizers: dict[str, Adam], config: DreamConfig, progres
         optimizers[name].param_groups[0]["lr"] = first * (last / first) ** progress
 
 
+@torch.no_grad()
+def keep_colors(params: dict[str, Parameter]) -> None:
+    """Hold the base colours in [0, 1]. A guidance at high cfg drives them out of it, where no image can follow."""
+    params["sh0"].clamp_(-0.5 / SH_C0, 0.5 / SH_C0)
+
+
 def random_background(config: DreamConfig, generator: Generator) -> Tensor:
-    """(3,) sRGB: white, or in `background_share` of the steps half random, half black."""
-    chance, kind = torch.rand(2, generator=generator)
+    """(3,) sRGB behind the splat. It shows what is not solid: fog that matches one background stands out on another."""
+    share, black, grey = torch.rand(3, generator=generator)
     color = torch.rand(3, generator=generator)
-    if chance >= config.background_share:
+    if share >= config.background_share:
         return torch.ones(3)
-    return color if kind < 0.5 else torch.zeros(3)
+    if config.background_colors == "grey":
+        return torch.lerp(torch.full((3,), DARKEST_GREY), torch.ones(3), grey)
+    return torch.zeros(3) if black < 0.5 else color
 
 
 def jitter(splats: Splats, config: DreamConfig, generator: Generator) -> Splats:

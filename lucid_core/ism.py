@@ -1,18 +1,19 @@
 """Interval Score Matching (LucidDreamer: Liang et al., CVPR 2024, arXiv 2311.11284), in variance-exploding form.
 
-    code            paper       meaning
-    t, s            t, s        fractions of the training schedule, s = t - delta_t
-    z0              x0          latents of the rendered views (B, C, h, w)
-    z_s, z_t        x_s, x_t    noisy latents, by DDIM inversion of z0; here z = x / sqrt(abar)
-    e_s, e_t        eps_phi     predicted noise at s without the prompt, at t with it
-    delta_t         delta_T     the interval
-    delta_s         delta_S     stride of the inversion that leads from z0 to z_s
-    y, inverse      y, empty    prompt of each view; prompt of the inversion
+code            paper       meaning
+t, s            t, s        fractions of the training schedule, s = t - delta_t
+z0              x0          latents of the rendered views (B, C, h, w)
+z_s, z_t        x_s, x_t    noisy latents, by DDIM inversion of z0; here z = x / sqrt(abar)
+e_s, e_t        eps_phi     predicted noise at s without the prompt, at t with it
+delta_t         delta_T     the interval
+delta_s         delta_S     stride of the inversion that leads from z0 to z_s
+y, inverse      y, empty    prompt of each view; prompt of the inversion
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Generator, Tensor
@@ -35,7 +36,7 @@ class ISM:
     delta_t: float = setting(0.08, MIN_T, 1, "The interval between the two noise levels that are compared.")
     delta_t_start: float = setting(0.1, MIN_T, 1, "The interval when the run begins; it goes to delta_t over the warm-up.")
     delta_s: float = setting(0.2, MIN_T, 1, "Stride of the DDIM inversion. Longer is cheaper and coarser.")
-    inversion_steps: int = setting(5, 0, 50, "Most steps of the DDIM inversion; 0 = none, plain noise is added at the lower end "
+    inversion_steps: int = setting(5, 0, 50, "Most steps of the DDIM inversion; 0 = none: plain noise at the lower end "
                                    "of the interval.", step=1)  # fmt: skip
     warmup: float = setting(0.3, 0, 1, "Share of the run over which the noise range and the interval anneal; 0 = none.")
     weight: float = setting(0.1, 1e-6, 1e6, "Weight of the guidance beside the regularisers (the paper's lambda).")
@@ -96,7 +97,7 @@ def invert(prior: Prior, z0: Tensor, noise: Tensor, times: list[float], cond: Co
     """DDIM inversion of z0 along `times`; noise is added once, at the first of them (equation 12)."""
     sigmas = [prior.sigma(time) for time in times]
     z = z0 + sigmas[0] * noise
-    for sigma_a, sigma_b in zip(sigmas[:-1], sigmas[1:]):
+    for sigma_a, sigma_b in pairwise(sigmas):
         z = z + (sigma_b - sigma_a) * eps(prior, z, sigma_a, [cond])[0]
     return z
 

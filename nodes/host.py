@@ -50,9 +50,7 @@ def require_image_model(model: Any, vae: Any) -> None:
     name = type(model.model).__name__
     latents = model.model.latent_format
     sampling = model.get_model_object("model_sampling")
-    known = isinstance(sampling, comfy.model_sampling.EPS) and isinstance(
-        sampling, comfy.model_sampling.ModelSamplingDiscrete
-    )
+    known = isinstance(sampling, comfy.model_sampling.EPS) and isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete)
     if latents.latent_dimensions != 2 or vae.latent_dim != 2:
         raise ValueError(f"model {name} does not make images; use an image model such as SD 1.5, SD 2.1 or SDXL")
     if not known:

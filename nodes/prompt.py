@@ -40,9 +40,7 @@ class LucidPrompt(IO.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(
-        cls, clip, text, negative, front, side, back, overhead, inverse, blend_deg, overhead_deg
-    ) -> IO.NodeOutput:
+    def execute(cls, clip, text, negative, front, side, back, overhead, inverse, blend_deg, overhead_deg) -> IO.NodeOutput:
         with errors_of(cls):
             if not text.strip():
                 raise ValueError("text is empty; say what the object is, e.g. 'a red mushroom'")

@@ -46,9 +46,7 @@ class LucidRender(IO.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(
-        cls, splat, width, height, frames, azimuth, elevation, fov, background, camera_info=None
-    ) -> IO.NodeOutput:
+    def execute(cls, splat, width, height, frames, azimuth, elevation, fov, background, camera_info=None) -> IO.NodeOutput:
         with errors_of(cls):
             angles = math.radians(azimuth) + torch.arange(frames) * (2 * math.pi / frames)
             color = torch.tensor(hex_color(background))

@@ -86,9 +86,7 @@ def _load(backend: str, means: Tensor):
     return render
 
 
-def check(
-    splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: int | None, background: Tensor | None
-) -> None:
+def check(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: int | None, background: Tensor | None) -> None:
     """Raise ValueError, naming the argument and what is allowed, unless these can be rendered."""
     for name, value in (("width", width), ("height", height)):
         if not isinstance(value, int) or value < 1:

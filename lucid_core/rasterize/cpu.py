@@ -60,10 +60,10 @@ class Project(torch.autograd.Function):
         radii = torch.zeros(views, n, 2, dtype=torch.int32)
         bands, Ks = (sh_degree + 1) ** 2, _array(cameras.Ks.double())
         limits = cpu_project.slope_limits(Ks, width, height)
-        ctx.camera = (_array(cameras.viewmats.double()), Ks, limits, width, height, bands)
+        ctx.camera = (_array(cameras.viewmats.double()), Ks, limits, bands)
         inputs = (_array(x) for x in (means, quats, scales, opacities, sh))
         outputs = (_array(x) for x in (means2d, factors, features, radii))
-        spread(cpu_project.project, n, SPLATS_PER_JOB, *inputs, *ctx.camera, *outputs)
+        spread(cpu_project.project, n, SPLATS_PER_JOB, *inputs, *ctx.camera, width, height, *outputs)
         ctx.save_for_backward(means, quats, scales, sh, radii, features)
         ctx.mark_non_differentiable(radii)
         return means2d, factors, features, radii

@@ -104,9 +104,7 @@ def _blend_tile(records, ids, left, top, width, height, pixels):
             dy = y0 + f32(j) - records[n, 1]
             u, drop = p * (x0 - records[n, 0]) + q * dy, r * dy * dy
             if not _row_misses(u, p, drop, strength):
-                _blend_row(
-                    pixels, j, f32(k), u, p, drop, opacity, records[n, 6], records[n, 7], records[n, 8], records[n, 9]
-                )
+                _blend_row(pixels, j, f32(k), u, p, drop, opacity, records[n, 6], records[n, 7], records[n, 8], records[n, 9])
         if k % CHECK == CHECK - 1 and _all_stopped(pixels, f32(k)):
             break
 

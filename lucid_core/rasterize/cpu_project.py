@@ -1,8 +1,7 @@
 """CPU kernels, 1 of 3: splats to screen Gaussians and back (EWA splatting, Zwicker et al. 2001).
 
 Arithmetic is float64 inside, float32 outside: it costs little here, and needles and huge splats stay exact.
-What overflows is culled. Kernels call only kernels of their own file, because
-numba's cache looks at no other.
+What overflows is culled. Kernels call only kernels of their own file, because numba's cache looks at no other.
 
 A screen covariance [[sxx, sxy], [sxy, syy]] leaves as the row factor (p, q, r) of its inverse:
     1/2 d' Sigma^-1 d = (p dx + q dy)^2 + r dy^2,
@@ -203,11 +202,12 @@ def _project_view(
 
 @kernel(fastmath=KEEPS_NAN)
 def project(
-    first, end, means, quats, scales, opacities, sh, views, Ks, limits, width, height, bands, means2d, factors, features, radii
-):
+    first, end, means, quats, scales, opacities, sh, views, Ks, limits, bands, width, height,
+    means2d, factors, features, radii,
+):  # fmt: skip
     """-> means2d (B, N, 2), factors (B, N, 3) p q r, features (B, N, 4) r g b z, radii (B, N, 2); zeros where culled.
 
-    views (B, 4, 4), Ks (B, 3, 3) and limits (B, 4) are float64, the rest float32; outputs come zeroed. A job is a splat.
+    views (B, 4, 4), Ks (B, 3, 3), limits (B, 4) are float64, the rest float32; outputs come zeroed. A job is a splat.
     """
     R, M, m1, m2, basis = np.empty((3, 3)), np.empty((3, 3)), np.empty(3), np.empty(3), np.empty(16)
     for i in range(first, end):
@@ -256,9 +256,7 @@ def _geometry_backward(i, b, means, M, W, K, limits, m1, m2, g1, g2, g_means2d, 
     _screen_axes(W, M, fx, slope_x, 0, m1)
     _screen_axes(W, M, fy, slope_y, 1, m2)
     _, sxy, syy, variance = _covariance(m1, m2)
-    g_sxx, g_sxy, g_syy = _factor_backward(
-        sxy, syy, variance, g_factors[b, i, 0], g_factors[b, i, 1], g_factors[b, i, 2]
-    )
+    g_sxx, g_sxy, g_syy = _factor_backward(sxy, syy, variance, g_factors[b, i, 0], g_factors[b, i, 1], g_factors[b, i, 2])
     for k in range(3):
         g1[k] = 2 * g_sxx * m1[k] + g_sxy * m2[k]
         g2[k] = 2 * g_syy * m2[k] + g_sxy * m1[k]

@@ -44,6 +44,4 @@ class FiniteSetPrior(GaussianPrior):
     def denoise(self, z: Tensor, sigma: float, conds: list[Tensor]) -> list[Tensor]:
         self.evaluations += len(z) * len(conds)
         distance2 = (z[:, None] - self.members[None]).square().flatten(2).sum(-1)  # (B, M)
-        return [
-            torch.einsum("bm,mchw->bchw", (cond - distance2 / (2 * sigma**2)).softmax(-1), self.members) for cond in conds
-        ]
+        return [torch.einsum("bm,mchw->bchw", (cond - distance2 / (2 * sigma**2)).softmax(-1), self.members) for cond in conds]

@@ -18,7 +18,14 @@ def at(azimuth_deg, elevation_deg, radius=4.0):
 
 @pytest.mark.parametrize(
     "azimuth, elevation, where",
-    [(0, 0, (0, 0, -4)), (90, 0, (4, 0, 0)), (180, 0, (0, 0, 4)), (-90, 0, (-4, 0, 0)), (0, 90, (0, -4, 0)), (0, -90, (0, 4, 0))],
+    [
+        (0, 0, (0, 0, -4)),
+        (90, 0, (4, 0, 0)),
+        (180, 0, (0, 0, 4)),
+        (-90, 0, (-4, 0, 0)),
+        (0, 90, (0, -4, 0)),
+        (0, -90, (0, 4, 0)),
+    ],
 )
 def test_orbit_puts_the_camera_where_the_frame_says(azimuth, elevation, where):
     """Front at -z, azimuth towards +x, up at -y."""
@@ -89,7 +96,9 @@ def test_framed_holds_the_splat_wherever_it_is():
     assert (inside[:, 2] > 0).all() and ((pixels > 0) & (pixels < 64)).float().mean() > 0.98
 
 
-@pytest.mark.parametrize("bad", [{"radius_min": 6.0}, {"elevation_max_deg": 91}, {"fovy_min_deg": 0}, {"azimuth_min_deg": math.nan}])
+@pytest.mark.parametrize(
+    "bad", [{"radius_min": 6.0}, {"elevation_max_deg": 91}, {"fovy_min_deg": 0}, {"azimuth_min_deg": math.nan}]
+)
 def test_bad_ranges_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         CameraRanges(**bad)

@@ -73,12 +73,16 @@ def test_the_global_generator_is_left_alone():
     torch.manual_seed(123)
     expected = torch.rand(3)
     torch.manual_seed(123)
-    run(dataclasses.replace(CONFIG, steps=8, densify=dataclasses.replace(CONFIG.densify, start=0.0, every=0.2, grow_grad2d=0.0)))
+    run(
+        dataclasses.replace(CONFIG, steps=8, densify=dataclasses.replace(CONFIG.densify, start=0.0, every=0.2, grow_grad2d=0.0))
+    )
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_splats_are_added_pruned_and_capped():
-    grow = dataclasses.replace(CONFIG.densify, start=0.1, stop=1.0, every=0.2, grow_grad2d=0.0, prune_opacity=0.0, reset_every=0)
+    grow = dataclasses.replace(
+        CONFIG.densify, start=0.1, stop=1.0, every=0.2, grow_grad2d=0.0, prune_opacity=0.0, reset_every=0
+    )
     counts = [len(step.splats) for step in run(dataclasses.replace(CONFIG, steps=20, densify=grow))]
     assert counts[-1] > 600
     capped = dataclasses.replace(grow, max_splats=600)

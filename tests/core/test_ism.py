@@ -1,6 +1,7 @@
 """ISM against closed forms, in float64."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def test_inversion_of_a_gaussian_prior_is_the_product_of_its_strides(rand):
     prior, z0, noise, mean = GaussianPrior(0.5), rand(), rand(), rand()
     times = [0.1, 0.3, 0.5, 0.62]
     sigmas = [prior.sigma(t) for t in times]
-    factor = math.prod(1 + (b - a) * a / (0.5 + a**2) for a, b in zip(sigmas, sigmas[1:]))
+    factor = math.prod(1 + (b - a) * a / (0.5 + a**2) for a, b in pairwise(sigmas))
     expected = mean + factor * (z0 + sigmas[0] * noise - mean)
     torch.testing.assert_close(invert(prior, z0, noise, times, mean), expected)
 
@@ -51,7 +52,7 @@ def test_interval_score_equals_its_closed_form(rand, t, s):
     z0, noise, y, negative, inverse = rand(), rand(), rand(), rand(), rand()
 
     sigmas = [prior.sigma(time) for time in inversion_times(s, ism.delta_s, ism.inversion_steps)]
-    factor = math.prod(1 + (b - a) * a / (v + a**2) for a, b in zip(sigmas, sigmas[1:]))
+    factor = math.prod(1 + (b - a) * a / (v + a**2) for a, b in pairwise(sigmas))
     sigma_s, sigma_t = prior.sigma(s), prior.sigma(t)
     z_s = inverse + factor * (z0 + sigmas[0] * noise - inverse)
     e_s = sigma_s * (z_s - inverse) / (v + sigma_s**2)

@@ -195,9 +195,7 @@ def test_views_render_together_as_they_do_alone():
 def test_lower_sh_degree_ignores_the_upper_bands():
     splats = random_splats(seed=15, sh_degree=3)
     lower = replace(splats, sh=splats.sh[:, :4])
-    assert torch.equal(
-        rasterize(splats, three_views(), W, H, sh_degree=1).rgb, rasterize(lower, three_views(), W, H).rgb
-    )
+    assert torch.equal(rasterize(splats, three_views(), W, H, sh_degree=1).rgb, rasterize(lower, three_views(), W, H).rgb)
 
 
 def test_no_splats_show_the_background():

@@ -36,7 +36,13 @@ def test_activation_inverts_parameters(degree):
 
 
 def test_extreme_splats_have_finite_parameters():
-    splats = Splats(torch.zeros(2, 3), torch.ones(2, 4), torch.tensor([[0.0] * 3, [1e6] * 3]), torch.tensor([0.0, 1.0]), torch.zeros(2, 1, 3))
+    splats = Splats(
+        torch.zeros(2, 3),
+        torch.ones(2, 4),
+        torch.tensor([[0.0] * 3, [1e6] * 3]),
+        torch.tensor([0.0, 1.0]),
+        torch.zeros(2, 1, 3),
+    )
     assert all(value.isfinite().all() for value in parameters(splats).values())
 
 
@@ -105,7 +111,9 @@ def test_ply_layout_is_the_standard_one(tmp_path):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\n1\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\n1\n"]
+)
 def test_a_file_that_is_no_splat_is_refused(tmp_path, content):
     (tmp_path / "a.ply").write_bytes(content)
     with pytest.raises(ValueError, match="not a 3D Gaussian splat"):

@@ -13,7 +13,9 @@ def weights(azimuth_deg, elevation_deg=0.0, **blend):
     return ViewBlend(**blend).weights(azimuth, torch.tensor([float(elevation_deg)]).deg2rad())[0]
 
 
-@pytest.mark.parametrize("azimuth, view", [(0, "front"), (90, "side"), (-90, "side"), (180, "back"), (-180, "back"), (270, "side")])
+@pytest.mark.parametrize(
+    "azimuth, view", [(0, "front"), (90, "side"), (-90, "side"), (180, "back"), (-180, "back"), (270, "side")]
+)
 def test_cardinal_directions_are_pure(azimuth, view):
     assert weights(azimuth)[VIEWS.index(view)] == pytest.approx(1, abs=1e-5)
     assert weights(azimuth, 90, overhead_deg=45)[VIEWS.index("overhead")] == pytest.approx(1)

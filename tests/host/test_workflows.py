@@ -45,7 +45,7 @@ def as_api(ui, info):
 
 def test_there_are_workflows_and_each_has_both_forms():
     assert "text_to_splat" in NAMES
-    assert NAMES == sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json"))
+    assert sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json")) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
