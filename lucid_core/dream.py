@@ -100,8 +100,8 @@ def dream(
 ) -> Iterator[Step]:
     """Optimise `splats` until the prior finds `prompts` in its views; yields after every step.
 
-    Everything random follows from `seed`. Raises ValueError for a splat that cannot be optimised and FloatingPointError
-    when a loss is not finite; the splats of the last yielded step are still good then.
+    Everything random follows from `seed`. Raises ValueError for a splat that cannot be optimised, FloatingPointError when a
+    loss is not finite and RuntimeError when nothing is left; the splats of the last yielded step are still good then.
     """
     validate(splats)
     generator = torch.Generator().manual_seed(seed)
@@ -142,6 +142,8 @@ def dream(
             optimizer.zero_grad(set_to_none=True)
         keep_colors(params)
         densifier.after_backward(params, optimizers, step, render.info, generator)
+        if len(params["means"]) == 0:
+            raise RuntimeError(f"every Gaussian was pruned at step {step} of {config.steps}; start from more, or more opaque ones")
         with torch.no_grad():
             yield Step(step, loss.item(), activate(params).map(Tensor.detach), prior.evaluations)
 
