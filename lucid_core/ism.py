@@ -69,7 +69,7 @@ PRESETS = {
     "official": ISM(),
     # Minutes on a CPU. One long inversion stride keeps most of what five give (without any, gradients are far noisier) for
     # 4 model evaluations a view; a lower, longer fall of t_max replaces the steps that there is no time for.
-    "cpu": ISM(cfg=4.0, t_max=0.3, t_max_start=0.8, delta_s=1.0, inversion_steps=1, warmup=0.8),
+    "cpu": ISM(cfg=5.0, t_max=0.3, t_max_start=0.8, delta_s=1.0, inversion_steps=1, warmup=0.8),
 }
 
 

@@ -41,7 +41,7 @@ def errors_of(node: type[IO.ComfyNode]) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        name = node.GET_SCHEMA().display_name
+        name = node.define_schema().display_name  # GET_SCHEMA would write to the class, which the host locks
         raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
 
 

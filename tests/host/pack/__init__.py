@@ -39,7 +39,7 @@ class LucidTestModel(IO.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        options = ["video model", "flow model", "vae channels", "no vae", "fails at call 4"]
+        options = ["video model", "flow model", "vae channels", "no vae", "patched weights", "fails at call 4"]
         return IO.Schema(
             node_id="LucidTestModel",
             inputs=[IO.Model.Input("model"), IO.Vae.Input("vae"), IO.Combo.Input("change", options=options)],
@@ -55,6 +55,9 @@ class LucidTestModel(IO.ComfyNode):
             vae.latent_channels = 16
         elif change == "video model":
             vae.latent_dim = 3
+        elif change == "patched weights":
+            key = "diffusion_model.out.2.bias"
+            model.add_patches({key: ("diff", (torch.full((4,), 0.1),))})
         elif change == "flow model":
 
             class Flow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
