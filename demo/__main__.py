@@ -22,6 +22,7 @@ from lucid_core.gaussians import Splats
 from lucid_core.rasterize import rasterize
 
 from . import score, world
+from .base import PRIOR
 from .client import Client, ComfyError, Graph, Progress, output_files
 from .host import Server
 
@@ -30,6 +31,7 @@ WORKFLOW = ROOT / "workflows" / "api" / "text_to_splat.json"
 KEPT = {".ply": "splat.ply", ".mp4": "turntable.mp4"}
 PHASES = {"LucidDream": "distil", "LucidSave": "save"}  # the rest of a run is "load"
 SHEET_COLUMNS = 8
+FULL_SIZE = 512  # what a Stable Diffusion 1.5 checkpoint was trained at; the workflow is set for the demo prior's 128
 PACE_STEPS = 20  # the pace shown is that of so many last steps: the first ones compile, and splats grow in number
 PLAIN_SECONDS = 10  # between two lines of progress where stderr is no terminal
 
@@ -147,7 +149,11 @@ def run(options: argparse.Namespace) -> dict:
         {
             "CheckpointLoaderSimple": {"ckpt_name": options.checkpoint},
             "LucidPrompt": {"text": options.prompt},
-            "LucidDream": {"steps": options.steps, "seed": options.seed},
+            "LucidDream": {
+                "steps": options.steps,
+                "seed": options.seed,
+                "resolution": None if options.checkpoint == PRIOR else FULL_SIZE,
+            },
             "LucidSave": {"filename_prefix": f"lucid/{name}"},
         },
     )
