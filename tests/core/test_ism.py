@@ -93,6 +93,14 @@ def test_gradient_leaves_no_graph_and_does_not_touch_its_input(rand):
     assert not g.requires_grad and torch.equal(z0.detach(), before) and z0.grad is None
 
 
+def test_the_weight_scales_the_gradient(rand):
+    z0, conds = rand(), Conds(rand(), rand(), rand())
+    once, thrice = (
+        ISM(weight=weight).gradient(GaussianPrior(0.5), z0, conds, 0.1, torch.Generator().manual_seed(7)) for weight in (1, 3)
+    )
+    torch.testing.assert_close(thrice, 3 * once)
+
+
 def test_same_generator_same_gradient(rand):
     z0, conds = rand(), Conds(rand(), rand(), rand())
     once = [ISM().gradient(GaussianPrior(0.5), z0, conds, 0.1, torch.Generator().manual_seed(7)) for _ in range(2)]
