@@ -50,3 +50,14 @@ def write_mp4(path: str | os.PathLike, frames: Tensor, fps: float) -> None:
             writer.release()
             return
     raise OSError(f"{path}: this opencv can write neither {' nor '.join(CODECS)} video")
+
+
+def depth_image(depth: Tensor, alpha: Tensor) -> Tensor:
+    """Accumulated depth (1, H, W, 1) -> (1, H, W, 3): 1 at the nearest solid pixel, falling to 0.1 at the farthest."""
+    z = depth / alpha.clamp_min(1e-6)
+    solid = z[alpha > 0.5]
+    if len(solid) == 0:
+        return torch.zeros_like(z).expand(-1, -1, -1, 3)
+    near, far = solid.min(), solid.max()
+    bright = 1 - 0.9 * ((z - near) / (far - near).clamp_min(1e-6)).clamp(0, 1)
+    return (bright * alpha).expand(-1, -1, -1, 3)

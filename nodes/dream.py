@@ -88,8 +88,12 @@ class _Run:
     def rescue(self) -> None:
         """Save the splat of a cancelled or failed run beside the user's outputs."""
         if self.last is not None:
-            path, _ = host.output_path("lucid/unfinished", "ply")
-            ply.write(path, self.last.splats)
+            try:
+                path, _ = host.output_path("lucid/unfinished", "ply")
+                ply.write(path, self.last.splats)
+            except OSError as error:  # a full disk must not hide what stopped the run
+                log.error("Lucid Dream could not save the unfinished splat: %s", error)
+                return
             log.warning("Lucid Dream stopped at step %d of %d; its splat is saved as %s", self.last.step, self.steps, path)
 
     def summary(self) -> dict:

@@ -5,6 +5,7 @@ from comfy_api.latest import IO
 
 from ..lucid_core.cameras import framed, turned
 from ..lucid_core.rasterize import rasterize
+from ..lucid_core.video import depth_image
 from . import host
 from .inputs import CATEGORY, errors_of, hex_color
 
@@ -67,14 +68,3 @@ class LucidRender(IO.ComfyNode):
                     depths.append(depth_image(view.depth, view.alpha))
                     progress.update(len(images), images[-1][0])
             return IO.NodeOutput(torch.cat(images), torch.cat(masks), torch.cat(depths))
-
-
-def depth_image(depth: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """Accumulated depth (1, H, W, 1) -> (1, H, W, 3): 1 at the nearest solid pixel, falling to 0.1 at the farthest."""
-    z = depth / alpha.clamp_min(1e-6)
-    solid = z[alpha > 0.5]
-    if len(solid) == 0:
-        return torch.zeros_like(z).expand(-1, -1, -1, 3)
-    near, far = solid.min(), solid.max()
-    bright = 1 - 0.9 * ((z - near) / (far - near).clamp_min(1e-6)).clamp(0, 1)
-    return (bright * alpha).expand(-1, -1, -1, 3)

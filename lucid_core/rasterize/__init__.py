@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras
+from ..extras import load
 from ..gaussians import Splats
 
 BACKENDS = ("auto", "numba", "reference")
@@ -77,10 +78,7 @@ def _load(backend: str, means: Tensor):
         raise ValueError(f"backend {backend!r} renders on the CPU, but means are on {means.device}; move them there")
     if means.dtype != torch.float32:
         raise ValueError(f"backend {backend!r} renders float32, but means are {means.dtype}; convert the splats")
-    try:
-        import numba  # noqa: F401
-    except ImportError as error:
-        raise ImportError("rendering on the CPU needs numba: pip install numba") from error
+    load("numba", "numba")
     from .cpu import render
 
     return render
