@@ -1,0 +1,96 @@
+"""The demo prior without a host: lucid_core's Prior over the narrow networks themselves.
+
+It predicts what the full checkpoint does in the host, at a fraction of the cost: for benchmarks and tests of the method.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from lucid_core.prior import Conds
+from lucid_core.views import VIEWS, Prompts, ViewBlend
+
+from . import captions, taesd, unet
+from .checkpoint import PRIOR
+from .train import SD15_LATENT_SCALE
+from .train_unet import TIMESTEPS, alphas_cumprod
+from .words import CONCEPTS, FILLER, START, concepts_in
+
+TOKENS = 77  # of a CLIP prompt
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What attention sees of a prompt: rows (B, T, 768), one row of B or one per view, and the bias (T,) of their logits."""
+
+    rows: Tensor
+    bias: Tensor
+
+
+class DemoPrior:
+    """The prior of `path` (the repository's own file) on the CPU. Latents have a deviation of about 1, as in the host."""
+
+    def __init__(self, path: str | Path = PRIOR) -> None:
+        tensors = load_file(path)
+        part = lambda prefix: {
+            name.removeprefix(prefix): value.float() for name, value in tensors.items() if name.startswith(prefix)
+        }
+        denoiser, encoder, decoder = part("unet."), part("enc."), part("dec.")
+        self.unet = _ready(unet.UNet(*unet.widths_of(denoiser)), denoiser)
+        self.encoder = _ready(taesd.encoder(taesd.widths_of(encoder)), encoder)
+        self.decoder = _ready(taesd.decoder(taesd.widths_of(encoder)), decoder)
+        self.words = captions.encoded(tensors["words"])
+        self.scale, self.shift = tensors["scale_shift"].tolist()
+        abar = alphas_cumprod().double()
+        self.log_sigmas = ((1 - abar) / abar).sqrt().log()  # (1000,)
+        self.evaluations = 0
+
+    def prompts(self, text: str, negative: str = "", blend: ViewBlend | None = None) -> Prompts:
+        """As LucidPrompt does with its default view words: `text`, then "front view" and so on."""
+        views = tuple(self.caption(f"{text}, {view} view") for view in VIEWS)
+        return Prompts(views, self.caption(negative), self.caption(""), blend or ViewBlend())
+
+    def caption(self, text: str) -> Caption:
+        words = [START, *concepts_in(text), FILLER]
+        bias = torch.zeros(len(words))
+        bias[-1] = torch.tensor(float(TOKENS - len(words) + 1)).log()
+        return Caption(self.words[[CONCEPTS.index(word) for word in words]][None], bias)
+
+    def blend(self, conds: list[Caption], weights: Tensor) -> Caption:
+        rows = torch.cat([cond.rows for cond in conds])  # (V, T, 768): prompts of views have equally many words
+        return Caption(torch.einsum("bv,v...->b...", weights, rows), conds[0].bias)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return (self.encoder(images.movedim(-1, 1)) / self.scale + self.shift) * SD15_LATENT_SCALE
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.decoder((latents / SD15_LATENT_SCALE - self.shift) * self.scale).movedim(1, -1).clamp(0, 1)
+
+    @torch.no_grad()
+    def denoise(self, z: Tensor, sigma: float, conds: list[Caption]) -> list[Tensor]:
+        self.evaluations += len(z) * len(conds)
+        length = max(len(cond.bias) for cond in conds)
+        pad = lambda x, value=0.0: F.pad(x, (0, length - x.shape[-1]), value=value)
+        rows = [pad(cond.rows.mT).mT.expand(len(z), -1, -1) for cond in conds]
+        bias = [pad(cond.bias, captions.MASKED).expand(len(z), -1) for cond in conds]
+        timestep = (self.log_sigmas - torch.tensor(sigma).log()).abs().argmin()
+        x = (z / (1 + sigma**2) ** 0.5).repeat(len(conds), 1, 1, 1)
+        eps = self.unet(x, timestep.expand(len(x)), torch.cat(rows), torch.cat(bias))
+        return [z - sigma * e for e in eps.chunk(len(conds))]
+
+    def sigma(self, t: float) -> float:
+        at = min(max(t, 0.0), 1.0) * (TIMESTEPS - 1)
+        low = min(int(at), TIMESTEPS - 2)
+        return float(torch.lerp(self.log_sigmas[low], self.log_sigmas[low + 1], at - low).exp())
+
+
+def _ready(network: torch.nn.Module, state: dict[str, Tensor]) -> torch.nn.Module:
+    network.load_state_dict(state)
+    return network.requires_grad_(False).eval()
