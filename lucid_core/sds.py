@@ -23,6 +23,8 @@ from .score import Distillation, gaussian, guided_eps, variance_of
 class SDS(Distillation):
     """Settings of the method; the defaults are the paper's. Times are fractions of the schedule."""
 
+    TITLE = "Score Distillation Sampling (DreamFusion)"
+
     cfg: float = setting(100.0, 0, 1000, "Classifier-free guidance scale. The method needs a high one (100) to converge; at "
                          "7.5 it is blurry.", step=0.5, rare=False)  # fmt: skip
     t_max: float = setting(0.98, 1e-3, 1, "Most noise, after the warm-up. Lower keeps what the splat already shows.")

@@ -1,10 +1,15 @@
 """Our nodes in the real host, through its API."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from demo.client import ComfyError
+from lucid_core import ism
+from lucid_core.checks import bounds_of
+from lucid_core.methods import METHODS
 
 from .graphs import Graph, files, image, node_of, ply_of, workflow
 
@@ -154,8 +159,9 @@ def _only_start(graph, prefix="test/start"):
         ({"LucidPointCloud": {"count": 1}}, "count"),
         ({"LucidPointCloud": {"size": 0.0}}, "size"),
         ({"LucidPointCloud": {"color": "red"}}, "Lucid Point Cloud: color is 'red'"),
-        ({"LucidISM": {"t_min": 0.6}}, "Lucid ISM: t_max"),
-        ({"LucidISM": {"cfg": -1.0}}, "cfg"),
+        ({"LucidISM": {"preset.t_min": 0.6}}, "Lucid ISM: t_max"),
+        ({"LucidISM": {"preset.cfg": -1.0}}, "cfg"),
+        ({"LucidISM": {"preset": "mine"}}, "preset"),
         ({"LucidCameras": {"radius_min": 9.0}}, "Lucid Cameras: radius_min is 9"),
         ({"LucidSave": {"filename_prefix": "../../outside"}}, "outside"),
         ({"CheckpointLoaderSimple": {"ckpt_name": "missing.safetensors"}}, "missing.safetensors"),
@@ -164,6 +170,43 @@ def _only_start(graph, prefix="test/start"):
 def test_bad_values_are_refused_by_node_and_value(client, change, message):
     with pytest.raises(ComfyError, match=message):
         client.run(workflow(**change))
+
+
+def test_every_preset_sets_the_widgets_of_the_node_to_its_values(client):
+    """Choosing a preset in the web page makes its widgets anew with these defaults: from there each can be changed."""
+    spec = client.object_info()["LucidISM"]["input"]["required"]["preset"][1]
+    for option in spec["options"]:
+        shown = {name: widget[1]["default"] for name, widget in option["inputs"]["required"].items()}
+        assert shown == dataclasses.asdict(ism.PRESETS[option["key"]])
+    assert [option["key"] for option in spec["options"]] == list(ism.PRESETS)
+
+
+def with_baseline(method, **settings):
+    """The workflow with a rival of ISM in its place, at its defaults but for `settings`."""
+    graph = workflow()
+    defaults = METHODS[method]()
+    node = graph[node_of(graph, "LucidISM")]
+    links = {name: value for name, value in node["inputs"].items() if isinstance(value, list)}
+    values = {name: getattr(defaults, name) for name in bounds_of(defaults)} | settings
+    node["class_type"] = "LucidBaseline"
+    node["inputs"] = {**links, "method": method, **{f"method.{name}": value for name, value in values.items()}}
+    return graph
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_rival_of_ism_runs_in_its_place(client, method):
+    entry = client.run(with_baseline(method))
+    splats = ply_of(client, entry)
+    assert len(splats) > 100 and splats.means.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [({"t_min": 0.99}, "Lucid Baseline: t_max is 0.98"), ({"cfg": -1.0}, "cfg"), ({"weight": 0.0}, "weight")],
+)
+def test_bad_values_of_a_rival_are_refused(client, settings, message):
+    with pytest.raises(ComfyError, match=message):
+        client.run(with_baseline("SDS", **settings))
 
 
 def test_a_batch_of_splats_is_refused_by_dream_and_rendered_by_render(client):
@@ -208,12 +251,12 @@ def test_a_broken_splat_is_refused(client, node, change, message):
 )
 def test_a_model_or_vae_that_cannot_serve_is_refused_before_the_first_step(client, change, message):
     graph = workflow()
-    loader, ism = node_of(graph, "CheckpointLoaderSimple"), graph[node_of(graph, "LucidISM")]
+    loader, guidance = node_of(graph, "CheckpointLoaderSimple"), graph[node_of(graph, "LucidISM")]
     graph["other"] = {
         "class_type": "LucidTestModel",
         "inputs": {"model": [loader, 0], "vae": [loader, 2], "change": change},
     }
-    ism["inputs"].update(model=["other", 0], vae=["other", 1])
+    guidance["inputs"].update(model=["other", 0], vae=["other", 1])
     with pytest.raises(ComfyError, match=message):
         client.run(graph)
 
