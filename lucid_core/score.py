@@ -72,9 +72,20 @@ def eps(prior: Prior, z: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor
 
 
 def guided_eps(prior: Prior, z: Tensor, sigma: float, conds: Conds, cfg: float) -> Tensor:
-    """Noise under the prompts by classifier-free guidance, all of it in one model call."""
-    e_y, e_negative = eps(prior, z, sigma, [conds.y, conds.negative])
-    return e_negative + cfg * (e_y - e_negative)
+    """Noise under the prompts by classifier-free guidance (and Perp-Neg), all of it in one model call."""
+    e_y, e_negative, *e_others = eps(prior, z, sigma, [conds.y, conds.negative, *conds.others])
+    return e_negative + cfg * towards(e_y - e_negative, [e - e_negative for e in e_others], conds.weights)
+
+
+def towards(main: Tensor, others: list[Tensor], weights: Tensor | None) -> Tensor:
+    """Perp-Neg (Armandpour et al. 2023, arXiv 2304.04968): main + sum of weights (B, K) * the part of each other that is
+    perpendicular to it. All (B, C, h, w), as differences to the noise without a prompt; right angles are taken view by view.
+    """
+    total, size2 = main, main.square().sum((1, 2, 3), keepdim=True).clamp_min(1e-6)
+    for k, other in enumerate(others):
+        along = (other * main).sum((1, 2, 3), keepdim=True) / size2
+        total = total + weights[:, k].to(main).reshape(-1, 1, 1, 1) * (other - along * main)
+    return total
 
 
 def invert(z: Tensor, sigmas: list[float], ask: Callable[[Tensor, float], Tensor]) -> Tensor:

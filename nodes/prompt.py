@@ -1,6 +1,6 @@
 from comfy_api.latest import IO
 
-from ..lucid_core.views import VIEWS, ViewBlend
+from ..lucid_core.views import VIEWS, ViewBlend, without
 from . import host
 from .inputs import CATEGORY, errors_of, inputs_of
 from .types import LucidPromptData, LucidPromptType
@@ -34,20 +34,29 @@ class LucidPrompt(IO.ComfyNode):
                     "inverse", default="", advanced=True,
                     tooltip="Prompt of the DDIM inversion (ISM). Empty = unconditional, as in the paper.",
                 ),
+                IO.String.Input(
+                    "front_words", default="", advanced=True,
+                    tooltip="Words of the text that only the front shows, e.g. 'smiling, blue eyes': they are left out for "
+                    "all other sides. Empty = none.",
+                ),
                 *inputs_of(ViewBlend),
             ],
             outputs=[LucidPromptType.Output(display_name="prompt", tooltip="The text, encoded for every side.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, clip, text, negative, front, side, back, overhead, inverse, blend_deg, overhead_deg) -> IO.NodeOutput:
+    def execute(cls, clip, text, negative, front, side, back, overhead, inverse, front_words, **blend) -> IO.NodeOutput:
         with errors_of(cls):
             if not text.strip():
                 raise ValueError("text is empty; say what the object is, e.g. 'a red mushroom'")
+            blend = ViewBlend(**blend)
+            rest = without(text, front_words) if front_words.strip() else text.strip()
+            if not rest:
+                raise ValueError(f"front_words is {front_words!r}, which leaves nothing of text; name fewer words")
             host.require_clip(clip)
-            texts = [", ".join(part for part in (text.strip(), word.strip()) if part) for word in (front, side, back, overhead)]
+            pairs = ((text.strip(), front), (rest, side), (rest, back), (rest, overhead))
+            texts = [", ".join(part for part in (what, word.strip()) if part) for what, word in pairs]
             views = tuple(host.encode_text(clip, view) for view in texts)
-            blend = ViewBlend(blend_deg, overhead_deg)
             return IO.NodeOutput(
                 LucidPromptData(text, views, host.encode_text(clip, negative), host.encode_text(clip, inverse), blend)
             )

@@ -153,6 +153,8 @@ def _only_start(graph, prefix="test/start"):
     "change, message",
     [
         ({"LucidPrompt": {"text": "   "}}, "Lucid Prompt: text is empty"),
+        ({"LucidPrompt": {"front_words": "red mushroom, A"}}, "Lucid Prompt: front_words is 'red mushroom, A'"),
+        ({"LucidPrompt": {"perp_neg": -1.0}}, "perp_neg"),
         ({"LucidDream": {"steps": 0}}, "steps"),
         ({"LucidDream": {"views": 1000}}, "views"),
         ({"LucidDream": {"resolution": 100}}, "Lucid Dream: resolution is 100"),
@@ -170,6 +172,20 @@ def _only_start(graph, prefix="test/start"):
 def test_bad_values_are_refused_by_node_and_value(client, change, message):
     with pytest.raises(ComfyError, match=message):
         client.run(workflow(**change))
+
+
+def test_perp_neg_asks_the_model_about_two_more_prompts(client):
+    """With one view from behind: 2 evaluations more in each of 2 steps, and another splat."""
+
+    def run(perp_neg):
+        behind = {"azimuth_min_deg": 150.0, "azimuth_max_deg": 160.0}
+        graph = workflow(LucidPrompt={"perp_neg": perp_neg}, LucidCameras=behind, LucidDream={"seed": 21})
+        entry = client.run(graph)
+        (summary,) = (output["lucid"][0] for output in entry["outputs"].values() if "lucid" in output)
+        return summary["evaluations"], ply_of(client, entry)
+
+    (plain, splats), (more, pushed) = run(0.0), run(2.0)
+    assert more == plain + 4 and not torch.equal(splats.means, pushed.means)
 
 
 def test_every_preset_sets_the_widgets_of_the_node_to_its_values(client):
