@@ -1,3 +1,5 @@
+from typing import Any
+
 from comfy_api.latest import IO
 
 from ..lucid_core.checks import bounds_of
@@ -16,11 +18,26 @@ def options_of(choices: dict[str, Guidance]) -> list[IO.DynamicCombo.Option]:
 
 
 def sources() -> list[IO.Input]:
+    """Lazy, so that the host asks `check_lazy_status` about the settings before it loads a model."""
     return [
-        IO.Model.Input("model", tooltip="Any image model, with its LoRAs and patches."),
-        IO.Vae.Input("vae", tooltip="The VAE of that model."),
-        LucidPromptType.Input("prompt", tooltip="From Lucid Prompt."),
+        IO.Model.Input("model", lazy=True, tooltip="Any image model, with its LoRAs and patches."),
+        IO.Vae.Input("vae", lazy=True, tooltip="The VAE of that model."),
+        LucidPromptType.Input("prompt", lazy=True, tooltip="From Lucid Prompt."),
     ]
+
+
+def missing(sources: dict[str, Any]) -> list[str]:
+    """What to ask the host for: the prompt first, whose text may be refused, then model and VAE."""
+    names = [name for name, value in sources.items() if value is None]
+    return ["prompt"] if "prompt" in names else names
+
+
+def method_of(kinds: dict[str, type[Guidance]], combo: str, chosen: dict[str, Any] | None) -> Guidance:
+    """The method with the values of a dynamic combo's widgets."""
+    if not chosen:  # the host drops what it does not know
+        raise ValueError(f"{combo} is not known; it must be {', '.join(kinds)}")
+    chosen = {name: value[0] if isinstance(value, tuple) else value for name, value in chosen.items()}  # as lazy ones come
+    return kinds[chosen[combo]](**{name: value for name, value in chosen.items() if name != combo})
 
 
 class LucidISM(IO.ComfyNode):
@@ -44,11 +61,17 @@ class LucidISM(IO.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def check_lazy_status(cls, preset=None, **sources):
+        with errors_of(cls):
+            method_of(dict.fromkeys(PRESETS, ISM), "preset", preset)
+            return missing(sources)
+
+    @classmethod
     def execute(cls, model, vae, prompt, preset) -> IO.NodeOutput:
         with errors_of(cls):
-            settings = {name: value for name, value in preset.items() if name != "preset"}
             host.require_image_model(model, vae)
-            return IO.NodeOutput(LucidGuidanceData(model, vae, prompt, ISM(**settings)))
+            method = method_of(dict.fromkeys(PRESETS, ISM), "preset", preset)
+            return IO.NodeOutput(LucidGuidanceData(model, vae, prompt, method))
 
 
 class LucidBaseline(IO.ComfyNode):
@@ -71,8 +94,13 @@ class LucidBaseline(IO.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def check_lazy_status(cls, method=None, **sources):
+        with errors_of(cls):
+            method_of(METHODS, "method", method)
+            return missing(sources)
+
+    @classmethod
     def execute(cls, model, vae, prompt, method) -> IO.NodeOutput:
         with errors_of(cls):
-            settings = {name: value for name, value in method.items() if name != "method"}
             host.require_image_model(model, vae)
-            return IO.NodeOutput(LucidGuidanceData(model, vae, prompt, METHODS[method["method"]](**settings)))
+            return IO.NodeOutput(LucidGuidanceData(model, vae, prompt, method_of(METHODS, "method", method)))

@@ -163,7 +163,7 @@ def _only_start(graph, prefix="test/start"):
         ({"LucidPointCloud": {"color": "red"}}, "Lucid Point Cloud: color is 'red'"),
         ({"LucidISM": {"preset.t_min": 0.6}}, "Lucid ISM: t_max"),
         ({"LucidISM": {"preset.cfg": -1.0}}, "cfg"),
-        ({"LucidISM": {"preset": "mine"}}, "preset"),
+        ({"LucidISM": {"preset": "mine"}}, "Lucid ISM: preset is not known; it must be official, fast, cpu"),
         ({"LucidCameras": {"radius_min": 9.0}}, "Lucid Cameras: radius_min is 9"),
         ({"LucidSave": {"filename_prefix": "../../outside"}}, "outside"),
         ({"CheckpointLoaderSimple": {"ckpt_name": "missing.safetensors"}}, "missing.safetensors"),
@@ -172,6 +172,26 @@ def _only_start(graph, prefix="test/start"):
 def test_bad_values_are_refused_by_node_and_value(client, change, message):
     with pytest.raises(ComfyError, match=message):
         client.run(workflow(**change))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"LucidISM": {"preset.t_min": 0.6}}, "Lucid ISM: t_max is 0.3; it must be above t_min"),
+        ({"LucidISM": {"preset": "mine"}}, "Lucid ISM: preset is not known"),
+        ({"LucidPrompt": {"text": " "}}, "Lucid Prompt: text is empty"),
+    ],
+)
+def test_bad_settings_are_refused_before_a_model_is_loaded(client, change, message):
+    """A loader that would fail is never reached."""
+    graph = workflow(**change)
+    graph[node_of(graph, "CheckpointLoaderSimple")] = {"class_type": "LucidTestNeverLoaded", "inputs": {}}
+    with pytest.raises(ComfyError, match=message):
+        client.run(graph)
+    with pytest.raises(ComfyError, match="it was loaded"):
+        good = workflow()
+        good[node_of(good, "CheckpointLoaderSimple")] = {"class_type": "LucidTestNeverLoaded", "inputs": {}}
+        client.run(good)
 
 
 def test_perp_neg_asks_the_model_about_two_more_prompts(client):

@@ -77,6 +77,19 @@ class LucidTestModel(IO.ComfyNode):
         return IO.NodeOutput(model, vae)
 
 
+class LucidTestNeverLoaded(IO.ComfyNode):
+    """In the place of a checkpoint loader: fails when it is reached."""
+
+    @classmethod
+    def define_schema(cls):
+        outputs = [IO.Model.Output(), IO.Clip.Output(), IO.Vae.Output()]
+        return IO.Schema(node_id="LucidTestNeverLoaded", inputs=[], outputs=outputs)
+
+    @classmethod
+    def execute(cls):
+        raise RuntimeError("it was loaded")
+
+
 class LucidTestLoaded(IO.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -170,7 +183,7 @@ class LucidTestEps(IO.ComfyNode):
 
 class LucidTestExtension(ComfyExtension):
     async def get_node_list(self):
-        return [LucidTestSplat, LucidTestModel, LucidTestLoaded, LucidTestPrior, LucidTestEps]
+        return [LucidTestNeverLoaded, LucidTestSplat, LucidTestModel, LucidTestLoaded, LucidTestPrior, LucidTestEps]
 
 
 async def comfy_entrypoint():
