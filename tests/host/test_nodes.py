@@ -165,6 +165,7 @@ def _only_start(graph, prefix="test/start"):
         ({"LucidISM": {"preset.cfg": -1.0}}, "cfg"),
         ({"LucidISM": {"preset": "mine"}}, "Lucid ISM: preset is not known; it must be official, fast, cpu"),
         ({"LucidCameras": {"radius_min": 9.0}}, "Lucid Cameras: radius_min is 9"),
+        ({"LucidCameras": {"jitter_up": -0.1}}, "jitter_up"),
         ({"LucidSave": {"filename_prefix": "../../outside"}}, "outside"),
         ({"CheckpointLoaderSimple": {"ckpt_name": "missing.safetensors"}}, "missing.safetensors"),
     ],
@@ -192,6 +193,17 @@ def test_bad_settings_are_refused_before_a_model_is_loaded(client, change, messa
         good = workflow()
         good[node_of(good, "CheckpointLoaderSimple")] = {"class_type": "LucidTestNeverLoaded", "inputs": {}}
         client.run(good)
+
+
+def test_cameras_show_where_they_stand(client):
+    graph = workflow()
+    node = node_of(graph, "LucidCameras")
+    graph[node]["inputs"]["azimuth_min_deg"] = -171.0  # not as in another test: what is cached is not shown again
+    only = Graph({node: graph[node]})
+    saved = only.save_image([node, 1])
+    entry = client.run(only)
+    assert image(client, entry, saved).shape == (1, 320, 640, 3)
+    assert [file["type"] for file in entry["outputs"][node]["images"]] == ["temp"]
 
 
 def test_perp_neg_asks_the_model_about_two_more_prompts(client):
