@@ -63,7 +63,7 @@ class DiffusersPrior:
         return torch.einsum("bv,vtd->btd", weights.to(conds[0]), torch.cat(conds))
 
 
-def unet_of(checkpoint: str | Path, config: dict[str, Any], prefix: str = "model.diffusion_model.") -> Module:
+def unet_of(checkpoint: str | Path, config: dict[str, Any] = SD15_UNET, prefix: str = "model.diffusion_model.") -> Module:
     """The UNet of a single-file checkpoint (.safetensors), float32. `config`: what differs from diffusers' defaults.
 
     Nothing is downloaded: diffusers gets its configuration from here. Raises ValueError when the two do not match
