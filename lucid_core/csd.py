@@ -5,7 +5,7 @@ z_t             x_t             noisy latents of the views (B, C, h, w)
 e_y             eps_phi(y)      predicted noise with the prompt
 e_negative      eps_phi(y_neg)  with the negative prompt
 e_inverse       eps_phi         without any (the inverse prompt, empty by default)
-negative_share  omega_2         how much of the comparison is the negative prompt's; the rest is the empty one's
+negative_share  -               how much of the comparison is the negative prompt's; the rest is the empty one's
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CSD(Distillation):
 
     negative_share_start: float = setting(1.0, 0, 1, "How much the negative prompt counts against the empty one when the run "
                                           "begins. 1 saves a model evaluation.")  # fmt: skip
-    negative_share: float = setting(1.0, 0, 1, "The same after the warm-up. The authors' refinement goes from 1 to 0.5.")
+    negative_share: float = setting(1.0, 0, 1, "The same after the warm-up. The authors' code refines with 1 to 0.5.")
 
     def gradient(self, prior: Prior, z0: Tensor, conds: Conds, progress: float, generator: Generator) -> Tensor:
         """See Guidance."""

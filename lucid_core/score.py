@@ -118,7 +118,7 @@ def fixed_noise(like: Tensor, generator: Generator) -> Tensor:
 def limit_pixels(images: Tensor, limit: float) -> None:
     """Hold what backpropagation brings to `images` (B, H, W, 3): no channel of a pixel above `limit`, its hue kept.
 
-    Pixel-by-pixel gradient clipping (Dreamer XL, Miao et al., arXiv 2405.11252): a pixel is scaled as one.
+    Pixel-wise gradient clipping (Pan et al., ICLR 2024, arXiv 2310.12474), as in Dreamer XL's code: a pixel is scaled as one.
     """
     if limit < math.inf:
         images.register_hook(lambda grad: grad * (limit / grad.abs().amax(-1, keepdim=True)).clamp(max=1))

@@ -25,7 +25,10 @@ from .score import MIN_T, gaussian, guided_eps
 
 @dataclass(frozen=True)
 class SDI:
-    """Settings of the method; the defaults are the authors'. Times are fractions of the schedule."""
+    """Settings of the method; the defaults are the paper's, and its code's where it gives none. Times are fractions.
+
+    The code counts both cfg from 0: its 7.5 and -7.5 are 8.5 and -6.5 here.
+    """
 
     TITLE = "Score Distillation via Inversion"
     pixel_limit = math.inf

@@ -153,11 +153,11 @@ def test_sdis_new_noise_is_that_of_its_authors_code():
     assert fresh_noise(a, b) ** 2 == pytest.approx(variance / abar_b)
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("gamma", [0.1, 0.5, 1.0])
 def test_tsm_compares_the_ends_of_two_paths_from_one_start(rand, gamma, question):
-    """mu = s + (t - s) * sqrt(1 - gamma^2); w * (eps(x_t; y) - eps(x_mu)), both one step from x_s."""
+    """Equations 4, 5 and 7: mu = s + gamma * (t - s); w * (eps(x_t; y) - eps(x_mu)), both one step from x_s."""
     z0, noise, start, s, t = rand(), rand(), 0.4, 0.6, 0.7
-    mu = s + (t - s) * math.sqrt(1 - gamma**2)
+    mu = s + gamma * (t - s)
     prior, conds = question
     x = vp.noised(prior, z0, noise, start)
     x_s = vp.ddim(prior, x, vp.eps(prior, x, start, conds.inverse), start, s)
@@ -170,9 +170,9 @@ def test_tsm_compares_the_ends_of_two_paths_from_one_start(rand, gamma, question
 
 
 def test_ism_is_a_special_case_of_tsm(rand):
-    """gamma = 1: the second path ends where it starts (section 3 of Dreamer XL)."""
+    """gamma = 0: the second path ends where it starts (section 3.3 of Dreamer XL)."""
     z0, noise, (prior, conds) = rand(), rand(), finite_set()
-    tsm = trajectory_score(TSM(gamma=1.0), prior, z0, noise, 0.7, 0.6, conds, torch.Generator())
+    tsm = trajectory_score(TSM(gamma=0.0), prior, z0, noise, 0.7, 0.6, conds, torch.Generator())
     torch.testing.assert_close(tsm, interval_score(ISM(), prior, z0, noise, 0.7, 0.6, conds, torch.Generator()))
 
 
