@@ -22,7 +22,7 @@ from .score import fixed_noise, guided_eps, offset_noise
 
 @dataclass(frozen=True)
 class TSM(ISM):
-    """Settings of the method: ISM's and its own; the defaults are the authors' (their code's 0.3 enters it as sqrt(1 - 0.3^2))."""
+    """Settings of the method: ISM's and its own; the defaults are the authors' (their 0.3 enters as sqrt(1 - 0.3^2))."""
 
     TITLE = "Trajectory Score Matching (Dreamer XL)"
 
