@@ -29,6 +29,8 @@ def repair_cpu_torch() -> None:
     """
     import torch
 
+    if _KEEP_ALIVE:
+        return  # done before
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):  # torchvision registers fakes for these, which must exist by then
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -92,6 +92,14 @@ class CameraRanges:
     fovy_min_end_deg: float = setting(9.2, 1, 120, f"Least {_FOVY}, late in the run.", step=0.1)
     fovy_max_end_deg: float = setting(34.4, 1, 120, f"Largest {_FOVY}, late in the run.", step=0.1)
     widen: float = setting(0.5, 0, 1, "Share of the run over which the first ranges become the late ones; 0 = at once.")
+    gamma: float = setting(
+        1.0, 0.1, 10, "Draws azimuth and elevation towards the middle of their ranges; 1 = evenly.", step=0.1
+    )
+    sphere_share: float = setting(0.0, 0, 1, "Share of the views that are spread evenly over the sphere within the ranges, "
+                                  "which means fewer near the poles; 0 = none.")  # fmt: skip
+    jitter_center: float = setting(0.05, 0, 10, "Random shift of the camera along each axis, full width in the splat's units.")
+    jitter_target: float = setting(0.05, 0, 10, "Random shift of the point that it looks at, standard deviation.")
+    jitter_up: float = setting(0.01, 0, 1, "Random tilt of the camera's upright, standard deviation.")
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -108,8 +116,15 @@ class CameraRanges:
         share = min(progress / self.widen, 1.0) if self.widen else 1.0
         part = (torch.randperm(views, generator=generator) + torch.rand(views, generator=generator)) / views
         u_elevation, u_radius, u_fovy = torch.rand(3, views, generator=generator)
-        azimuth = torch.lerp(*_ends(self.azimuth_min_deg, self.azimuth_max_deg), part).deg2rad()
-        elevation = torch.lerp(*_ends(self.elevation_min_deg, self.elevation_max_deg), u_elevation).deg2rad()
+        azimuth = torch.lerp(*_ends(self.azimuth_min_deg, self.azimuth_max_deg), centred(part, self.gamma)).deg2rad()
+        low, high = _ends(self.elevation_min_deg, self.elevation_max_deg)
+        elevation = torch.lerp(low, high, centred(u_elevation, self.gamma)).deg2rad()
+        if self.sphere_share:
+            spread = torch.rand(views, generator=generator) < self.sphere_share
+            evenly = torch.lerp(low.deg2rad().sin(), high.deg2rad().sin(), u_elevation).clamp(-1, 1).asin()
+            elevation = torch.where(spread, evenly, elevation)
+            around = torch.lerp(*_ends(self.azimuth_min_deg, self.azimuth_max_deg), part).deg2rad()
+            azimuth = torch.where(spread, around, azimuth)
         radius = torch.lerp(
             torch.lerp(*_ends(self.radius_min, self.radius_min_end), share),
             torch.lerp(*_ends(self.radius_max, self.radius_max_end), share),
@@ -120,7 +135,30 @@ class CameraRanges:
             torch.lerp(*_ends(self.fovy_max_deg, self.fovy_max_end_deg), share),
             u_fovy,
         ).deg2rad()
-        return Views(orbit(azimuth, elevation, radius, fovy, width, height), azimuth, elevation)
+        cameras = orbit(azimuth, elevation, radius, fovy, width, height)
+        return Views(self._jittered(cameras, generator), azimuth, elevation)
+
+    def _jittered(self, cameras: Cameras, generator: Generator) -> Cameras:
+        """Shift and tilt each camera a little, as in LucidDreamer's code; without jitter nothing is drawn."""
+        if not (self.jitter_center or self.jitter_target or self.jitter_up):
+            return cameras
+        box = self.jitter_center * (torch.rand(len(cameras), 3, generator=generator) - 0.5)
+        target, tilt = torch.randn(2, len(cameras), 3, generator=generator)
+        rotation = cameras.viewmats[:, :3, :3]
+        position = box - (rotation.mT @ cameras.viewmats[:, :3, 3:])[..., 0]  # (B, 3) world
+        forward = torch.nn.functional.normalize(self.jitter_target * target - position, dim=-1)
+        down = rotation[:, 1] + self.jitter_up * tilt
+        right = torch.nn.functional.normalize(torch.linalg.cross(down, forward), dim=-1)
+        viewmats = cameras.viewmats.clone()
+        viewmats[:, :3, :3] = torch.stack([right, torch.linalg.cross(forward, right), forward], dim=1)
+        viewmats[:, :3, 3] = -(viewmats[:, :3, :3] @ position[..., None])[..., 0]
+        return Cameras(viewmats, cameras.Ks)
+
+
+def centred(u: Tensor, gamma: float) -> Tensor:
+    """Uniform draws in [0, 1) -> the same about 0.5 with the distance from it to the power of gamma."""
+    side = 2 * u - 1
+    return 0.5 + 0.5 * side.sign() * side.abs() ** gamma
 
 
 def _ends(first: float, last: float) -> tuple[Tensor, Tensor]:

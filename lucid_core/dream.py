@@ -15,9 +15,9 @@ from .cameras import CameraRanges
 from .checks import check_bounds, require, setting
 from .densify import Densifier, Densify
 from .gaussians import SH_C0, Splats, activate, parameters, validate
-from .ism import ISM
 from .prior import Prior
 from .rasterize import Render, rasterize
+from .score import Guidance, limit_pixels
 from .views import Prompts
 
 Range = tuple[float, float]
@@ -93,7 +93,7 @@ class Step:
 def dream(
     splats: Splats,
     prior: Prior,
-    guidance: ISM,
+    guidance: Guidance,
     prompts: Prompts,
     cameras: CameraRanges,
     config: DreamConfig,
@@ -122,7 +122,9 @@ def dream(
         disparity = losses.disparity(render.depth, render.alpha, views.cameras.Ks[:, 0, 0] / config.resolution)
 
         # 2. what the prior would change about them, as the gradient of their latents
-        z0 = prior.encode(guided_images(render, disparity, config, generator))
+        images = guided_images(render, disparity, config, generator)
+        limit_pixels(images, guidance.pixel_limit)
+        z0 = prior.encode(images)
         conds = prompts.at(prior, views.azimuth_rad, views.elevation_rad)
         g = guidance.gradient(prior, z0, conds, progress, generator)
 

@@ -12,11 +12,16 @@ Cond = Any  # a conditioning; only the prior that made it looks inside
 
 @dataclass(frozen=True)
 class Conds:
-    """What the model is asked about B views: `y` (B rows), `negative` and `inverse` (one row for all)."""
+    """What the model is asked about B views: `y` (B rows), `negative` and `inverse` (one row for all).
+
+    `others` are K prompts of other views (one row each) that Perp-Neg pushes away from, by `weights` (B, K), none above 0.
+    """
 
     y: Cond
     negative: Cond
     inverse: Cond
+    others: tuple[Cond, ...] = ()
+    weights: Tensor | None = None
 
 
 class Prior(Protocol):

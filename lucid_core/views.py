@@ -1,8 +1,9 @@
-"""View-dependent prompts: how much of "front", "side", "back" and "overhead" each camera sees."""
+"""View-dependent prompts: how much of "front", "side", "back" and "overhead" each camera sees, and what it does not."""
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,12 @@ class ViewBlend:
                                "the way, 0 = switch at once.", step=5)  # fmt: skip
     overhead_deg: float = setting(60, 1, 90, "Elevation in degrees at which the overhead word takes over; 90 = half at "
                                   "the pole.", step=1)  # fmt: skip
+    perp_neg: float = setting(0.0, 0, 100, "Perp-Neg: pushes a view away from what other sides show, against many faces, for "
+                              "up to two more model evaluations. 0 = off, 2 = the official strength.", step=0.1)  # fmt: skip
+    perp_neg_front_decay: float = setting(2.0, 0, 100, "How fast Perp-Neg's push away from the front fades towards the front; "
+                                          "official: 2.", step=0.1)  # fmt: skip
+    perp_neg_side_decay: float = setting(10.0, 0, 100, "How fast Perp-Neg's push away from the side fades towards the side; "
+                                         "official: 10.", step=0.1)  # fmt: skip
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -39,6 +46,22 @@ class ViewBlend:
         overhead = self._ramp(elevation_rad.rad2deg() - self.overhead_deg)
         around = torch.stack([1 - past_front, past_front - past_side, past_side], -1)
         return torch.cat([around * (1 - overhead)[:, None], overhead[:, None]], -1)
+
+    def away(self, azimuth_rad: Tensor, elevation_rad: Tensor) -> Tensor:
+        """(B, 2) weights, none above 0, of Perp-Neg's pushes away from the front and from the side prompt.
+
+        LucidDreamer's: between front and side both decay towards their own prompt and are cut off within a fifth of it;
+        from side to back the front is always pushed away in full. Overhead there is none (as in threestudio).
+        """
+        turned = torch.remainder(azimuth_rad + math.pi, 2 * math.pi) - math.pi
+        past = turned.abs().rad2deg() / 90  # (B,) 0 front, 1 side, 2 back
+        before_side = past < 1
+        front = torch.where(past < 0.2 - 1e-6, 0.0, (-(1 - past) * self.perp_neg_front_decay).exp())
+        to_side = torch.where(past > 0.8 + 1e-6, 0.0, (-past * self.perp_neg_side_decay).exp())
+        from_side = torch.where(past < 1.2 - 1e-6, 0.0, (-(2 - past) * self.perp_neg_side_decay).exp() / 2)
+        weights = torch.stack([torch.where(before_side, front, 1.0), torch.where(before_side, to_side, from_side)], -1)
+        overhead = self._ramp(elevation_rad.rad2deg() - self.overhead_deg)
+        return -self.perp_neg * weights * (1 - overhead)[:, None]
 
     def _ramp(self, past_deg: Tensor) -> Tensor:
         if self.blend_deg == 0:
@@ -58,4 +81,21 @@ class Prompts:
     def at(self, prior: Prior, azimuth_rad: Tensor, elevation_rad: Tensor) -> Conds:
         """What to ask the model about B views."""
         y = prior.blend(list(self.views), self.blend.weights(azimuth_rad, elevation_rad))
-        return Conds(y, self.negative, self.inverse)
+        if not self.blend.perp_neg:
+            return Conds(y, self.negative, self.inverse)
+        weights = self.blend.away(azimuth_rad, elevation_rad)
+        asked = [k for k in range(2) if weights[:, k].any()]  # a prompt that no view is pushed away from costs nothing
+        return Conds(y, self.negative, self.inverse, tuple(self.views[k] for k in asked), weights[:, asked])
+
+
+def without(text: str, words: str) -> str:
+    """`text` less the comma-separated `words` or phrases, whole words in any case, with the host's weights (word:1.2).
+
+    Prompt debiasing (Hong et al., NeurIPS 2023, arXiv 2303.15413) drops words that contradict a view, such as "smiling"
+    from behind; there a language model finds them, here they are named.
+    """
+    for word in filter(None, (word.strip() for word in words.split(","))):
+        exact = re.escape(word)
+        text = re.sub(rf"\(\s*{exact}\s*(:[\d.]+)?\s*\)|(?<!\w){exact}(?!\w)", "", text, flags=re.IGNORECASE)
+    parts = (" ".join(part.split()) for part in text.split(","))
+    return ", ".join(part for part in parts if part)

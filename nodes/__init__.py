@@ -5,7 +5,7 @@ from comfy_api.latest import IO, ComfyExtension
 from .cameras import LucidCameras
 from .dream import LucidDream
 from .export import LucidSave
-from .guidance import LucidISM
+from .guidance import LucidBaseline, LucidISM
 from .pointcloud import LucidPointCloud
 from .prompt import LucidPrompt
 from .render import LucidRender
@@ -13,4 +13,4 @@ from .render import LucidRender
 
 class LucidExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[IO.ComfyNode]]:
-        return [LucidPrompt, LucidPointCloud, LucidISM, LucidCameras, LucidDream, LucidRender, LucidSave]
+        return [LucidPrompt, LucidPointCloud, LucidISM, LucidBaseline, LucidCameras, LucidDream, LucidRender, LucidSave]

@@ -1,5 +1,6 @@
-from comfy_api.latest import IO
+from comfy_api.latest import IO, UI
 
+from ..lucid_core.camera_map import camera_map
 from ..lucid_core.cameras import CameraRanges
 from .inputs import CATEGORY, errors_of, inputs_of
 from .types import LucidCamerasType
@@ -15,10 +16,18 @@ class LucidCameras(IO.ComfyNode):
             search_aliases=["training cameras", "camera range", "orbit range", "camera poses"],
             description="Where Lucid Dream looks from while it works: ranges that cameras are drawn from, about the origin.",
             inputs=inputs_of(CameraRanges),
-            outputs=[LucidCamerasType.Output(display_name="cameras")],
+            outputs=[
+                LucidCamerasType.Output(display_name="cameras"),
+                IO.Image.Output(
+                    display_name="preview",
+                    tooltip="Cameras at the start (red) and the end (blue) of a run, from above and from the side.",
+                ),
+            ],
         )
 
     @classmethod
     def execute(cls, **ranges) -> IO.NodeOutput:
         with errors_of(cls):
-            return IO.NodeOutput(CameraRanges(**ranges))
+            cameras = CameraRanges(**ranges)
+            image = camera_map(cameras)[None]
+            return IO.NodeOutput(cameras, image, ui=UI.PreviewImage(image, cls=cls))

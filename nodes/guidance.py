@@ -1,9 +1,43 @@
+from typing import Any
+
 from comfy_api.latest import IO
 
-from ..lucid_core.ism import ISM
+from ..lucid_core.checks import bounds_of
+from ..lucid_core.ism import ISM, PRESETS
+from ..lucid_core.methods import METHODS
+from ..lucid_core.score import Guidance
 from . import host
 from .inputs import CATEGORY, errors_of, inputs_of
 from .types import LucidGuidanceData, LucidGuidanceType, LucidPromptType
+
+
+def options_of(choices: dict[str, Guidance]) -> list[IO.DynamicCombo.Option]:
+    """An option for each choice that brings its settings with its values, the common ones first."""
+    common_first = lambda method: sorted(bounds_of(method), key=lambda name: bounds_of(method)[name].rare)
+    return [IO.DynamicCombo.Option(name, inputs_of(method, *common_first(method))) for name, method in choices.items()]
+
+
+def sources() -> list[IO.Input]:
+    """Lazy, so that the host asks `check_lazy_status` about the settings before it loads a model."""
+    return [
+        IO.Model.Input("model", lazy=True, tooltip="Any image model, with its LoRAs and patches."),
+        IO.Vae.Input("vae", lazy=True, tooltip="The VAE of that model."),
+        LucidPromptType.Input("prompt", lazy=True, tooltip="From Lucid Prompt."),
+    ]
+
+
+def missing(sources: dict[str, Any]) -> list[str]:
+    """What to ask the host for: the prompt first, whose text may be refused, then model and VAE."""
+    names = [name for name, value in sources.items() if value is None]
+    return ["prompt"] if "prompt" in names else names
+
+
+def method_of(kinds: dict[str, type[Guidance]], combo: str, chosen: dict[str, Any] | None) -> Guidance:
+    """The method with the values of a dynamic combo's widgets."""
+    if not chosen:  # the host drops what it does not know
+        raise ValueError(f"{combo} is not known; it must be {', '.join(kinds)}")
+    chosen = {name: value[0] if isinstance(value, tuple) else value for name, value in chosen.items()}  # as lazy ones come
+    return kinds[chosen[combo]](**{name: value for name, value in chosen.items() if name != combo})
 
 
 class LucidISM(IO.ComfyNode):
@@ -14,19 +48,59 @@ class LucidISM(IO.ComfyNode):
             display_name="Lucid ISM",
             category=CATEGORY,
             search_aliases=["interval score matching", "luciddreamer", "score distillation", "sds", "guidance"],
-            description="Interval Score Matching: tells Lucid Dream what the model would change about a view. The defaults "
-            "are the official settings.",
+            description="Interval Score Matching: tells Lucid Dream what the model would change about a view.",
             inputs=[
-                IO.Model.Input("model", tooltip="Any image model, with its LoRAs and patches."),
-                IO.Vae.Input("vae", tooltip="The VAE of that model."),
-                LucidPromptType.Input("prompt", tooltip="From Lucid Prompt."),
-                *inputs_of(ISM),
+                *sources(),
+                IO.DynamicCombo.Input(
+                    "preset", options=options_of(PRESETS),
+                    tooltip="Sets every value below; each can then be changed. official: the paper's. fast: half its model "
+                    "calls. cpu: few, bold steps.",
+                ),
             ],
             outputs=[LucidGuidanceType.Output(display_name="guidance")],
-        )
+        )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, vae, prompt, **settings) -> IO.NodeOutput:
+    def check_lazy_status(cls, preset=None, **sources):
+        with errors_of(cls):
+            method_of(dict.fromkeys(PRESETS, ISM), "preset", preset)
+            return missing(sources)
+
+    @classmethod
+    def execute(cls, model, vae, prompt, preset) -> IO.NodeOutput:
         with errors_of(cls):
             host.require_image_model(model, vae)
-            return IO.NodeOutput(LucidGuidanceData(model, vae, prompt, ISM(**settings)))
+            method = method_of(dict.fromkeys(PRESETS, ISM), "preset", preset)
+            return IO.NodeOutput(LucidGuidanceData(model, vae, prompt, method))
+
+
+class LucidBaseline(IO.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(
+            node_id="LucidBaseline",
+            display_name="Lucid Baseline",
+            category=CATEGORY,
+            search_aliases=[*METHODS, *(method.TITLE for method in METHODS.values()), "score distillation", "dreamfusion"],
+            description="The rivals of Lucid ISM in the same place of the graph, for comparison.",
+            inputs=[
+                *sources(),
+                IO.DynamicCombo.Input(
+                    "method", options=options_of({name: kind() for name, kind in METHODS.items()}),
+                    tooltip="; ".join(f"{name}: {kind.TITLE}" for name, kind in METHODS.items()),
+                ),
+            ],
+            outputs=[LucidGuidanceType.Output(display_name="guidance")],
+        )  # fmt: skip
+
+    @classmethod
+    def check_lazy_status(cls, method=None, **sources):
+        with errors_of(cls):
+            method_of(METHODS, "method", method)
+            return missing(sources)
+
+    @classmethod
+    def execute(cls, model, vae, prompt, method) -> IO.NodeOutput:
+        with errors_of(cls):
+            host.require_image_model(model, vae)
+            return IO.NodeOutput(LucidGuidanceData(model, vae, prompt, method_of(METHODS, "method", method)))

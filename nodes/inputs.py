@@ -9,23 +9,26 @@ from typing import Any
 
 from comfy_api.latest import IO
 
-from ..lucid_core.checks import bounds_of
+from ..lucid_core.checks import Bounds, bounds_of
 
 CATEGORY = "3d/splat/lucid"
 
 
-def inputs_of(config: type, *names: str) -> list[IO.Int.Input | IO.Float.Input]:
-    """Widgets for the settings of a dataclass (`names`, or all): default, bounds and tooltip are the dataclass's own."""
-    defaults = {f.name: f.default for f in fields(config)}
+def inputs_of(config: Any, *names: str) -> list[IO.Input]:
+    """Widgets for the settings of a dataclass (`names`, or all): bounds and tooltips are its own.
+
+    Their defaults are the dataclass's, or the values of `config` where it is an instance of one.
+    """
     bounds = bounds_of(config)
-    widgets = []
-    for name in names or bounds:
-        b = bounds[name]
-        kind = IO.Int if isinstance(defaults[name], int) and isinstance(b.step, int) else IO.Float
-        widgets.append(
-            kind.Input(name, default=defaults[name], min=b.low, max=b.high, step=b.step, advanced=b.rare, tooltip=b.help)
-        )
-    return widgets
+    defaults = {f.name: f.default if isinstance(config, type) else getattr(config, f.name) for f in fields(config)}
+    return [_widget(name, defaults[name], bounds[name]) for name in names or bounds]
+
+
+def _widget(name: str, default: Any, b: Bounds) -> IO.Input:
+    if isinstance(default, bool):
+        return IO.Boolean.Input(name, default=default, advanced=b.rare, tooltip=b.help)
+    kind = IO.Int if isinstance(default, int) and isinstance(b.step, int) else IO.Float
+    return kind.Input(name, default=default, min=b.low, max=b.high, step=b.step, advanced=b.rare, tooltip=b.help)
 
 
 def seed_input() -> IO.Int.Input:

@@ -1,6 +1,7 @@
 from comfy_api.latest import IO
 
-from ..lucid_core.views import VIEWS, ViewBlend
+from ..lucid_core.checks import bounds_of
+from ..lucid_core.views import VIEWS, ViewBlend, without
 from . import host
 from .inputs import CATEGORY, errors_of, inputs_of
 from .types import LucidPromptData, LucidPromptType
@@ -24,7 +25,7 @@ class LucidPrompt(IO.ComfyNode):
             description="Encodes a text once for each side of the object, so that the model is asked for the front from the "
             "front and for the back from behind.",
             inputs=[
-                IO.Clip.Input("clip", tooltip="Text encoder of the checkpoint that will guide the splat."),
+                IO.Clip.Input("clip", lazy=True, tooltip="Text encoder of the checkpoint that will guide the splat."),
                 IO.String.Input("text", multiline=True, dynamic_prompts=True, tooltip="The object, e.g. 'a red mushroom'."),
                 IO.String.Input(
                     "negative", multiline=True, default="", dynamic_prompts=True, tooltip="What it must not be; may be empty."
@@ -34,20 +35,40 @@ class LucidPrompt(IO.ComfyNode):
                     "inverse", default="", advanced=True,
                     tooltip="Prompt of the DDIM inversion (ISM). Empty = unconditional, as in the paper.",
                 ),
+                IO.String.Input(
+                    "front_words", default="", advanced=True,
+                    tooltip="Words of the text that only the front shows, e.g. 'smiling, blue eyes': they are left out for "
+                    "all other sides. Empty = none.",
+                ),
                 *inputs_of(ViewBlend),
             ],
             outputs=[LucidPromptType.Output(display_name="prompt", tooltip="The text, encoded for every side.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, clip, text, negative, front, side, back, overhead, inverse, blend_deg, overhead_deg) -> IO.NodeOutput:
+    def check_lazy_status(cls, text, front_words, clip=None, **rest):
         with errors_of(cls):
-            if not text.strip():
-                raise ValueError("text is empty; say what the object is, e.g. 'a red mushroom'")
+            texts_of(text, front_words)
+            ViewBlend(**{name: rest[name] for name in bounds_of(ViewBlend)})
+            return ["clip"] if clip is None else []
+
+    @classmethod
+    def execute(cls, clip, text, negative, front, side, back, overhead, inverse, front_words, **blend) -> IO.NodeOutput:
+        with errors_of(cls):
             host.require_clip(clip)
-            texts = [", ".join(part for part in (text.strip(), word.strip()) if part) for word in (front, side, back, overhead)]
+            full, rest = texts_of(text, front_words)
+            pairs = ((full, front), (rest, side), (rest, back), (rest, overhead))
+            texts = [", ".join(part for part in (what, word.strip()) if part) for what, word in pairs]
             views = tuple(host.encode_text(clip, view) for view in texts)
-            blend = ViewBlend(blend_deg, overhead_deg)
-            return IO.NodeOutput(
-                LucidPromptData(text, views, host.encode_text(clip, negative), host.encode_text(clip, inverse), blend)
-            )
+            encoded = [host.encode_text(clip, other) for other in (negative, inverse)]
+            return IO.NodeOutput(LucidPromptData(text, views, *encoded, ViewBlend(**blend)))
+
+
+def texts_of(text: str, front_words: str) -> tuple[str, str]:
+    """The text for the front and that for the other sides."""
+    if not text.strip():
+        raise ValueError("text is empty; say what the object is, e.g. 'a red mushroom'")
+    rest = without(text, front_words) if front_words.strip() else text.strip()
+    if not rest:
+        raise ValueError(f"front_words is {front_words!r}, which leaves nothing of text; name fewer words")
+    return text.strip(), rest

@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import IO
 
 from ..lucid_core.cameras import CameraRanges
-from ..lucid_core.ism import ISM
+from ..lucid_core.score import Guidance
 from ..lucid_core.views import ViewBlend
 
 Conditioning = list  # the host's CONDITIONING: [[embedding, options], ...]
@@ -32,7 +32,7 @@ class LucidGuidanceData:
     model: Any = field(repr=False)
     vae: Any = field(repr=False)
     prompt: LucidPromptData
-    method: ISM
+    method: Guidance
 
 
 LucidPromptType = IO.Custom("LUCID_PROMPT")

@@ -39,9 +39,33 @@ class FiniteSetPrior(GaussianPrior):
 
     def __init__(self, members: Tensor) -> None:
         super().__init__()
-        self.members = members
+        self.members, self.rows = members, members.flatten(1).double()
+
+    def distances2(self, z: Tensor) -> Tensor:
+        """(B, M) squared distances; by products, which is far cheaper than by differences and exact enough in float64."""
+        rows = z.flatten(1).double()
+        return (rows.square().sum(1, keepdim=True) - 2 * rows @ self.rows.T + self.rows.square().sum(1)).to(z)
 
     def denoise(self, z: Tensor, sigma: float, conds: list[Tensor]) -> list[Tensor]:
         self.evaluations += len(z) * len(conds)
-        distance2 = (z[:, None] - self.members[None]).square().flatten(2).sum(-1)  # (B, M)
+        distance2 = self.distances2(z)
         return [torch.einsum("bm,mchw->bchw", (cond - distance2 / (2 * sigma**2)).softmax(-1), self.members) for cond in conds]
+
+
+class CloudPrior(FiniteSetPrior):
+    """As FiniteSetPrior, but each image stands for all that lie about it: a mixture of N(member, variance).
+
+    A conditioning is a (M + 1,) tensor, or one such row per view: log prior weights, then the variance; 0 is the set itself.
+    """
+
+    def denoise(self, z: Tensor, sigma: float, conds: list[Tensor]) -> list[Tensor]:
+        self.evaluations += len(z) * len(conds)
+        distance2 = self.distances2(z)
+        answers = []
+        for cond in conds:
+            variance = cond[..., -1:]
+            shares = (cond[..., :-1] - distance2 / (2 * (variance + sigma**2))).softmax(-1)
+            mean = torch.einsum("bm,mchw->bchw", shares, self.members)
+            v = variance.reshape(-1, 1, 1, 1)
+            answers.append((v * z + sigma**2 * mean) / (v + sigma**2))
+        return answers

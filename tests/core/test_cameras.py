@@ -3,8 +3,11 @@ import math
 import pytest
 import torch
 
+from lucid_core.camera_map import EARLY, LATE, camera_map
 from lucid_core.cameras import CameraRanges, Cameras, framed, intrinsics, look, orbit, turned, turntable
 from lucid_core.pointcloud import PointCloud
+
+STILL = {"jitter_center": 0.0, "jitter_target": 0.0, "jitter_up": 0.0}
 
 
 def position(viewmats):
@@ -71,7 +74,7 @@ def test_look_straight_down_is_finite():
 
 
 def test_samples_stay_in_their_ranges_widen_and_cover_all_sides():
-    ranges, generator = CameraRanges(), torch.Generator().manual_seed(0)
+    ranges, generator = CameraRanges(**STILL), torch.Generator().manual_seed(0)
     for progress, low, high in ((0.0, 5.2, 5.5), (0.5, 3.5, 5.0), (1.0, 3.5, 5.0)):
         views = ranges.sample(8, progress, 64, 64, generator)
         distance = position(views.cameras.viewmats).norm(dim=-1)
@@ -79,6 +82,78 @@ def test_samples_stay_in_their_ranges_widen_and_cover_all_sides():
         assert ((views.elevation_rad >= math.radians(-15.01)) & (views.elevation_rad <= math.radians(45.01))).all()
         sectors = ((views.azimuth_rad + math.pi) / (2 * math.pi) * 8).long()
         assert sorted(sectors.tolist()) == list(range(8))
+
+
+def angles(elevation=(-10.0, 80.0), views=4000, **ranges):
+    """Elevations and azimuths in degrees of many draws."""
+    ranges = CameraRanges(elevation_min_deg=elevation[0], elevation_max_deg=elevation[1], **{**STILL, **ranges})
+    seen = ranges.sample(views, 0.0, 64, 64, torch.Generator().manual_seed(0))
+    return seen.elevation_rad.rad2deg(), seen.azimuth_rad.rad2deg()
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_gamma_draws_towards_the_middle_of_the_ranges(gamma):
+    """The distance from the middle is u**gamma of half the range, so a share 0.5**(1 / gamma) lies in its inner half."""
+    elevation, azimuth = angles(gamma=gamma)
+    assert ((elevation - 35).abs() < 22.5).float().mean() == pytest.approx(0.5 ** (1 / gamma), abs=0.03)
+    assert (azimuth.abs() < 90).float().mean() == pytest.approx(0.5 ** (1 / gamma), abs=0.03)
+    assert elevation.min() >= -10.01 and elevation.max() <= 80.01 and abs(float(elevation.mean()) - 35) < 2
+
+
+def test_the_sphere_is_covered_evenly():
+    """Archimedes: heights of points that cover a sphere evenly are uniform."""
+    elevation, azimuth = angles((-90.0, 90.0), sphere_share=1.0, gamma=3.0)
+    heights = elevation.deg2rad().sin().sort().values
+    torch.testing.assert_close(heights, torch.linspace(-1, 1, 4000), atol=0.06, rtol=0)
+    assert (azimuth.abs() < 90).float().mean() == pytest.approx(0.5, abs=0.01)
+    mixed = angles((-90.0, 90.0), sphere_share=0.5)[0].abs()
+    assert (mixed > 60).float().mean() == pytest.approx(0.5 / 3 + 0.5 * (1 - math.sin(math.radians(60))), abs=0.03)
+
+
+def test_jitter_moves_centre_target_and_upright_by_what_it_says():
+    still, moved = (
+        CameraRanges(**jitter).sample(4000, 0.0, 64, 64, torch.Generator().manual_seed(0)).cameras.viewmats
+        for jitter in (STILL, {"jitter_center": 0.4, "jitter_target": 0.05, "jitter_up": 0.02})
+    )
+    rotation = moved[:, :3, :3]
+    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).expand(4000, 3, 3), atol=1e-5, rtol=0)
+    shift = position(moved) - position(still)
+    assert shift.abs().max() <= 0.2 + 1e-5 and shift.std() == pytest.approx(0.4 / math.sqrt(12), rel=0.03)
+    passed = torch.linalg.cross(rotation[:, 2], -position(moved))  # how far the axis of view passes the origin, twice over
+    assert passed.norm(dim=-1).square().mean().sqrt() == pytest.approx(0.05 * math.sqrt(2), rel=0.05)
+    right = torch.linalg.cross(torch.tensor([0.0, 1.0, 0.0]).expand(4000, 3), rotation[:, 2])
+    roll = (torch.nn.functional.normalize(right, dim=-1) * rotation[:, 1]).sum(-1).asin()
+    assert 0.015 < roll.std() < 0.06  # 0.02, and what the shift of the centre adds
+
+
+def test_jitter_is_the_official_one_by_default_and_without_it_nothing_is_drawn():
+    ranges = CameraRanges()
+    assert (ranges.jitter_center, ranges.jitter_target, ranges.jitter_up, ranges.gamma) == (0.05, 0.05, 0.01, 1.0)
+    ends = []
+    for jitter in (STILL, {**STILL, "jitter_up": 0.01}):
+        generator = torch.Generator().manual_seed(0)
+        CameraRanges(**jitter).sample(2, 0.0, 64, 64, generator)
+        ends.append(torch.rand(1, generator=generator))
+    generator = torch.Generator().manual_seed(0)
+    torch.randperm(2, generator=generator), torch.rand(2, generator=generator), torch.rand(3, 2, generator=generator)
+    assert torch.equal(ends[0], torch.rand(1, generator=generator)) and not torch.equal(*ends)
+
+
+def test_straight_down_with_jitter_is_finite():
+    ranges = CameraRanges(elevation_min_deg=90, elevation_max_deg=90)
+    assert ranges.sample(50, 0.0, 64, 64, torch.Generator().manual_seed(0)).cameras.viewmats.isfinite().all()
+
+
+def test_camera_map_shows_cameras_where_they_stand():
+    """One camera direction, behind and to the left of the object (+x): dots in that corner only, early ones farther out."""
+    spot = {"azimuth_min_deg": 130, "azimuth_max_deg": 140, "elevation_min_deg": 40, "elevation_max_deg": 45}
+    picture = camera_map(CameraRanges(**spot, **STILL))
+    assert picture.shape == (320, 640, 3) and float(picture.min()) >= 0 and float(picture.max()) <= 1
+    place = lambda color, half: (picture[:, half * 320 : half * 320 + 320] - torch.tensor(color) / 255).abs().amax(-1) < 0.02
+    for half, axis in enumerate((160, 32)):
+        early = place(EARLY, half)[:290, :].nonzero().float().mean(0)
+        late = place(LATE, half)[:290, :].nonzero().float().mean(0)
+        assert early[1] > late[1] > axis and early[0] < late[0] < 160
 
 
 def test_same_generator_same_views():

@@ -13,6 +13,7 @@ from lucid_core.gaussians import SH_C0, Splats
 from lucid_core.ism import ISM
 from lucid_core.pointcloud import PointCloud
 from lucid_core.rasterize import rasterize
+from lucid_core.tsm import TSM
 from lucid_core.views import Prompts
 
 from .priors import GaussianPrior
@@ -127,6 +128,22 @@ def test_higher_sh_bands_are_kept_and_trained():
     start = dataclasses.replace(start, sh=torch.cat([start.sh, torch.zeros(200, 3, 3)], 1))
     final = run(dataclasses.replace(CONFIG, steps=5), start=start)[-1].splats
     assert final.sh.shape[1:] == (4, 3) and final.sh[:, 1:].abs().max() > 0
+
+
+@pytest.mark.parametrize("limit", [math.inf, 1e-4])
+def test_a_guidances_limit_on_pixels_reaches_the_views(limit):
+    seen = []
+
+    class Watching(WishPrior):
+        def encode(self, images):
+            images.register_hook(lambda grad: seen.append(float(grad.abs().max())))
+            return super().encode(images)
+
+    method = TSM(cfg=1.0, inversion_steps=1) if limit == math.inf else TSM(cfg=1.0, inversion_steps=1, pixel_limit=limit)
+    wish, anything = normal(disc([0.9, 0.2, 0.1]), 0.01), normal(disc([0.5, 0.5, 0.5]), 1.0)
+    prompts = Prompts((wish,) * 4, negative=anything, inverse=anything)
+    list(dream(PointCloud(count=100).splats(0), Watching(), method, prompts, CAMERAS, dataclasses.replace(CONFIG, steps=2), 0))
+    assert len(seen) == 2 and (max(seen) <= limit * 1.001 if limit < 1 else max(seen) > 1e-3)
 
 
 def test_the_start_is_not_modified():

@@ -6,8 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lucid_core.ism import ISM, MIN_T, PRESETS, eps, interval_score, inversion_times, invert, offset_noise
+from lucid_core.ism import ISM, PRESETS, fresh_noise, interval_score, inversion_times, inverted
 from lucid_core.prior import Conds
+from lucid_core.score import MIN_T, eps, fixed_noise, invert, offset_noise
 
 from .priors import FiniteSetPrior, GaussianPrior
 
@@ -29,20 +30,21 @@ def test_eps_of_a_gaussian_prior_is_its_score(rand):
 
 def test_inversion_of_a_gaussian_prior_is_the_product_of_its_strides(rand):
     prior, z0, noise, mean = GaussianPrior(0.5), rand(), rand(), rand()
-    times = [0.1, 0.3, 0.5, 0.62]
-    sigmas = [prior.sigma(t) for t in times]
+    sigmas = [prior.sigma(t) for t in (0.1, 0.3, 0.5, 0.62)]
     factor = math.prod(1 + (b - a) * a / (0.5 + a**2) for a, b in pairwise(sigmas))
     expected = mean + factor * (z0 + sigmas[0] * noise - mean)
-    torch.testing.assert_close(invert(prior, z0, noise, times, mean), expected)
+    found = invert(z0 + sigmas[0] * noise, sigmas, lambda z, sigma: eps(prior, z, sigma, [mean])[0])
+    torch.testing.assert_close(found, expected)
 
 
 def test_fine_inversion_follows_the_exact_probability_flow(rand):
     """For N(mean, v) the ODE dz = eps dsigma keeps (z - mean) / sqrt(v + sigma^2) constant."""
     prior, z0, noise, mean = GaussianPrior(0.5), rand(), rand(), rand()
-    times = torch.linspace(0.1, 0.8, 4001).tolist()
-    first, last = prior.sigma(0.1), prior.sigma(0.8)
+    sigmas = [prior.sigma(t) for t in torch.linspace(0.1, 0.8, 4001).tolist()]
+    first, last = sigmas[0], sigmas[-1]
     exact = mean + (z0 + first * noise - mean) * math.sqrt((0.5 + last**2) / (0.5 + first**2))
-    torch.testing.assert_close(invert(prior, z0, noise, times, mean), exact, rtol=2e-3, atol=2e-3)
+    found = invert(z0 + first * noise, sigmas, lambda z, sigma: eps(prior, z, sigma, [mean])[0])
+    torch.testing.assert_close(found, exact, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("t, s", [(0.5, 0.42), (0.9, 0.8), (0.06, MIN_T)])
@@ -60,7 +62,7 @@ def test_interval_score_equals_its_closed_form(rand, t, s):
     score = lambda mean: sigma_t * (z_t - mean) / (v + sigma_t**2)
     e_t = score(negative) + 7.5 * (score(y) - score(negative))
 
-    g = interval_score(ism, prior, z0, noise, t, s, Conds(y, negative, inverse))
+    g = interval_score(ism, prior, z0, noise, t, s, Conds(y, negative, inverse), torch.Generator())
     torch.testing.assert_close(g, sigma_t * (e_t - e_s))
 
 
@@ -99,6 +101,53 @@ def test_the_weight_scales_the_gradient(rand):
         ISM(weight=weight).gradient(GaussianPrior(0.5), z0, conds, 0.1, torch.Generator().manual_seed(7)) for weight in (1, 3)
     )
     torch.testing.assert_close(thrice, 3 * once)
+
+
+@pytest.mark.parametrize("inversion_cfg", [0.0, 1.0, 3.0])
+def test_guidance_in_the_inversion_is_the_official_reverse_one(rand, inversion_cfg):
+    """Its noise everywhere is inverse + cfg * (negative - inverse): for a point-mass prior as if the prompt were that blend."""
+    ism, prior, z0, noise = ISM(inversion_cfg=inversion_cfg), GaussianPrior(0.5), rand(), rand()
+    y, negative, inverse = rand(), rand(), rand()
+    blend = inverse + inversion_cfg * (negative - inverse)
+    g = interval_score(ism, prior, z0, noise, 0.5, 0.42, Conds(y, negative, inverse), torch.Generator())
+    plain = interval_score(ISM(), prior, z0, noise, 0.5, 0.42, Conds(y, negative, blend), torch.Generator())
+    torch.testing.assert_close(g, plain)
+
+
+@pytest.mark.parametrize("a, b", [(0.3, 0.31), (0.3, 0.9), (1.0, 8.0)])
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_eta_is_the_variance_of_ddims_equation_16_upwards(a, b, eta):
+    """As in the official code: |variance(t, t')| of the DDPM form times eta, at most half of 1 - abar; z is x / sqrt(abar)."""
+    abar_a, abar_b = 1 / (1 + a**2), 1 / (1 + b**2)
+    variance = abs((1 - abar_b) / (1 - abar_a) * (1 - abar_a / abar_b))
+    expected = min(eta * variance, (1 - abar_b) / 2) / abar_b
+    assert fresh_noise(a, b, eta) ** 2 == pytest.approx(expected)
+
+
+def test_eta_renews_noise_and_keeps_its_level():
+    """A prior that knows the image finds all the noise: with eta its direction changes and its size does not."""
+    shape = (1, 4, 64, 64)
+    z0 = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    prior, conds = GaussianPrior(0.0), Conds(z0, z0, z0)
+    at = lambda eta: (
+        (inverted(ISM(eta=eta), prior, z0, noise, 0.7, conds, torch.Generator().manual_seed(2)) - z0) / prior.sigma(0.7)
+    )
+    torch.testing.assert_close(at(0.0), noise)
+    assert at(1.0).std() == pytest.approx(1, abs=0.02) and (at(1.0) * noise).mean() < 0.6
+
+
+def test_fixed_noise_is_one_for_the_run(rand):
+    generator, conds = torch.Generator().manual_seed(3), Conds(rand(), rand(), rand())
+    first = fixed_noise(rand(), generator)
+    torch.randn(7, generator=generator)
+    assert torch.equal(first, fixed_noise(rand(), generator))
+    assert not torch.equal(first, fixed_noise(rand(), torch.Generator().manual_seed(4)))
+    z0, narrow = rand(), {"t_min": 0.5, "t_max": 0.5 + 1e-9, "t_max_start": 0.5 + 1e-9}
+    for fix, same in ((True, True), (False, False)):
+        ism, generator = ISM(fix_noise=fix, **narrow), torch.Generator().manual_seed(3)
+        once, again = (ism.gradient(GaussianPrior(0.5), z0, conds, 1.0, generator) for _ in range(2))
+        assert torch.allclose(once, again) == same
 
 
 def test_same_generator_same_gradient(rand):
@@ -161,4 +210,4 @@ def test_bad_settings_are_refused_by_name(bad):
 
 
 def test_presets_are_valid_and_official_is_the_default():
-    assert PRESETS["official"] == ISM() and set(PRESETS) == {"official", "cpu"}
+    assert PRESETS["official"] == ISM() and set(PRESETS) == {"official", "fast", "cpu"}

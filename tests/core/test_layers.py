@@ -32,7 +32,7 @@ def test_only_host_py_touches_the_hosts_internals(path):
 
 
 def test_importing_the_core_loads_nothing_heavy():
-    modules = ["dream", "ism", "views", "cameras", "pointcloud", "ply", "video", "rasterize"]
+    modules = ["dream", "ism", "methods", "diffusers_prior", "views", "cameras", "pointcloud", "ply", "video", "rasterize"]
     code = f"""
 import sys
 sys.path.append({str(ROOT)!r})

@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
-from lucid_core.views import VIEWS, Prompts, ViewBlend
+from lucid_core.prior import Conds
+from lucid_core.score import guided_eps, towards
+from lucid_core.views import VIEWS, Prompts, ViewBlend, without
 
 from .priors import GaussianPrior
 
@@ -53,3 +55,94 @@ def test_prompts_give_a_row_per_view():
 def test_bad_blend_is_refused():
     with pytest.raises(ValueError, match="blend_deg is 91"):
         ViewBlend(blend_deg=91)
+
+
+def away(azimuth_deg, elevation_deg=0.0, **blend):
+    azimuth = torch.tensor([float(azimuth_deg)]).deg2rad()
+    return ViewBlend(**{"perp_neg": 2.0, **blend}).away(azimuth, torch.tensor([float(elevation_deg)]).deg2rad())[0].tolist()
+
+
+@pytest.mark.parametrize(
+    "azimuth, front, side",
+    [
+        (0, 0, -2),  # r = 1: the front is cut off, exp(0) of the side
+        (9, 0, -2 * math.exp(-0.1 * 10)),  # r = 0.9
+        (45, -2 * math.exp(-0.5 * 2), -2 * math.exp(-0.5 * 10)),  # r = 0.5
+        (81, -2 * math.exp(-0.1 * 2), 0),  # r = 0.1: the side is cut off
+        (99, -2, 0),  # behind: r = 0.9
+        (135, -2, -2 / 2 * math.exp(-0.5 * 10)),  # r = 0.5
+        (180, -2, -2 / 2),  # r = 0
+    ],
+)
+def test_perp_neg_weights_are_the_official_ones(azimuth, front, side):
+    """LucidDreamer's negative_w -2, front decay 2, side decay 10, by hand."""
+    assert away(azimuth) == pytest.approx([front, side], abs=1e-6)
+    assert away(-azimuth) == pytest.approx([front, side], abs=1e-6)
+
+
+def test_perp_neg_fades_overhead_and_is_off_by_default():
+    assert away(180, 89, overhead_deg=30) == [0, 0]
+    assert away(180, 90, overhead_deg=90) == pytest.approx([-1, -0.5], abs=1e-5)
+    assert away(180, perp_neg=0.0) == [0, 0]
+    conds = tuple(torch.full((1, 3), float(i)) for i in range(4))
+    assert Prompts(conds, conds[0], conds[0]).at(GaussianPrior(), torch.tensor([3.0]), torch.zeros(1)).others == ()
+
+
+def test_perp_neg_asks_about_front_and_side_only_where_a_view_is_pushed_away():
+    conds = tuple(torch.full((1, 3), float(i)) for i in range(4))
+    prompts = Prompts(conds, conds[0], conds[0], ViewBlend(perp_neg=2.0))
+    at = lambda *azimuths: prompts.at(GaussianPrior(), torch.tensor(azimuths).deg2rad(), torch.zeros(len(azimuths)))
+    both = at(45.0, 180.0, 0.0)
+    assert [float(other[0, 0]) for other in both.others] == [0, 1] and both.weights.shape == (3, 2)
+    only_side = at(0.0, 5.0)
+    assert [float(other[0, 0]) for other in only_side.others] == [1] and only_side.weights.shape == (2, 1)
+
+
+def test_perp_neg_on_hand_computed_vectors():
+    """Per view: main + w * (other - its part along main). Two views, two others, in a plane and out of it."""
+    main = torch.tensor([[3.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0]]).reshape(2, 4, 1, 1)
+    first = torch.tensor([[5.0, 4.0, 0.0, 0.0], [0.0, 7.0, 0.0, 0.0]]).reshape(2, 4, 1, 1)
+    second = torch.tensor([[0.0, 0.0, 1.0, 0.0], [1.0, -1.0, 0.0, 2.0]]).reshape(2, 4, 1, 1)
+    weights = torch.tensor([[-2.0, 0.5], [-2.0, -1.0]])
+    expected = torch.tensor([[3.0, -8.0, 0.5, 0.0], [-1.0, 2.0, 0.0, -2.0]]).reshape(2, 4, 1, 1)
+    torch.testing.assert_close(towards(main, [first, second], weights), expected)
+    assert torch.equal(towards(main, [], None), main)
+    assert towards(torch.zeros(1, 4, 1, 1), [first[:1]], weights[:1, :1]).isfinite().all()
+
+
+def test_guidance_with_perp_neg_is_one_model_call_over_all_views():
+    """e = e_negative + cfg * (delta + w * perpendicular part of the other's delta), written out for a linear prior."""
+
+    class Counted(GaussianPrior):
+        calls = 0
+
+        def denoise(self, z, sigma, conds):
+            self.calls += 1
+            return super().denoise(z, sigma, conds)
+
+    rand = lambda seed: torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    prior, z, y, negative, other = Counted(0.5), rand(0), rand(1), rand(2), rand(3)
+    weights = torch.tensor([[-2.0], [-0.3]])
+    found = guided_eps(prior, z, 2.0, Conds(y, negative, negative, (other,), weights), 7.5)
+    of = lambda mean: 2.0 * (z - mean) / (0.5 + 4)
+    e = torch.empty_like(z)
+    for i in range(2):
+        delta, away_from = (of(y) - of(negative))[i].flatten(), (of(other) - of(negative))[i].flatten()
+        away_from = away_from - (away_from @ delta) / (delta @ delta) * delta
+        e[i] = (of(negative)[i].flatten() + 7.5 * (delta + float(weights[i, 0]) * away_from)).reshape(4, 3, 3)
+    torch.testing.assert_close(found, e)
+    assert prior.calls == 1 and prior.evaluations == 6
+
+
+@pytest.mark.parametrize(
+    "text, words, left",
+    [
+        ("a smiling red robot with blue eyes", "smiling, blue eyes", "a red robot with"),
+        ("a Smiling robot, portrait, (smiling:1.3) metal", "smiling,portrait", "a robot, metal"),
+        ("smilingly, eyes", "smiling", "smilingly, eyes"),  # whole words only
+        ("smile", "smile", ""),
+        ("a robot (C-3PO)", "c-3po", "a robot"),
+    ],
+)
+def test_front_words_are_left_out(text, words, left):
+    assert without(text, words) == left

@@ -109,9 +109,7 @@ def test_the_host_computes_what_the_narrow_networks_do(host, prior, written):
         encoder.load_state_dict(part(prior, "enc."))
         picture = torch.rand(1, 32, 32, 3, generator=generator)
         scale, shift = prior["scale_shift"]
-        torch.testing.assert_close(
-            vae.encode(picture), encoder(picture.movedim(-1, 1)) / scale + shift, atol=2e-2, rtol=0
-        )
+        torch.testing.assert_close(vae.encode(picture), encoder(picture.movedim(-1, 1)) / scale + shift, atol=2e-2, rtol=0)
 
 
 @torch.no_grad()

@@ -15,9 +15,7 @@ from demo.words import BACKGROUNDS, CONCEPTS, VIEWS
 
 STEPS = 5
 TINY = Config(images=24, held_out=8, size=32, vae_widths=(4, 4, 8, 8), unet_widths=(20, 40, 32), save_every_s=2)
-TINY = replace(
-    TINY, vae=replace(TINY.vae, minutes=STEPS / 60, warmup=2), unet=replace(TINY.unet, minutes=STEPS / 60, warmup=2)
-)
+TINY = replace(TINY, vae=replace(TINY.vae, minutes=STEPS / 60, warmup=2), unet=replace(TINY.unet, minutes=STEPS / 60, warmup=2))
 
 
 class Clock:

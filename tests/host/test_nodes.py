@@ -1,10 +1,15 @@
 """Our nodes in the real host, through its API."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from demo.client import ComfyError
+from lucid_core import ism
+from lucid_core.checks import bounds_of
+from lucid_core.methods import METHODS
 
 from .graphs import Graph, files, image, node_of, ply_of, workflow
 
@@ -148,15 +153,19 @@ def _only_start(graph, prefix="test/start"):
     "change, message",
     [
         ({"LucidPrompt": {"text": "   "}}, "Lucid Prompt: text is empty"),
+        ({"LucidPrompt": {"front_words": "red mushroom, A"}}, "Lucid Prompt: front_words is 'red mushroom, A'"),
+        ({"LucidPrompt": {"perp_neg": -1.0}}, "perp_neg"),
         ({"LucidDream": {"steps": 0}}, "steps"),
         ({"LucidDream": {"views": 1000}}, "views"),
         ({"LucidDream": {"resolution": 100}}, "Lucid Dream: resolution is 100"),
         ({"LucidPointCloud": {"count": 1}}, "count"),
         ({"LucidPointCloud": {"size": 0.0}}, "size"),
         ({"LucidPointCloud": {"color": "red"}}, "Lucid Point Cloud: color is 'red'"),
-        ({"LucidISM": {"t_min": 0.6}}, "Lucid ISM: t_max"),
-        ({"LucidISM": {"cfg": -1.0}}, "cfg"),
+        ({"LucidISM": {"preset.t_min": 0.6}}, "Lucid ISM: t_max"),
+        ({"LucidISM": {"preset.cfg": -1.0}}, "cfg"),
+        ({"LucidISM": {"preset": "mine"}}, "Lucid ISM: preset is not known; it must be official, fast, cpu"),
         ({"LucidCameras": {"radius_min": 9.0}}, "Lucid Cameras: radius_min is 9"),
+        ({"LucidCameras": {"jitter_up": -0.1}}, "jitter_up"),
         ({"LucidSave": {"filename_prefix": "../../outside"}}, "outside"),
         ({"CheckpointLoaderSimple": {"ckpt_name": "missing.safetensors"}}, "missing.safetensors"),
     ],
@@ -164,6 +173,88 @@ def _only_start(graph, prefix="test/start"):
 def test_bad_values_are_refused_by_node_and_value(client, change, message):
     with pytest.raises(ComfyError, match=message):
         client.run(workflow(**change))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"LucidISM": {"preset.t_min": 0.6}}, "Lucid ISM: t_max is 0.3; it must be above t_min"),
+        ({"LucidISM": {"preset": "mine"}}, "Lucid ISM: preset is not known"),
+        ({"LucidPrompt": {"text": " "}}, "Lucid Prompt: text is empty"),
+    ],
+)
+def test_bad_settings_are_refused_before_a_model_is_loaded(client, change, message):
+    """A loader that would fail is never reached."""
+    graph = workflow(**change)
+    graph[node_of(graph, "CheckpointLoaderSimple")] = {"class_type": "LucidTestNeverLoaded", "inputs": {}}
+    with pytest.raises(ComfyError, match=message):
+        client.run(graph)
+    with pytest.raises(ComfyError, match="it was loaded"):
+        good = workflow()
+        good[node_of(good, "CheckpointLoaderSimple")] = {"class_type": "LucidTestNeverLoaded", "inputs": {}}
+        client.run(good)
+
+
+def test_cameras_show_where_they_stand(client):
+    graph = workflow()
+    node = node_of(graph, "LucidCameras")
+    graph[node]["inputs"]["azimuth_min_deg"] = -171.0  # not as in another test: what is cached is not shown again
+    only = Graph({node: graph[node]})
+    saved = only.save_image([node, 1])
+    entry = client.run(only)
+    assert image(client, entry, saved).shape == (1, 320, 640, 3)
+    assert [file["type"] for file in entry["outputs"][node]["images"]] == ["temp"]
+
+
+def test_perp_neg_asks_the_model_about_two_more_prompts(client):
+    """With one view from behind: 2 evaluations more in each of 2 steps, and another splat."""
+
+    def run(perp_neg):
+        behind = {"azimuth_min_deg": 150.0, "azimuth_max_deg": 160.0}
+        graph = workflow(LucidPrompt={"perp_neg": perp_neg}, LucidCameras=behind, LucidDream={"seed": 21})
+        entry = client.run(graph)
+        (summary,) = (output["lucid"][0] for output in entry["outputs"].values() if "lucid" in output)
+        return summary["evaluations"], ply_of(client, entry)
+
+    (plain, splats), (more, pushed) = run(0.0), run(2.0)
+    assert more == plain + 4 and not torch.equal(splats.means, pushed.means)
+
+
+def test_every_preset_sets_the_widgets_of_the_node_to_its_values(client):
+    """Choosing a preset in the web page makes its widgets anew with these defaults: from there each can be changed."""
+    spec = client.object_info()["LucidISM"]["input"]["required"]["preset"][1]
+    for option in spec["options"]:
+        shown = {name: widget[1]["default"] for name, widget in option["inputs"]["required"].items()}
+        assert shown == dataclasses.asdict(ism.PRESETS[option["key"]])
+    assert [option["key"] for option in spec["options"]] == list(ism.PRESETS)
+
+
+def with_baseline(method, **settings):
+    """The workflow with a rival of ISM in its place, at its defaults but for `settings`."""
+    graph = workflow()
+    defaults = METHODS[method]()
+    node = graph[node_of(graph, "LucidISM")]
+    links = {name: value for name, value in node["inputs"].items() if isinstance(value, list)}
+    values = {name: getattr(defaults, name) for name in bounds_of(defaults)} | settings
+    node["class_type"] = "LucidBaseline"
+    node["inputs"] = {**links, "method": method, **{f"method.{name}": value for name, value in values.items()}}
+    return graph
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_rival_of_ism_runs_in_its_place(client, method):
+    entry = client.run(with_baseline(method))
+    splats = ply_of(client, entry)
+    assert len(splats) > 100 and splats.means.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [({"t_min": 0.99}, "Lucid Baseline: t_max is 0.98"), ({"cfg": -1.0}, "cfg"), ({"weight": 0.0}, "weight")],
+)
+def test_bad_values_of_a_rival_are_refused(client, settings, message):
+    with pytest.raises(ComfyError, match=message):
+        client.run(with_baseline("SDS", **settings))
 
 
 def test_a_batch_of_splats_is_refused_by_dream_and_rendered_by_render(client):
@@ -208,12 +299,12 @@ def test_a_broken_splat_is_refused(client, node, change, message):
 )
 def test_a_model_or_vae_that_cannot_serve_is_refused_before_the_first_step(client, change, message):
     graph = workflow()
-    loader, ism = node_of(graph, "CheckpointLoaderSimple"), graph[node_of(graph, "LucidISM")]
+    loader, guidance = node_of(graph, "CheckpointLoaderSimple"), graph[node_of(graph, "LucidISM")]
     graph["other"] = {
         "class_type": "LucidTestModel",
         "inputs": {"model": [loader, 0], "vae": [loader, 2], "change": change},
     }
-    ism["inputs"].update(model=["other", 0], vae=["other", 1])
+    guidance["inputs"].update(model=["other", 0], vae=["other", 1])
     with pytest.raises(ComfyError, match=message):
         client.run(graph)
 

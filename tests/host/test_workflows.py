@@ -27,20 +27,28 @@ def as_api(ui, info):
     for node in ui["nodes"]:
         if node["type"] in NO_API_FORM:
             continue
-        inputs = {}
         values = iter(node["widgets_values"])
-        described = info[node["type"]]["input"]
-        for name, (kind, *options) in {**described["required"], **described.get("optional", {})}.items():
-            sockets = set(kind.split(",")) if isinstance(kind, str) else set()
-            if sockets & SOCKETS_ONLY or any(s.startswith("FILE_3D") for s in sockets):
-                continue
-            inputs[name] = next(values)
-            if options and options[0].get("control_after_generate"):
-                next(values)
+        inputs = widgets(info[node["type"]]["input"], values)
         assert next(values, None) is None, f"{node['type']} has more widget values than widgets"
         inputs |= {slot["name"]: source[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
         graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return graph
+
+
+def widgets(described, values, prefix=""):
+    """Take the values of the widgets that are described; a dynamic combo's own follow it under its name."""
+    inputs = {}
+    for name, (kind, *options) in {**described.get("required", {}), **described.get("optional", {})}.items():
+        sockets = set(kind.split(",")) if isinstance(kind, str) else set()
+        if sockets & SOCKETS_ONLY or any(s.startswith("FILE_3D") for s in sockets):
+            continue
+        inputs[prefix + name] = next(values)
+        if options and options[0].get("control_after_generate"):
+            next(values)
+        if kind == "COMFY_DYNAMICCOMBO_V3":
+            (chosen,) = (option for option in options[0]["options"] if option["key"] == inputs[prefix + name])
+            inputs |= widgets(chosen["inputs"], values, f"{prefix}{name}.")
+    return inputs
 
 
 def test_there_are_workflows_and_each_has_both_forms():
@@ -77,4 +85,5 @@ def test_every_workflow_runs(name, client):
 
 def test_text_to_splat_has_the_settings_of_the_cpu_preset():
     (ism,) = (node["inputs"] for node in load("text_to_splat", "api").values() if node["class_type"] == "LucidISM")
-    assert {name: ism[name] for name in dataclasses.asdict(PRESETS["cpu"])} == dataclasses.asdict(PRESETS["cpu"])
+    settings = dataclasses.asdict(PRESETS["cpu"])
+    assert ism["preset"] == "cpu" and {name: ism[f"preset.{name}"] for name in settings} == settings

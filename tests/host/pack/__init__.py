@@ -77,6 +77,19 @@ class LucidTestModel(IO.ComfyNode):
         return IO.NodeOutput(model, vae)
 
 
+class LucidTestNeverLoaded(IO.ComfyNode):
+    """In the place of a checkpoint loader: fails when it is reached."""
+
+    @classmethod
+    def define_schema(cls):
+        outputs = [IO.Model.Output(), IO.Clip.Output(), IO.Vae.Output()]
+        return IO.Schema(node_id="LucidTestNeverLoaded", inputs=[], outputs=outputs)
+
+    @classmethod
+    def execute(cls):
+        raise RuntimeError("it was loaded")
+
+
 class LucidTestLoaded(IO.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -138,9 +151,39 @@ class LucidTestPrior(IO.ComfyNode):
         return IO.NodeOutput(ui=pack_host().with_prior(guidance, 2, 128, body))
 
 
+class LucidTestEps(IO.ComfyNode):
+    """HostPrior's noise for z (2, 4, 8, 8) of a seed, at some sigmas, for the front prompt: as flat lists."""
+
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(
+            node_id="LucidTestEps",
+            inputs=[
+                IO.Model.Input("model"), IO.Vae.Input("vae"), IO.Custom("LUCID_PROMPT").Input("prompt"),
+                IO.String.Input("sigmas"),
+            ],
+            outputs=[],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, vae, prompt, sigmas):
+        noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+        def body(prior, prompts):
+            found = {}
+            for sigma in map(float, sigmas.split()):
+                (z0,) = prior.denoise(sigma * noise, sigma, [prompts.views[0]])
+                found[f"{sigma:g}"] = ((sigma * noise - z0) / sigma).flatten().tolist()
+            return found | {"levels": [prior.sigma(t) for t in (0.0, 0.3, 0.6543, 1.0)]}
+
+        guidance = SimpleNamespace(model=model, vae=vae, prompt=prompt)
+        return IO.NodeOutput(ui=pack_host().with_prior(guidance, 2, 64, body))
+
+
 class LucidTestExtension(ComfyExtension):
     async def get_node_list(self):
-        return [LucidTestSplat, LucidTestModel, LucidTestLoaded, LucidTestPrior]
+        return [LucidTestNeverLoaded, LucidTestSplat, LucidTestModel, LucidTestLoaded, LucidTestPrior, LucidTestEps]
 
 
 async def comfy_entrypoint():
