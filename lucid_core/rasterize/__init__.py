@@ -140,8 +140,14 @@ def _check_values(name: str, value: Tensor, means: Tensor) -> None:
 
 
 def _range(value: Tensor) -> tuple[float, float]:
-    """Smallest and largest value, NaN if any is; one pass and no copy, unlike isfinite."""
+    """Smallest and largest value, NaN if any is.
+
+    On the CPU by numpy: after a parallel operation of torch its threads spin for milliseconds on the cores we want next.
+    """
     if value.numel() == 0:
         return 0.0, 0.0
-    low, high = value.detach().aminmax()
+    value = value.detach()
+    if value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64):
+        return float(value.numpy().min()), float(value.numpy().max())
+    low, high = value.aminmax()
     return low.item(), high.item()
