@@ -211,7 +211,12 @@ def _project_splat(
         extent = min(EXTENT, math.sqrt(2 * math.log(opacity / ALPHA_MIN)))
         _axes(quats, scales, i, R, M)
     for b in range(views.shape[0]):
-        means2d[b, i, :], factors[b, i, :], features[b, i, :], radii[b, i, :] = 0, 0, 0, 0
+        for c in range(2):
+            means2d[b, i, c], radii[b, i, c] = 0, 0
+        for c in range(3):
+            factors[b, i, c] = 0
+        for c in range(4):
+            features[b, i, c] = 0
         if shows:
             _project_view(
                 i, b, means, M, extent, sh, views[b], Ks[b], limits[b], width, height, bands, m1, m2, basis,
