@@ -22,7 +22,7 @@ from .jit import spread
 
 log = logging.getLogger(__name__)
 SPLATS_PER_JOB = 1024  # fewer are not worth a thread
-BANDS_PER_THREAD = 2  # of rows of tiles, in binning
+SPLATS_PER_BAND, BANDS_PER_THREAD = 32768, 2  # of rows of tiles, in binning
 _announced = False
 
 
@@ -106,7 +106,7 @@ def _bin(means2d, factors, features, opacities, radii, width: int, height: int) 
     depth_keys = _array(features[..., 3]).view(np.uint32)
     spread(cpu_bins.sort, views, 1, depth_keys, touched.reshape(views, n), order, shown)
 
-    threads = min(torch.get_num_threads(), 1 + views * n // SPLATS_PER_JOB)
+    threads = min(torch.get_num_threads(), 1 + n // SPLATS_PER_BAND)
     bands = 1 if threads == 1 else min(-(-BANDS_PER_THREAD * threads // views), tiles_y)  # each looks at every splat
     band = -(-tiles_y // bands)
     jobs = views * -(-tiles_y // band)
