@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras
-from ..extras import load
 from ..gaussians import Splats
-
-BACKENDS = ("auto", "numba", "reference")
+from . import choice
+from .choice import BACKENDS as BACKENDS
+from .choice import device_for as device_for
+from .choice import renderer, require_backend
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,18 @@ def rasterize(
 
     sh_degree: the highest spherical-harmonics band used, None for all that the splats hold.
     background: (3,) or (B, 3) linear with rgb, None for black.
-    backend: "numba" (CPU, float32), "reference" (slow, any device and float dtype) or "auto".
+    backend: one of BACKENDS; "auto" takes the fastest that works where the splats are. "numba" renders on the CPU, wherever
+    they are; "reference" is slow, but takes any device and float dtype.
     Raises ValueError for arguments that cannot be rendered, ImportError where the backend's package is missing.
     """
+    require_backend(backend)
     check(splats, cameras, width, height, sh_degree, background)
     sh_degree = splats.sh_degree if sh_degree is None else sh_degree
     if background is None:
         background = splats.means.new_zeros(3)
     background = background.expand(len(cameras), 3)
-    render = _load(backend, splats.means)
-    rgb, alpha, depth, means2d, radii = render(splats, cameras, width, height, sh_degree, background)
+    arguments = (splats, cameras, width, height, sh_degree, background)
+    rgb, alpha, depth, means2d, radii = _render(backend, arguments)
     info = {
         "means2d": means2d,
         "radii": radii,
@@ -66,22 +69,39 @@ def rasterize(
     return Render(rgb, alpha, depth, info)
 
 
-def _load(backend: str, means: Tensor):
-    """The render function of `backend`, imported on first use."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
-    if backend == "reference":
-        from .reference import render
+def _render(backend: str, arguments: tuple):
+    """What `backend` makes of `arguments`; "auto" goes on to the next one when one fails."""
+    splats = arguments[0]
+    if backend != "reference" and splats.means.dtype != torch.float32:
+        raise ValueError(f"backend {backend!r} renders float32, but means are {splats.means.dtype}; convert the splats")
+    if not len(splats):
+        return renderer("reference")(*arguments)  # the others' kernels are not made for nothing
+    if backend != "auto":
+        return _render_by(backend, arguments)
+    for name in choice.candidates(splats.means.device.type):
+        choice.say(name, splats.means.device.type)
+        if name == "numba":
+            return _render_by(name, arguments)
+        try:
+            return renderer(name)(*arguments)
+        except RuntimeError as error:  # out of memory, a failed launch
+            choice.rule_out(name, error)
 
-        return render
-    if means.device.type != "cpu":
-        raise ValueError(f"backend {backend!r} renders on the CPU, but means are on {means.device}; move them there")
-    if means.dtype != torch.float32:
-        raise ValueError(f"backend {backend!r} renders float32, but means are {means.dtype}; convert the splats")
-    load("numba", "numba")
-    from .cpu import render
 
-    return render
+def _render_by(backend: str, arguments: tuple):
+    """Raises ValueError for splats that are in the wrong place, RuntimeError with the remedy when rendering fails."""
+    device = arguments[0].means.device
+    if backend in choice.ON_CUDA and device.type != "cuda":
+        raise ValueError(f"backend {backend!r} renders on CUDA, but means are on {device}; move them there")
+    try:
+        return renderer(backend)(*arguments)
+    except RuntimeError as error:
+        remedy = "render fewer views, pixels or splats, or choose another backend"
+        raise RuntimeError(f"rasterizer {backend} failed: {error}; {remedy}") from error
+
+
+def to_device(cameras: Cameras, device: torch.device) -> Cameras:
+    return Cameras(cameras.viewmats.to(device), cameras.Ks.to(device))
 
 
 def check(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: int | None, background: Tensor | None) -> None:

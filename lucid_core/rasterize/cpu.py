@@ -29,12 +29,15 @@ _announced = False
 def render(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: int, background: Tensor):
     """-> rgb (B, H, W, 3), alpha (B, H, W, 1), depth (B, H, W, 1), means2d (B, N, 2), radii (B, N, 2) int32."""
     _announce()
-    opacities = splats.opacities
+    device = splats.means.device  # splats beside a GPU come here and their images go back, gradients the other way
+    splats, background = splats.map(Tensor.cpu), background.cpu()
+    cameras, opacities = Cameras(cameras.viewmats.cpu(), cameras.Ks.cpu()), splats.opacities
     means2d, factors, features, radii = Project.apply(
         splats.means, splats.quats, splats.scales, opacities.detach(), splats.sh, cameras, width, height, sh_degree
     )
-    rgb, alpha, depth = Blend.apply(means2d, factors, features, opacities, background, radii, width, height)
-    return rgb, alpha, depth, means2d, radii
+    means2d = means2d.to(device)
+    images = Blend.apply(means2d.cpu(), factors, features, opacities, background, radii, width, height)
+    return *(image.to(device) for image in images), means2d, radii.to(device)
 
 
 def _announce() -> None:
