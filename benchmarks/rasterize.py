@@ -10,6 +10,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -27,8 +28,9 @@ from . import inner_loops
 
 BESIDE_THE_HOST = ((100_000, 512), (10_000, 128))  # splats, pixels
 GROWTH = ((1_000, 512), (10_000, 512), (100_000, 512), (1_000_000, 512))
-SECONDS, LEAST = 6.0, 5  # of repeats for each row, and how many repeats at least
-REST = 0.01  # seconds between runs: the threads of torch's last operation spin on the cores for some milliseconds
+SECONDS, LEAST = 8.0, 5  # of rounds for each row, and how many at least
+REST = 0.01  # seconds between turns: the threads of torch's last operation spin on the cores for some milliseconds
+TURN = 0.1  # seconds
 RADIUS, FOVY_DEG = 4.0, 31.5
 
 
@@ -112,14 +114,15 @@ def scene(n: int, px: int) -> tuple[Splats, Cameras, Tensor]:
 
 
 def shortest(jobs: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Name -> seconds; the jobs take turns, and the first round warms up."""
+    """Name -> seconds; the jobs take turns of TURN seconds, at least one run each, and the first round warms up."""
     best, end, rounds = dict.fromkeys(jobs, math.inf), math.inf, 0
     while rounds <= LEAST or time.perf_counter() < end:
         for name, job in jobs.items():
             time.sleep(REST)
-            start = time.perf_counter()
-            job()
-            best[name] = min(best[name], time.perf_counter() - start) if rounds else math.inf
+            turn = time.perf_counter()
+            while (start := time.perf_counter()) < turn + TURN:
+                job()
+                best[name] = min(best[name], time.perf_counter() - start) if rounds else math.inf
         end = end if rounds else time.perf_counter() + SECONDS
         rounds += 1
     return best
@@ -160,10 +163,12 @@ def table(rows: list[Row]) -> str:
 
 
 def peak_gb(n: int, px: int) -> tuple[float, float]:
-    """Largest memory of a process before and after its one forward + backward."""
-    import resource  # not on Windows
+    """Largest memory of a process before and after its one forward + backward. Linux only."""
 
-    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (30 if sys.platform == "darwin" else 20)
+    def peak() -> float:
+        status = Path("/proc/self/status").read_text()  # getrusage's would be the parent's: it outlives exec
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) / 2**20
+
     forward_backward(*scene(1000, 64)[:2], 64, torch.ones(1, 64, 64, 3))  # loads the code
     splats, cameras, gradient = scene(n, px)
     before = peak()
@@ -178,10 +183,10 @@ def main(as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, shortest of at least {LEAST} runs in turn;")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, shortest run of at least {LEAST} turns;")
     print("host: ComfyUI's RenderSplat on the same splats and camera, forward only, for it has no gradient.\n")
     print(table(rows))
-    if sys.platform != "win32":
+    if sys.platform == "linux":
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             before, after = pool.apply(peak_gb, GROWTH[-1])
         print(
