@@ -79,7 +79,7 @@ def _render(backend: str, arguments: tuple):
     if backend != "auto":
         return _render_by(backend, arguments)
     for name in choice.candidates(splats.means.device.type):
-        choice.say(name, splats.means.device.type)
+        choice.say(name, "cpu" if name == "numba" else splats.means.device.type)
         if name == "numba":
             return _render_by(name, arguments)
         try:
@@ -114,8 +114,15 @@ def check(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: 
         raise ValueError(f"sh_degree is {sh_degree}; these splats allow 0 to {splats.sh_degree}")
     tensors = {**_tensors(splats, cameras), **({} if background is None else {"background": background})}
     for name, value in tensors.items():
-        _check_values(name, value, splats.means)
-    low, high = _range(splats.opacities)
+        if value.dtype != splats.means.dtype or value.device != splats.means.device:
+            where = f"{splats.means.dtype} on {splats.means.device}, as means"
+            raise ValueError(f"{name} is {value.dtype} on {value.device}; expected {where}")
+    ranges = _ranges(tensors)
+    for name, (low, high) in ranges.items():
+        if not (abs(low) < float("inf") and abs(high) < float("inf")):
+            bad = int((~torch.isfinite(tensors[name])).sum())
+            raise ValueError(f"{name} holds {bad} values that are not finite; repair or remove them first")
+    low, high = ranges.get("opacities", (0.0, 1.0))
     if low < 0 or high > 1:
         raise ValueError(f"opacities span {low:g} to {high:g}; expected activated opacities in [0, 1]")
     if not (cameras.Ks[:, (0, 1), (0, 1)] > 0).all():
@@ -149,25 +156,14 @@ def _check_shapes(splats: Splats, cameras: Cameras, background: Tensor | None) -
         raise ValueError(f"background has shape {tuple(background.shape)}; expected (3,) or ({views}, 3)")
 
 
-def _check_values(name: str, value: Tensor, means: Tensor) -> None:
-    if value.dtype != means.dtype or value.device != means.device:
-        where = f"{means.dtype} on {means.device}, as means"
-        raise ValueError(f"{name} is {value.dtype} on {value.device}; expected {where}")
-    low, high = _range(value)
-    if not (abs(low) < float("inf") and abs(high) < float("inf")):
-        bad = int((~torch.isfinite(value)).sum())
-        raise ValueError(f"{name} holds {bad} values that are not finite; repair or remove them first")
-
-
-def _range(value: Tensor) -> tuple[float, float]:
-    """Smallest and largest value, NaN if any is.
+def _ranges(tensors: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """Smallest and largest value of each that has any, NaN if one is; all on one device, which is waited for once.
 
     On the CPU by numpy: after a parallel operation of torch its threads spin for milliseconds on the cores we want next.
     """
-    if value.numel() == 0:
-        return 0.0, 0.0
-    value = value.detach()
-    if value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64):
-        return float(value.numpy().min()), float(value.numpy().max())
-    low, high = value.aminmax()
-    return low.item(), high.item()
+    values = {name: value.detach() for name, value in tensors.items() if value.numel()}
+    first = next(iter(values.values()))
+    if first.device.type == "cpu" and first.dtype in (torch.float32, torch.float64):
+        return {name: (float(value.numpy().min()), float(value.numpy().max())) for name, value in values.items()}
+    extremes = torch.stack([extreme for value in values.values() for extreme in value.aminmax()]).tolist()
+    return dict(zip(values, zip(extremes[::2], extremes[1::2])))
