@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import argparse
 
-from . import rasterize
+from . import gpu, rasterize
 
-BENCHMARKS = {"rasterize": rasterize.main}
+BENCHMARKS = {"rasterize": rasterize.main, "gpu": gpu.main}
 
 
 def main() -> None:

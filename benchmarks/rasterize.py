@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
-import statistics
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -17,20 +18,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lucid_core.cameras import Cameras, turntable
 from lucid_core.gaussians import SH_C0, Splats
-from lucid_core.rasterize import rasterize, reference
+from lucid_core.rasterize import Render, rasterize
+
+from . import inner_loops
 
 BESIDE_THE_HOST = ((100_000, 512), (10_000, 128))  # splats, pixels
 GROWTH = ((1_000, 512), (10_000, 512), (100_000, 512), (1_000_000, 512))
-REPEATS = 7
+SECONDS, LEAST = 8.0, 5  # of rounds for each row, and how many at least
+REST = 0.01  # seconds between turns: the threads of torch's last operation spin on the cores for some milliseconds
+TURN = 0.1  # seconds
 RADIUS, FOVY_DEG = 4.0, 31.5
 
 
 @dataclass(frozen=True)
 class Row:
-    """Medians in seconds; the factors are host_s over ours."""
+    """Shortest times in seconds; the factors are host_s over ours."""
 
     splats: int
     px: int
@@ -94,67 +100,80 @@ def forward(splats: Splats, cameras: Cameras, px: int) -> None:
         rasterize(splats, cameras, px, px)
 
 
-def forward_backward(splats: Splats, cameras: Cameras, px: int) -> None:
+def forward_backward(splats: Splats, cameras: Cameras, px: int, gradient: Tensor) -> Render:
+    """gradient (B, H, W, 3) of the images."""
     splats = splats.map(lambda x: x.detach().requires_grad_())
     render = rasterize(splats, cameras, px, px)
     render.info["means2d"].retain_grad()
-    render.rgb.square().sum().backward()
+    render.rgb.backward(gradient)
+    return render
+
+
+def scene(n: int, px: int) -> tuple[Splats, Cameras, Tensor]:
+    return ball(n), turntable(1, 0.0, RADIUS, FOVY_DEG, px, px), torch.ones(1, px, px, 3)
+
+
+def shortest(jobs: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Name -> seconds; the jobs take turns of TURN seconds, at least one run each, and the first round warms up."""
+    best, end, rounds = dict.fromkeys(jobs, math.inf), math.inf, 0
+    while rounds <= LEAST or time.perf_counter() < end:
+        for name, job in jobs.items():
+            time.sleep(REST)
+            turn = time.perf_counter()
+            while (start := time.perf_counter()) < turn + TURN:
+                job()
+                best[name] = min(best[name], time.perf_counter() - start) if rounds else math.inf
+        end = end if rounds else time.perf_counter() + SECONDS
+        rounds += 1
+    return best
 
 
 def measure(n: int, px: int, host: Callable[[Splats, int], object] | None) -> Row:
-    splats, cameras = ball(n), turntable(1, 0.0, RADIUS, FOVY_DEG, px, px)
+    splats, cameras, gradient = scene(n, px)
     jobs = {
         "forward": lambda: forward(splats, cameras, px),
-        "forward_backward": lambda: forward_backward(splats, cameras, px),
+        "forward_backward": lambda: forward_backward(splats, cameras, px, gradient),
     }
     if host:
         jobs["host"] = lambda: host(splats, px)
-    seconds = {name: [] for name in jobs}
-    for repeat in range(REPEATS + 1):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            if repeat:  # the first run warms up
-                seconds[name].append(time.perf_counter() - start)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    host_s = median.get("host")
+    best = shortest(jobs)
+    host_s = best.get("host")
     return Row(
         splats=n,
         px=px,
         host_s=host_s,
-        forward_s=median["forward"],
-        forward_backward_s=median["forward_backward"],
-        forward_x=host_s and host_s / median["forward"],
-        forward_backward_x=host_s and host_s / median["forward_backward"],
+        forward_s=best["forward"],
+        forward_backward_s=best["forward_backward"],
+        forward_x=host_s and host_s / best["forward"],
+        forward_backward_x=host_s and host_s / best["forward_backward"],
     )
 
 
-def pairs(n: int, px: int) -> float:
-    """Pairs of a pixel and a splat whose alpha reaches 1/255: the areas of the ellipses, image borders ignored."""
-    splats, cameras = ball(n), turntable(1, 0.0, RADIUS, FOVY_DEG, px, px)
-    means_cam = splats.means @ cameras.viewmats[0, :3, :3].T + cameras.viewmats[0, :3, 3]
-    covars2d = reference.project_covariances(splats, means_cam[None], cameras, px, px)[0]  # (N, 2, 2)
-    strength = (255 * splats.opacities).clamp_min(1).log()
-    return (2 * math.pi * strength * covars2d.det().sqrt()).sum().item()
-
-
-def peak_gb() -> float:
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (30 if sys.platform == "darwin" else 20)
-
-
 def table(rows: list[Row]) -> str:
-    heads = ("splats", "px", "host ms", "forward ms", "fwd+bwd ms", "forward x", "fwd+bwd x", "Mpairs/s/core")
-    lines = [" ".join(f"{head:>13}" for head in heads)]
+    heads = ("splats", "px", "host ms", "forward ms", "fwd+bwd ms", "forward x", "fwd+bwd x", "fwd+bwd us/splat")
+    lines = [" ".join(f"{head:>10}" for head in heads)]
     for row in rows:
         times = (row.host_s, row.forward_s, row.forward_backward_s)
-        rate = pairs(row.splats, row.px) / row.forward_s / torch.get_num_threads()
         cells = [str(row.splats), str(row.px)]
         cells += [f"{t * 1e3:.1f}" if t else "-" for t in times]
         cells += [f"{x:.1f}" if x else "-" for x in (row.forward_x, row.forward_backward_x)]
-        lines.append(" ".join(f"{cell:>13}" for cell in (*cells, f"{rate / 1e6:.0f}")))
+        cells += [f"{row.forward_backward_s / row.splats * 1e6:.2f}"]
+        lines.append(" ".join(f"{cell:>{max(len(head), 10)}}" for head, cell in zip(heads, cells)))
     return "\n".join(lines)
+
+
+def peak_gb(n: int, px: int) -> tuple[float, float]:
+    """Largest memory of a process before and after its one forward + backward. Linux only."""
+
+    def peak() -> float:
+        status = Path("/proc/self/status").read_text()  # getrusage's would be the parent's: it outlives exec
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) / 2**20
+
+    forward_backward(*scene(1000, 64)[:2], 64, torch.ones(1, 64, 64, 3))  # loads the code
+    splats, cameras, gradient = scene(n, px)
+    before = peak()
+    forward_backward(splats, cameras, px, gradient)
+    return before, peak()
 
 
 def main(as_json: bool) -> None:
@@ -164,8 +183,14 @@ def main(as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return
-    print(f"{torch.get_num_threads()} threads, medians of {REPEATS} runs; host: ComfyUI's RenderSplat, forward only.")
-    print("Mpairs: million (pixel, splat) pairs with alpha >= 1/255, over the whole forward's time.\n")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, shortest run of at least {LEAST} turns;")
+    print("host: ComfyUI's RenderSplat on the same splats and camera, forward only, for it has no gradient.\n")
     print(table(rows))
-    if sys.platform != "win32":
-        print(f"\npeak memory of this process {peak_gb():.1f} GB")
+    if sys.platform == "linux":
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            before, after = pool.apply(peak_gb, GROWTH[-1])
+        print(
+            f"\npeak memory of a process at {GROWTH[-1][0]:,} splats, {GROWTH[-1][1]} px: {after:.1f} GB, before {before:.1f}"
+        )
+    for n, px in BESIDE_THE_HOST:
+        print("\n" + inner_loops.report(*scene(n, px), px))

@@ -1,34 +1,47 @@
-"""Growing and pruning by gsplat's DefaultStrategy (3DGS, section 5.2), on any device."""
+"""Growing and pruning by gsplat's strategies, on any device: 3DGS's own (section 5.2) and MCMC (Kheradmand et al. 2024)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from .checks import require
 from .extras import load
 
+STRATEGIES = ("default", "mcmc")
+
 
 @dataclass(frozen=True)
 class Densify:
-    """When and where splats are added and removed; the defaults are the official ones. Times are shares of the run."""
+    """When and where splats are added and removed; the defaults are the official ones. Times are shares of the run.
 
+    strategy "default" splits and copies where the image-plane gradient is high and prunes what is faint. "mcmc" moves faint
+    splats to solid ones, adds 5% each time up to `max_splats`, and shakes all as Langevin dynamics does.
+    """
+
+    strategy: str = "default"
     start: float = 0.02
     stop: float = 0.6
     every: float = 0.02
-    grow_grad2d: float = 7.5e-4  # mean image-plane gradient, in half image widths, above which a splat is split or copied
-    grow_scale3d: float = 0.003  # copied up to this size (world units), split above it
-    prune_opacity: float = 0.005
-    reset_every: float = 0.06  # opacities fall to twice `prune_opacity`; 0 = never
-    max_splats: int = 1_000_000  # nothing grows from here on
+    grow_grad2d: float = 7.5e-4  # default: mean gradient, in half image widths, above which a splat is split or copied
+    grow_scale3d: float = 0.003  # default: copied up to this size (world units), split above it
+    prune_opacity: float = 0.005  # default: removed below it; mcmc: moved
+    reset_every: float = 0.06  # default: opacities fall to twice `prune_opacity`; 0 = never
+    noise: float = 5e5  # mcmc: of the shaking, times the means' learning rate (gsplat's noise_lr)
+    max_splats: int = 1_000_000  # nothing grows beyond it
 
     def __post_init__(self) -> None:
+        require(self.strategy in STRATEGIES, "densify strategy", self.strategy, " or ".join(STRATEGIES))
         require(0 <= self.start <= self.stop <= 1, "densify start and stop", (self.start, self.stop), "0 to 1, in order")
         require(0 < self.every <= 1, "densify every", self.every, "above 0, at most 1")
+        require(self.noise >= 0, "densify noise", self.noise, "0 or more")
+        require(self.max_splats >= 1, "densify max_splats", self.max_splats, "at least 1")
 
 
 class Densifier:
@@ -36,19 +49,28 @@ class Densifier:
 
     def __init__(self, config: Densify, steps: int) -> None:
         self.config = config
-        self.every = max(round(config.every * steps), 1)
         self.reset_every = round(config.reset_every * steps)
         self.stop = round(config.stop * steps)
-        self.strategy = load("gsplat.strategy", "gsplat").DefaultStrategy(
-            prune_opa=config.prune_opacity,
-            grow_grad2d=config.grow_grad2d,
-            grow_scale3d=config.grow_scale3d,
-            refine_start_iter=round(config.start * steps),
-            refine_stop_iter=self.stop,
-            refine_every=self.every,
-            reset_every=steps + 1,  # gsplat 1.5's own reset never fires (`0 & step`): ours is in `after_backward`
-        )
-        self.state = self.strategy.initialize_state(scene_scale=1.0)
+        times = {
+            "refine_start_iter": round(config.start * steps),
+            "refine_stop_iter": self.stop,
+            "refine_every": max(round(config.every * steps), 1),
+        }
+        strategies = load("gsplat.strategy", "gsplat")
+        if config.strategy == "mcmc":
+            self.strategy = strategies.MCMCStrategy(
+                cap_max=config.max_splats, noise_lr=config.noise, min_opacity=config.prune_opacity, **times
+            )
+            self.state = self.strategy.initialize_state()
+        else:
+            self.strategy = _capped(strategies.DefaultStrategy, config.max_splats)(
+                prune_opa=config.prune_opacity,
+                grow_grad2d=config.grow_grad2d,
+                grow_scale3d=config.grow_scale3d,
+                reset_every=steps + 1,  # gsplat 1.5's own reset never fires (`0 & step`): ours is in `after_backward`
+                **times,
+            )
+            self.state = self.strategy.initialize_state(scene_scale=1.0)
 
     def before_backward(self, params: dict[str, Parameter], optimizers: dict[str, Optimizer], step: int, info: dict) -> None:
         self.strategy.step_pre_backward(params, optimizers, self.state, step, info)
@@ -57,13 +79,63 @@ class Densifier:
         self, params: dict[str, Parameter], optimizers: dict[str, Optimizer], step: int, info: dict, generator: Generator
     ) -> None:
         """Gather statistics; at its times grow, prune and reset. Call after the optimisers' step."""
-        full = len(params["means"]) >= self.config.max_splats
-        strategy = replace(self.strategy, grow_grad2d=float("inf")) if full else self.strategy
         with _seeded(generator, params["means"].device):
-            strategy.step_post_backward(params, optimizers, self.state, step, info)
+            if self.config.strategy == "mcmc":
+                with _torch_helpers():
+                    lr = optimizers["means"].param_groups[0]["lr"]
+                    self.strategy.step_post_backward(params, optimizers, self.state, step, info, lr=lr)
+                return
+            self.strategy.step_post_backward(params, optimizers, self.state, step, info)
         if self.reset_every and step < self.stop and step % self.reset_every == 0:
             ops = load("gsplat.strategy.ops", "gsplat")
             ops.reset_opa(params, optimizers, self.state, value=2 * self.config.prune_opacity)
+
+
+def _capped(strategy: type, max_splats: int) -> type:
+    """gsplat's DefaultStrategy, which knows no cap: what grows adds one splat, so let only so many grow, the most needy."""
+
+    class Capped(strategy):
+        def _grow_gs(self, params, optimizers, state, step):
+            asked, room = self.grow_grad2d, max_splats - len(params["means"])
+            scores = state["grad2d"] / state["count"].clamp_min(1)
+            if room <= 0:
+                self.grow_grad2d = float("inf")
+            elif room < len(scores):
+                self.grow_grad2d = max(asked, scores.topk(room + 1).values[-1].item())
+            try:
+                return super()._grow_gs(params, optimizers, state, step)
+            finally:
+                self.grow_grad2d = asked
+
+    return Capped
+
+
+@contextmanager
+def _torch_helpers() -> Iterator[None]:
+    """Lend gsplat's operations torch versions of the two functions that it has in its CUDA extension only."""
+    ops = load("gsplat.strategy.ops", "gsplat")
+    covariances = load("gsplat.cuda._torch_impl", "gsplat")._quat_scale_to_covar_preci
+    own = ops.compute_relocation, ops.quat_scale_to_covar_preci
+    ops.compute_relocation, ops.quat_scale_to_covar_preci = relocated, covariances
+    try:
+        yield
+    finally:
+        ops.compute_relocation, ops.quat_scale_to_covar_preci = own
+
+
+def relocated(opacities: Tensor, scales: Tensor, ratios: Tensor, binoms: Tensor) -> tuple[Tensor, Tensor]:
+    """Opacity (N,) and scales (N, 3) of each of `ratios` (N,) equal splats in one place that look as the one before.
+
+    binoms (M, M) holds n over k; more than M in one place count as M. Source: 3DGS-MCMC, equation 9, whose sum over i of
+    (i - 1 over k) is a column of binoms added up.
+    """
+    n = ratios.clamp(1, len(binoms)).long()
+    alpha = 1 - (1 - opacities.double()) ** (1 / n.double())
+    k = torch.arange(len(binoms), device=binoms.device, dtype=torch.float64)
+    signs = (1 - 2 * (k % 2)) / (k + 1).sqrt()
+    counts = binoms.double().cumsum(0)[n - 1]  # (N, M); 0 where k >= n
+    total = (counts * signs * alpha[:, None] ** (k + 1)).sum(-1)
+    return alpha.to(opacities), (opacities / total)[:, None].to(scales) * scales
 
 
 class _seeded:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Generator, Tensor
@@ -16,7 +16,7 @@ from .checks import check_bounds, require, setting
 from .densify import Densifier, Densify
 from .gaussians import SH_C0, Splats, activate, parameters, validate
 from .prior import Prior
-from .rasterize import Render, rasterize
+from .rasterize import Render, device_for, rasterize, to_device
 from .score import Guidance, limit_pixels
 from .views import Prompts
 
@@ -48,12 +48,18 @@ class DreamConfig:
     background_colors: str = "any"  # any: half of those random, half black; grey: random greys, for a prior of plain pictures
     flip_share: float = 0.5  # share of steps that are mirrored
     scale_jitter: float = 0.112  # relative noise on the Gaussians' sizes while training
+    sh_degree: int = 0  # colours depend on the view up to this band in the end; a splat that starts with more keeps it
+    sh_every: float = 0.2  # share of the run after which the next band joins
+    clip_norm: float = 0.0  # the norm to which the gradient of all parameters together is cut; 0 = never
     densify: Densify = field(default_factory=Densify)
 
     def __post_init__(self) -> None:
         check_bounds(self)
         require(self.background_colors in ("any", "grey"), "background_colors", self.background_colors, "any or grey")
         require(self.resolution % 8 == 0, "resolution", self.resolution, "a multiple of 8")
+        require(self.sh_degree in (0, 1, 2, 3), "sh_degree", self.sh_degree, "0 to 3")
+        require(0 < self.sh_every <= 1, "sh_every", self.sh_every, "above 0, at most 1")
+        require(self.clip_norm >= 0, "clip_norm", self.clip_norm, "0 or more")
 
 
 PRESETS = {
@@ -82,7 +88,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One finished step. `splats` shares memory with the parameters: `detach()` it to keep it."""
+    """One finished step. `splats` is finite, the reader's own, and where the backend renders."""
 
     step: int  # from 1
     loss: float
@@ -98,15 +104,19 @@ def dream(
     cameras: CameraRanges,
     config: DreamConfig,
     seed: int,
+    backend: str = "auto",
 ) -> Iterator[Step]:
     """Optimise `splats` until the prior finds `prompts` in its views; yields after every step.
 
-    Everything random follows from `seed`. Raises ValueError for a splat that cannot be optimised, FloatingPointError when a
-    loss is not finite and RuntimeError when nothing is left; the splats of the last yielded step are still good then.
+    Everything random follows from `seed` and is drawn on the CPU. The splats live where `backend` renders. Raises ValueError
+    for a splat that cannot be optimised, FloatingPointError when the loss, a gradient or a parameter is not finite and
+    RuntimeError when nothing is left; the splats of the last yielded step are still good then.
     """
     validate(splats)
+    device = device_for(backend)
     generator = torch.Generator().manual_seed(seed)
-    params = parameters(splats)
+    first_degree, last_degree = splats.sh_degree, max(splats.sh_degree, config.sh_degree)
+    params = parameters(with_sh_degree(splats, last_degree).map(lambda x: x.to(device)))
     optimizers = {name: Adam([param], lr=1.0, betas=config.adam_betas, eps=1e-15) for name, param in params.items()}
     densifier = Densifier(config.densify, config.steps)
     for step in range(1, config.steps + 1):
@@ -115,11 +125,13 @@ def dream(
 
         # 1. render a batch of views
         views = cameras.sample(config.views, progress, config.resolution, config.resolution, generator)
+        seen_by = to_device(views.cameras, device)
         current = activate(params)
-        background = random_background(config, generator)
-        render = rasterize(jitter(current, config, generator), views.cameras, config.resolution, config.resolution,
-                           background=background)  # fmt: skip
-        disparity = losses.disparity(render.depth, render.alpha, views.cameras.Ks[:, 0, 0] / config.resolution)
+        background = random_background(config, generator).to(device)
+        sh_degree = min(first_degree + int(progress / config.sh_every), last_degree)
+        render = rasterize(jitter(current, config, generator), seen_by, config.resolution, config.resolution,
+                           sh_degree, background, backend)  # fmt: skip
+        disparity = losses.disparity(render.depth, render.alpha, seen_by.Ks[:, 0, 0] / config.resolution)
 
         # 2. what the prior would change about them, as the gradient of their latents
         images = guided_images(render, disparity, config, generator)
@@ -129,17 +141,17 @@ def dream(
         g = guidance.gradient(prior, z0, conds, progress, generator)
 
         # 3. guidance and regularisers
-        loss = (z0 * g).sum().to(current.means.device)
+        loss = (z0 * g).sum().to(device)
         loss = loss + config.tv_weight * (losses.tv(render.rgb) + losses.tv(disparity))
         loss = loss + config.scale_weight * losses.scale(current.scales)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {step} of {config.steps}; lower the learning rates or cfg"
-            )
+        require_finite({"the loss": loss}, step, config)
 
         # 4. step, then densify
         densifier.before_backward(params, optimizers, step, render.info)
         loss.backward()
+        require_finite({f"the gradient of {name}": param.grad for name, param in params.items()}, step, config)
+        if config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(params.values(), config.clip_norm)
         for optimizer in optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -147,8 +159,9 @@ def dream(
         densifier.after_backward(params, optimizers, step, render.info, generator)
         if len(params["means"]) == 0:
             raise RuntimeError(f"every Gaussian was pruned at step {step} of {config.steps}; start from more opaque ones")
-        with torch.no_grad():
-            yield Step(step, loss.item(), activate(params).map(Tensor.detach), prior.evaluations)
+        finished = activate(params).detach()
+        require_finite({f"{name} of the splat": value for name, value in vars(finished).items()}, step, config)
+        yield Step(step, loss.item(), finished, prior.evaluations)
 
 
 def set_learning_rates(optimizers: dict[str, Adam], config: DreamConfig, progress: float) -> None:
@@ -160,6 +173,25 @@ def set_learning_rates(optimizers: dict[str, Adam], config: DreamConfig, progres
     }  # fmt: skip
     for name, (first, last) in ranges.items():
         optimizers[name].param_groups[0]["lr"] = first * (last / first) ** progress
+
+
+def with_sh_degree(splats: Splats, degree: int) -> Splats:
+    """The same splats with the bands up to `degree`, at least; new ones are 0."""
+    missing = (degree + 1) ** 2 - splats.sh.shape[1]
+    return replace(splats, sh=torch.nn.functional.pad(splats.sh, (0, 0, 0, max(missing, 0))))
+
+
+@torch.no_grad()
+def require_finite(values: dict[str, Tensor], step: int, config: DreamConfig) -> None:
+    """Raise FloatingPointError that names the first of `values` to hold NaN or infinity; one look at the device for all."""
+    values = {name: value for name, value in values.items() if value is not None and value.numel()}
+    extremes = torch.stack([extreme for value in values.values() for extreme in value.aminmax()])
+    finite = extremes.isfinite().view(-1, 2).all(1).tolist()
+    for name, ok in zip(values, finite, strict=True):
+        if not ok:
+            raise FloatingPointError(
+                f"{name} is not finite at step {step} of {config.steps}; lower the learning rates or cfg, or set clip_norm"
+            )
 
 
 @torch.no_grad()

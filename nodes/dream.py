@@ -11,9 +11,9 @@ from ..lucid_core import ply
 from ..lucid_core.cameras import CameraRanges, Cameras, turntable
 from ..lucid_core.dream import PRESETS, DreamConfig, Step, dream
 from ..lucid_core.gaussians import Splats
-from ..lucid_core.rasterize import rasterize
+from ..lucid_core.rasterize import device_for, rasterize, to_device
 from . import host
-from .inputs import CATEGORY, errors_of, fold_seed, inputs_of, seed_input
+from .inputs import CATEGORY, backend_input, errors_of, fold_seed, inputs_of, seed_input
 from .types import LucidCamerasType, LucidGuidanceType
 
 log = logging.getLogger(__name__)
@@ -40,35 +40,42 @@ class LucidDream(IO.ComfyNode):
                 ),
                 *inputs_of(DreamConfig),
                 seed_input(),
+                backend_input(),
             ],
             outputs=[IO.Splat.Output(display_name="splat")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, splat, guidance, preset, steps, views, resolution, seed, cameras=None) -> IO.NodeOutput:
+    def execute(cls, splat, guidance, preset, steps, views, resolution, seed, cameras=None, backend="auto") -> IO.NodeOutput:
         with errors_of(cls):
             start = host.one_splat(splat)
             config = dataclasses.replace(PRESETS[preset], steps=steps, views=views, resolution=resolution)
-            run = _Run(config.steps)
+            run = _Run(config.steps, backend)
+            device_for(backend)  # a backend that cannot be used is named before models are loaded
 
             def body(prior, prompts):
-                steps = dream(start, prior, guidance.method, prompts, cameras or CameraRanges(), config, fold_seed(seed))
-                for step in steps:
-                    run.report(step)
+                ranges = cameras or CameraRanges()
+                try:
+                    for step in dream(start, prior, guidance.method, prompts, ranges, config, fold_seed(seed), backend):
+                        run.report(step)
+                except FloatingPointError as error:
+                    run.stop(error)
 
             try:
                 host.with_prior(guidance, config.views, config.resolution, body)
             except BaseException:
                 run.rescue()
                 raise
-            return IO.NodeOutput(host.from_splats(run.last.splats), ui={"lucid": [run.summary()]})
+            return IO.NodeOutput(host.from_splats(run.splats()), ui={"lucid": [run.summary()]})
 
 
 class _Run:
     """What the user sees of a run, and what is kept of it if it ends early."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, backend: str) -> None:
+        self.backend = backend
         self.steps, self.last, self.begun, self.shown = steps, None, time.monotonic(), 0.0
+        self.stopped = None  # why it ended early with a splat that is good
         self.progress = host.Progress(steps)
 
     def report(self, step: Step) -> None:
@@ -76,7 +83,7 @@ class _Run:
         now = time.monotonic()
         image = None
         if now - self.shown > PREVIEW_SECONDS or step.step == self.steps:
-            self.shown, image = now, preview(step.splats, step.step)
+            self.shown, image = now, preview(step.splats, step.step, self.backend)
         self.progress.update(step.step, image)
         if step.step % LOG_STEPS == 0 or step.step == self.steps:
             log.info(
@@ -85,12 +92,22 @@ class _Run:
             )  # fmt: skip
         host.check_interrupt()
 
+    def stop(self, error: FloatingPointError) -> None:
+        """End with the last finite splat; without one, raise ValueError."""
+        if self.last is None:
+            raise ValueError(str(error)) from error
+        self.stopped = str(error)
+        log.warning("Lucid Dream: %s. The splat of step %d is returned.", error, self.last.step)
+
+    def splats(self) -> Splats:
+        return self.last.splats.map(torch.Tensor.cpu)
+
     def rescue(self) -> None:
         """Save the splat of a cancelled or failed run beside the user's outputs."""
         if self.last is not None:
             try:
                 path, _ = host.output_path("lucid/unfinished", "ply")
-                ply.write(path, self.last.splats)
+                ply.write(path, self.splats())
             except OSError as error:  # a full disk must not hide what stopped the run
                 log.error("Lucid Dream could not save the unfinished splat: %s", error)
                 return
@@ -102,12 +119,13 @@ class _Run:
             "evaluations": self.last.evaluations,
             "splats": len(self.last.splats),
             "seconds": round(time.monotonic() - self.begun, 1),
+            **({"stopped": self.stopped} if self.stopped else {}),
         }
 
 
-def preview(splats: Splats, step: int, size: int = 256) -> torch.Tensor:
+def preview(splats: Splats, step: int, backend: str, size: int = 256) -> torch.Tensor:
     """(size, size, 3) view on white, from a camera that turns as the run goes on."""
     around = turntable(90, 15.0, 5.3, 26.0, size, size)
-    camera = Cameras(around.viewmats[step % 90][None], around.Ks[:1])
+    camera = to_device(Cameras(around.viewmats[step % 90][None], around.Ks[:1]), splats.means.device)
     with torch.no_grad():
-        return rasterize(splats, camera, size, size, background=torch.ones(3)).rgb[0]
+        return rasterize(splats, camera, size, size, background=splats.means.new_ones(3), backend=backend).rgb[0].cpu()

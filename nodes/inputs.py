@@ -10,6 +10,7 @@ from typing import Any
 from comfy_api.latest import IO
 
 from ..lucid_core.checks import Bounds, bounds_of
+from ..lucid_core.rasterize import BACKENDS
 
 CATEGORY = "3d/splat/lucid"
 
@@ -35,6 +36,14 @@ def seed_input() -> IO.Int.Input:
     return IO.Int.Input(
         "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
         tooltip="The same seed and settings give the same splat on the same machine.",
+    )  # fmt: skip
+
+
+def backend_input() -> IO.Combo.Input:
+    return IO.Combo.Input(
+        "backend", options=[name for name in BACKENDS if name != "reference"], default="auto", optional=True, advanced=True,
+        tooltip="What renders the splat. auto = the fastest that works here: gsplat (CUDA with a compiler), gswarp (CUDA), "
+        "numba (every CPU). The log says which and why.",
     )  # fmt: skip
 
 

@@ -4,10 +4,10 @@ import torch
 from comfy_api.latest import IO
 
 from ..lucid_core.cameras import framed, turned
-from ..lucid_core.rasterize import rasterize
+from ..lucid_core.rasterize import device_for, rasterize, to_device
 from ..lucid_core.video import depth_image
 from . import host
-from .inputs import CATEGORY, errors_of, hex_color
+from .inputs import CATEGORY, backend_input, errors_of, hex_color
 
 
 class LucidRender(IO.ComfyNode):
@@ -38,6 +38,7 @@ class LucidRender(IO.ComfyNode):
                 ),
                 IO.Color.Input("background", default="#ffffff", tooltip="Colour behind the splat."),
                 IO.Load3DCamera.Input("camera_info", optional=True, tooltip="Camera; empty = frames the whole splat."),
+                backend_input(),
             ],
             outputs=[
                 IO.Image.Output(display_name="image"),
@@ -47,10 +48,11 @@ class LucidRender(IO.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, splat, width, height, frames, azimuth, elevation, fov, background, camera_info=None) -> IO.NodeOutput:
+    def execute(cls, splat, width, height, frames, azimuth, elevation, fov, background, camera_info=None, backend="auto"):
         with errors_of(cls):
+            device = device_for(backend)
             angles = math.radians(azimuth) + torch.arange(frames) * (2 * math.pi / frames)
-            color = torch.tensor(hex_color(background))
+            color = torch.tensor(hex_color(background), device=device)
             images, masks, depths = [], [], []
             items = host.to_splats(splat)
             progress = host.Progress(len(items) * frames)
@@ -59,12 +61,14 @@ class LucidRender(IO.ComfyNode):
                     camera, centre = framed(item, math.radians(elevation), math.radians(fov), width, height)
                 else:
                     camera, centre = host.camera_of(camera_info, width, height)
+                item = item.map(lambda x: x.to(device))
                 for angle in angles:
                     host.check_interrupt()
+                    around = to_device(turned(camera, angle[None], centre), device)
                     with torch.no_grad():
-                        view = rasterize(item, turned(camera, angle[None], centre), width, height, background=color)
-                    images.append(view.rgb.clamp(0, 1))
-                    masks.append(view.alpha[..., 0])
-                    depths.append(depth_image(view.depth, view.alpha))
+                        view = rasterize(item, around, width, height, background=color, backend=backend)
+                    images.append(view.rgb.clamp(0, 1).cpu())
+                    masks.append(view.alpha[..., 0].cpu())
+                    depths.append(depth_image(view.depth, view.alpha).cpu())
                     progress.update(len(images), images[-1][0])
             return IO.NodeOutput(torch.cat(images), torch.cat(masks), torch.cat(depths))

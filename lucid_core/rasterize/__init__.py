@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras
-from ..extras import load
 from ..gaussians import Splats
-
-BACKENDS = ("auto", "numba", "reference")
+from . import choice
+from .choice import BACKENDS as BACKENDS
+from .choice import device_for as device_for
+from .choice import renderer, require_backend
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,18 @@ def rasterize(
 
     sh_degree: the highest spherical-harmonics band used, None for all that the splats hold.
     background: (3,) or (B, 3) linear with rgb, None for black.
-    backend: "numba" (CPU, float32), "reference" (slow, any device and float dtype) or "auto".
+    backend: one of BACKENDS; "auto" takes the fastest that works where the splats are. "numba" renders on the CPU, wherever
+    they are; "reference" is slow, but takes any device and float dtype.
     Raises ValueError for arguments that cannot be rendered, ImportError where the backend's package is missing.
     """
+    require_backend(backend)
     check(splats, cameras, width, height, sh_degree, background)
     sh_degree = splats.sh_degree if sh_degree is None else sh_degree
     if background is None:
         background = splats.means.new_zeros(3)
     background = background.expand(len(cameras), 3)
-    render = _load(backend, splats.means)
-    rgb, alpha, depth, means2d, radii = render(splats, cameras, width, height, sh_degree, background)
+    arguments = (splats, cameras, width, height, sh_degree, background)
+    rgb, alpha, depth, means2d, radii = _render(backend, arguments)
     info = {
         "means2d": means2d,
         "radii": radii,
@@ -66,22 +69,39 @@ def rasterize(
     return Render(rgb, alpha, depth, info)
 
 
-def _load(backend: str, means: Tensor):
-    """The render function of `backend`, imported on first use."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
-    if backend == "reference":
-        from .reference import render
+def _render(backend: str, arguments: tuple):
+    """What `backend` makes of `arguments`; "auto" goes on to the next one when one fails."""
+    splats = arguments[0]
+    if backend != "reference" and splats.means.dtype != torch.float32:
+        raise ValueError(f"backend {backend!r} renders float32, but means are {splats.means.dtype}; convert the splats")
+    if not len(splats):
+        return renderer("reference")(*arguments)  # the others' kernels are not made for nothing
+    if backend != "auto":
+        return _render_by(backend, arguments)
+    for name in choice.candidates(splats.means.device.type):
+        choice.say(name, "cpu" if name == "numba" else splats.means.device.type)
+        if name == "numba":
+            return _render_by(name, arguments)
+        try:
+            return renderer(name)(*arguments)
+        except RuntimeError as error:  # out of memory, a failed launch
+            choice.rule_out(name, error)
 
-        return render
-    if means.device.type != "cpu":
-        raise ValueError(f"backend {backend!r} renders on the CPU, but means are on {means.device}; move them there")
-    if means.dtype != torch.float32:
-        raise ValueError(f"backend {backend!r} renders float32, but means are {means.dtype}; convert the splats")
-    load("numba", "numba")
-    from .cpu import render
 
-    return render
+def _render_by(backend: str, arguments: tuple):
+    """Raises ValueError for splats that are in the wrong place, RuntimeError with the remedy when rendering fails."""
+    device = arguments[0].means.device
+    if backend in choice.ON_CUDA and device.type != "cuda":
+        raise ValueError(f"backend {backend!r} renders on CUDA, but means are on {device}; move them there")
+    try:
+        return renderer(backend)(*arguments)
+    except RuntimeError as error:
+        remedy = "render fewer views, pixels or splats, or choose another backend"
+        raise RuntimeError(f"rasterizer {backend} failed: {error}; {remedy}") from error
+
+
+def to_device(cameras: Cameras, device: torch.device) -> Cameras:
+    return Cameras(cameras.viewmats.to(device), cameras.Ks.to(device))
 
 
 def check(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: int | None, background: Tensor | None) -> None:
@@ -94,8 +114,15 @@ def check(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: 
         raise ValueError(f"sh_degree is {sh_degree}; these splats allow 0 to {splats.sh_degree}")
     tensors = {**_tensors(splats, cameras), **({} if background is None else {"background": background})}
     for name, value in tensors.items():
-        _check_values(name, value, splats.means)
-    low, high = _range(splats.opacities)
+        if value.dtype != splats.means.dtype or value.device != splats.means.device:
+            where = f"{splats.means.dtype} on {splats.means.device}, as means"
+            raise ValueError(f"{name} is {value.dtype} on {value.device}; expected {where}")
+    ranges = _ranges(tensors)
+    for name, (low, high) in ranges.items():
+        if not (abs(low) < float("inf") and abs(high) < float("inf")):
+            bad = int((~torch.isfinite(tensors[name])).sum())
+            raise ValueError(f"{name} holds {bad} values that are not finite; repair or remove them first")
+    low, high = ranges.get("opacities", (0.0, 1.0))
     if low < 0 or high > 1:
         raise ValueError(f"opacities span {low:g} to {high:g}; expected activated opacities in [0, 1]")
     if not (cameras.Ks[:, (0, 1), (0, 1)] > 0).all():
@@ -129,19 +156,14 @@ def _check_shapes(splats: Splats, cameras: Cameras, background: Tensor | None) -
         raise ValueError(f"background has shape {tuple(background.shape)}; expected (3,) or ({views}, 3)")
 
 
-def _check_values(name: str, value: Tensor, means: Tensor) -> None:
-    if value.dtype != means.dtype or value.device != means.device:
-        where = f"{means.dtype} on {means.device}, as means"
-        raise ValueError(f"{name} is {value.dtype} on {value.device}; expected {where}")
-    low, high = _range(value)
-    if not (abs(low) < float("inf") and abs(high) < float("inf")):
-        bad = int((~torch.isfinite(value)).sum())
-        raise ValueError(f"{name} holds {bad} values that are not finite; repair or remove them first")
+def _ranges(tensors: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """Smallest and largest value of each that has any, NaN if one is; all on one device, which is waited for once.
 
-
-def _range(value: Tensor) -> tuple[float, float]:
-    """Smallest and largest value, NaN if any is; one pass and no copy, unlike isfinite."""
-    if value.numel() == 0:
-        return 0.0, 0.0
-    low, high = value.detach().aminmax()
-    return low.item(), high.item()
+    On the CPU by numpy: after a parallel operation of torch its threads spin for milliseconds on the cores we want next.
+    """
+    values = {name: value.detach() for name, value in tensors.items() if value.numel()}
+    first = next(iter(values.values()))
+    if first.device.type == "cpu" and first.dtype in (torch.float32, torch.float64):
+        return {name: (float(value.numpy().min()), float(value.numpy().max())) for name, value in values.items()}
+    extremes = torch.stack([extreme for value in values.values() for extreme in value.aminmax()]).tolist()
+    return dict(zip(values, zip(extremes[::2], extremes[1::2])))

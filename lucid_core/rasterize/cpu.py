@@ -21,19 +21,23 @@ from . import cpu_bins, cpu_blend, cpu_project
 from .jit import spread
 
 log = logging.getLogger(__name__)
-SPLATS_PER_JOB = 4096  # fewer are not worth a thread
+SPLATS_PER_JOB = 1024  # fewer are not worth a thread
+SPLATS_PER_BAND, BANDS_PER_THREAD = 32768, 2  # of rows of tiles, in binning
 _announced = False
 
 
 def render(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: int, background: Tensor):
     """-> rgb (B, H, W, 3), alpha (B, H, W, 1), depth (B, H, W, 1), means2d (B, N, 2), radii (B, N, 2) int32."""
     _announce()
-    opacities = splats.opacities
+    device = splats.means.device  # splats beside a GPU come here and their images go back, gradients the other way
+    splats, background = splats.map(Tensor.cpu), background.cpu()
+    cameras, opacities = Cameras(cameras.viewmats.cpu(), cameras.Ks.cpu()), splats.opacities
     means2d, factors, features, radii = Project.apply(
         splats.means, splats.quats, splats.scales, opacities.detach(), splats.sh, cameras, width, height, sh_degree
     )
-    rgb, alpha, depth = Blend.apply(means2d, factors, features, opacities, background, radii, width, height)
-    return rgb, alpha, depth, means2d, radii
+    means2d = means2d.to(device)
+    images = Blend.apply(means2d.cpu(), factors, features, opacities, background, radii, width, height)
+    return *(image.to(device) for image in images), means2d, radii.to(device)
 
 
 def _announce() -> None:
@@ -56,8 +60,8 @@ class Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, sh, cameras, width, height, sh_degree):
         views, n = len(cameras), len(means)
-        means2d, factors, features = (means.new_zeros(views, n, size) for size in (2, 3, 4))
-        radii = torch.zeros(views, n, 2, dtype=torch.int32)
+        means2d, factors, features = (means.new_empty(views, n, size) for size in (2, 3, 4))
+        radii = torch.empty(views, n, 2, dtype=torch.int32)
         bands, Ks = (sh_degree + 1) ** 2, _array(cameras.Ks.double())
         limits = cpu_project.slope_limits(Ks, width, height)
         ctx.camera = (_array(cameras.viewmats.double()), Ks, limits, bands)
@@ -72,7 +76,7 @@ class Project(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g_means2d, g_factors, g_features, _g_radii):
         means, quats, scales, sh, radii, features = ctx.saved_tensors
-        grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (means, quats, scales, sh)]
+        grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (means, quats, scales, sh)]
         inputs = (_array(x) for x in (means, quats, scales, sh))
         given = (_array(x) for x in (radii, features, g_means2d, g_factors, g_features))
         outputs = (_array(x) for x in grads)
@@ -96,22 +100,24 @@ class Bins:
 def _bin(means2d, factors, features, opacities, radii, width: int, height: int) -> Bins:
     views, n = means2d.shape[:2]
     tiles_x, tiles_y = -(-width // cpu_bins.TILE), -(-height // cpu_bins.TILE)
-    records, rects = np.zeros((views * n, cpu_bins.RECORD), np.float32), np.zeros((views * n, 4), np.int32)
-    touched = np.zeros(views * n, np.int64)
+    records = torch.empty(views * n, cpu_bins.RECORD).numpy()  # torch's begin where a cache line does
+    rects, touched = np.empty((views * n, 4), np.int32), np.empty(views * n, np.int64)
     projected = (*(_flat(x) for x in (means2d, factors, features)), _array(opacities), _flat(radii))
-    spread(cpu_bins.pack, views * n, SPLATS_PER_JOB, *projected, tiles_x, tiles_y, records, rects, touched)
+    spread(cpu_bins.pack, views * n, SPLATS_PER_JOB, *projected, width, height, records, rects, touched)
 
     order, shown = np.empty((views, n), np.int32), np.empty(views, np.int64)
     depth_keys = _array(features[..., 3]).view(np.uint32)
     spread(cpu_bins.sort, views, 1, depth_keys, touched.reshape(views, n), order, shown)
 
-    bands = views * -(-tiles_y // cpu_bins.BAND)
-    bands_per_job = 1 + bands * SPLATS_PER_JOB // (views * n + 1)
+    threads = min(torch.get_num_threads(), 1 + n // SPLATS_PER_BAND)
+    bands = 1 if threads == 1 else min(-(-BANDS_PER_THREAD * threads // views), tiles_y)  # each looks at every splat
+    band = -(-tiles_y // bands)
+    jobs = views * -(-tiles_y // band)
     counts = np.zeros((views, tiles_x * tiles_y), np.int64)
-    spread(cpu_bins.count, bands, bands_per_job, rects, tiles_x, tiles_y, counts)
+    spread(cpu_bins.count, jobs, 1, rects, band, tiles_x, tiles_y, counts)
     offsets = np.concatenate([[0], counts.ravel().cumsum()])
     pairs, cursors = np.empty(offsets[-1], np.int32), offsets[:-1].reshape(counts.shape).copy()
-    spread(cpu_bins.fill, bands, bands_per_job, rects, order, shown, tiles_x, tiles_y, cursors, pairs)
+    spread(cpu_bins.fill, jobs, 1, rects, order, shown, band, tiles_x, tiles_y, cursors, pairs)
     return Bins(records, rects, touched, touched.cumsum() - touched, pairs, offsets)
 
 
@@ -142,8 +148,8 @@ class Blend(torch.autograd.Function):
         spread(cpu_blend.blend_backward, tiles, 1, *lists, _array(background), *images, *g_images, slots)
 
         grads = [remaining.new_empty(views, n, size) for size in (2, 3, 4)]
-        g_opacities = remaining.new_empty(views, n)
-        outputs = (_flat(x) for x in (*grads, g_opacities))
-        spread(cpu_blend.reduce, views * n, SPLATS_PER_JOB, slots, bins.starts, bins.touched, *outputs)
-        g_background = torch.einsum("bhwc,bhwk->bc", g_rgb, remaining)
-        return *grads, g_opacities.sum(0), g_background, None, None, None
+        g_opacities = remaining.new_empty(n)
+        outputs = (_array(x) for x in (*grads, g_opacities))
+        spread(cpu_blend.reduce, n, SPLATS_PER_JOB, slots, bins.starts, bins.touched, *outputs)
+        g_background = torch.einsum("bhwc,bhwk->bc", g_rgb, remaining) if ctx.needs_input_grad[4] else None
+        return *grads, g_opacities, g_background, None, None, None

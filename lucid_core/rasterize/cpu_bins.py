@@ -15,8 +15,8 @@ import numpy as np
 from .jit import kernel
 
 TILE = 16
-RECORD = 12  # what blending reads: mean x y, factor p q r, opacity, r g b z, log(255 opacity), half height
-BAND = 4  # rows of tiles that one job sorts into
+SLACK = 1e-3  # pixels; rounding must not lose one, and blending looks at each anyway
+RECORD = 16  # what blending reads: mean x y, factor p q r, opacity, r g b z, log(255 opacity), first row and end; a cache line
 RADIX_BITS = 11  # three passes over 32 bits
 
 
@@ -29,21 +29,27 @@ def _half_size(strength, p, q, r, radius_x, radius_y):
 
 
 @kernel(inline=True)
-def _tile_range(center, half, tiles):
-    """First tile along one axis and the one after the last; clamped as floats, which do not overflow."""
-    first = min(max(math.floor((center - half) / TILE), 0.0), float(tiles))
-    end = min(max(math.floor((center + half) / TILE) + 1.0, first), float(tiles))
-    return int(first), int(end)
+def _range(center, half, size):
+    """First pixel along one axis whose centre is within `half` of `center`, and the one after the last.
+
+    Clamped to [0, size] as floats, which do not overflow; there a cast rounds down.
+    """
+    half += SLACK
+    first = int(min(max(center - half + 0.5, 0.0), float(size)))
+    end = int(min(max(center + half + 0.5, 0.0), float(size)))
+    return first, end
 
 
 @kernel()
-def pack(first, end, means2d, factors, features, opacities, radii, tiles_x, tiles_y, records, rects, touched):
-    """-> records (M, RECORD); rects (M, 4) tiles x0 x1 y0 y1; touched (M,) how many. Outputs come zeroed."""
+def pack(first, end, means2d, factors, features, opacities, radii, width, height, records, rects, touched):
+    """-> records (M, RECORD) of what shows; rects (M, 4) tiles x0 x1 y0 y1; touched (M,) how many."""
+    n = opacities.shape[0]
     for i in range(first, end):
+        record, rect = records[i], rects[i]
+        rect[:], touched[i] = 0, 0
         if radii[i, 0] == 0:
             continue
-        record, rect = records[i], rects[i]
-        opacity = opacities[i % opacities.shape[0]]
+        opacity = opacities[i % n]
         strength = math.log(max(opacity * 255.0, 1.0))
         p, q, r = float(factors[i, 0]), float(factors[i, 1]), float(factors[i, 2])
         half_x, half_y = _half_size(strength, p, q, r, float(radii[i, 0]), float(radii[i, 1]))
@@ -51,13 +57,16 @@ def pack(first, end, means2d, factors, features, opacities, radii, tiles_x, tile
         record[2], record[3], record[4], record[5] = p, q, r, opacity
         for c in range(4):
             record[6 + c] = features[i, c]
-        record[10], record[11] = strength, half_y
-        rect[0], rect[1] = _tile_range(float(record[0]), half_x, tiles_x)
-        rect[2], rect[3] = _tile_range(float(record[1]), half_y, tiles_y)
-        touched[i] = (rect[1] - rect[0]) * (rect[3] - rect[2])
+        x0, x1 = _range(float(record[0]), half_x, width)
+        y0, y1 = _range(float(record[1]), half_y, height)
+        record[10], record[11], record[12] = strength, y0, y1
+        if x0 < x1 and y0 < y1:
+            rect[0], rect[1] = x0 // TILE, (x1 - 1) // TILE + 1
+            rect[2], rect[3] = y0 // TILE, (y1 - 1) // TILE + 1
+            touched[i] = (rect[1] - rect[0]) * (rect[3] - rect[2])
 
 
-@kernel(inline=True)
+@kernel(allocates=True)
 def _radix_sort(keys, ids):
     """ids in the order of their uint32 keys; stable. Both inputs become scratch."""
     keys_out, ids_out = np.empty_like(keys), np.empty_like(ids)
@@ -78,7 +87,7 @@ def _radix_sort(keys, ids):
     return ids
 
 
-@kernel()
+@kernel(allocates=True)
 def sort(first, end, depth_keys, touched, order, shown):
     """For views first to end: order (B, N) begins with the `shown` (B,) ids that touch a tile, by depth.
 
@@ -96,29 +105,27 @@ def sort(first, end, depth_keys, touched, order, shown):
 
 
 @kernel()
-def count(first, end, rects, tiles_x, tiles_y, counts):
-    """counts (B, tiles): pairs in each tile; comes zeroed. A job is a view's band."""
-    views, bands = counts.shape[0], (tiles_y + BAND - 1) // BAND
+def count(first, end, rects, band, tiles_x, tiles_y, counts):
+    """counts (B, tiles): pairs in each tile; comes zeroed. A job is `band` rows of tiles of a view."""
+    views, bands = counts.shape[0], (tiles_y + band - 1) // band
     n = rects.shape[0] // views
     for job in range(first, end):
-        b, top = job // bands, (job % bands) * BAND
+        b, top = job // bands, (job % bands) * band
         for i in range(b * n, (b + 1) * n):
-            rect = rects[i]
-            for y in range(max(rect[2], top), min(rect[3], top + BAND)):
-                for x in range(rect[0], rect[1]):
+            for y in range(max(rects[i, 2], top), min(rects[i, 3], top + band)):
+                for x in range(rects[i, 0], rects[i, 1]):
                     counts[b, y * tiles_x + x] += 1
 
 
 @kernel()
-def fill(first, end, rects, order, shown, tiles_x, tiles_y, cursors, pairs):
+def fill(first, end, rects, order, shown, band, tiles_x, tiles_y, cursors, pairs):
     """pairs: ids by tile, front to back. cursors (B, tiles), where each tile's pairs begin, are moved to their ends."""
-    bands = (tiles_y + BAND - 1) // BAND
+    bands = (tiles_y + band - 1) // band
     for job in range(first, end):
-        b, top = job // bands, (job % bands) * BAND
+        b, top = job // bands, (job % bands) * band
         for s in range(shown[b]):
             i = order[b, s]
-            rect = rects[i]
-            for y in range(max(rect[2], top), min(rect[3], top + BAND)):
-                for x in range(rect[0], rect[1]):
+            for y in range(max(rects[i, 2], top), min(rects[i, 3], top + band)):
+                for x in range(rects[i, 0], rects[i, 1]):
                     pairs[cursors[b, y * tiles_x + x]] = i
                     cursors[b, y * tiles_x + x] += 1

@@ -6,8 +6,6 @@ vector code. fastmath is safe here: projection lets only finite, bounded splats 
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from .cpu_bins import TILE
@@ -38,11 +36,9 @@ def _exp(x):
 
 
 @kernel(fastmath=True, inline=True)
-def _rows(records, n, y0):
-    """Rows of the tile that begins at y0 where the splat's alpha can reach 1/255."""
-    center = records[n, 1] - y0
-    first, end = math.ceil(center - records[n, 11]), math.floor(center + records[n, 11]) + ONE
-    return int(max(min(first, f32(TILE)), ZERO)), int(min(max(end, ZERO), f32(TILE)))
+def _rows(records, n, top):
+    """Rows of the tile that begins at `top` where the splat's alpha can reach 1/255."""
+    return max(int(records[n, 11]) - top, 0), min(int(records[n, 12]) - top, TILE)
 
 
 @kernel(fastmath=True, inline=True)
@@ -74,10 +70,22 @@ def _blend_row(pixels, row, k, u, p, drop, opacity, r, g, b, z):
 
 @kernel(fastmath=True)
 def _all_stopped(pixels, k):
-    latest = ZERO
-    for i in range(PIXELS):
-        latest = max(latest, pixels[i + 5 * PIXELS])
-    return latest <= k
+    """Looks row by row, so that it mostly ends at the first."""
+    for j in range(TILE):
+        alive = ZERO
+        for i in range(TILE):
+            alive += ONE if pixels[j * TILE + i + 5 * PIXELS] > k else ZERO
+        if alive > ZERO:
+            return False
+    return True
+
+
+@kernel(allocates=True)
+def _scratch(size):
+    """(size,) float32 that begins where a cache line does: a row is one, and one across two costs twice."""
+    buffer = np.empty(size + TILE, np.float32)
+    skip = -(buffer.ctypes.data // 4) % TILE
+    return buffer[skip : skip + size]
 
 
 @kernel(fastmath=True, inline=True)
@@ -99,7 +107,7 @@ def _blend_tile(records, ids, left, top, width, height, pixels):
     for k in range(ids.shape[0]):
         n = ids[k]
         p, q, r, opacity, strength = records[n, 2], records[n, 3], records[n, 4], records[n, 5], records[n, 10]
-        first, end = _rows(records, n, y0)
+        first, end = _rows(records, n, top)
         for j in range(first, end):
             dy = y0 + f32(j) - records[n, 1]
             u, drop = p * (x0 - records[n, 0]) + q * dy, r * dy * dy
@@ -109,14 +117,14 @@ def _blend_tile(records, ids, left, top, width, height, pixels):
             break
 
 
-@kernel(fastmath=True)
+@kernel(fastmath=True, allocates=True)
 def blend(first, end, records, pairs, offsets, background, rgb, alpha, depth, remaining, stop):
     """-> rgb (B, H, W, 3); alpha, depth, remaining (transmittance) and stop (B, H, W), the last two for the gradient.
 
     A job t is one of all views' tiles; its splats are pairs[offsets[t] : offsets[t + 1]], front to back.
     """
     _, height, width = stop.shape
-    pixels = np.empty(6 * PIXELS, np.float32)
+    pixels = _scratch(6 * PIXELS)
     for t in range(first, end):
         b, left, top = _tile(t, width, height)
         _blend_tile(records, pairs[offsets[t] : offsets[t + 1]], left, top, width, height, pixels)
@@ -176,12 +184,12 @@ def _sum(pixels, row):
 
 
 @kernel(fastmath=True)
-def _pair_backward(records, n, pixels, k, x0, y0, slots, slot):
+def _pair_backward(records, n, pixels, k, left, top, slots, slot):
     """All rows of one (tile, splat) pair -> its GRADIENTS."""
     p, q, r, opacity, strength = records[n, 2], records[n, 3], records[n, 4], records[n, 5], records[n, 10]
-    dx = x0 - records[n, 0]
+    dx, y0 = f32(left) + f32(0.5) - records[n, 0], f32(top) + f32(0.5)
     pixels[SUMS_AT:] = ZERO
-    first, end = _rows(records, n, y0)
+    first, end = _rows(records, n, top)
     for j in range(first, end):
         dy = y0 + f32(j) - records[n, 1]
         u, drop = p * dx + q * dy, r * dy * dy
@@ -201,26 +209,26 @@ def _pair_backward(records, n, pixels, k, x0, y0, slots, slot):
 
 
 @kernel(fastmath=True)
-def _load_tile(left, top, background, remaining, stop, g_rgb, g_alpha, g_depth, pixels):
-    """Fill the planes of `_blend_row_backward` for one tile; returns its latest stop."""
-    height, width = stop.shape
+def _load_tile(b, left, top, background, remaining, stop, g_rgb, g_alpha, g_depth, pixels):
+    """Fill the planes of `_blend_row_backward` for one tile of view b; returns its latest stop."""
+    _, height, width = stop.shape
     pixels[:] = ZERO
     pixels[:PIXELS], pixels[6 * PIXELS : SUMS_AT] = ONE, OUTSIDE
     latest = ZERO
     for j in range(min(TILE, height - top)):
         for i in range(min(TILE, width - left)):
             at, y, x = j * TILE + i, top + j, left + i
-            g_remaining = -g_alpha[y, x]
+            g_remaining = -g_alpha[b, y, x]
             for c in range(3):
-                g_remaining += g_rgb[y, x, c] * background[c]
-                pixels[at + (2 + c) * PIXELS] = g_rgb[y, x, c]
-            pixels[at], pixels[at + PIXELS] = remaining[y, x], g_remaining * remaining[y, x]
-            pixels[at + 5 * PIXELS], pixels[at + 6 * PIXELS] = g_depth[y, x], stop[y, x]
-            latest = max(latest, stop[y, x])
+                g_remaining += g_rgb[b, y, x, c] * background[b, c]
+                pixels[at + (2 + c) * PIXELS] = g_rgb[b, y, x, c]
+            pixels[at], pixels[at + PIXELS] = remaining[b, y, x], g_remaining * remaining[b, y, x]
+            pixels[at + 5 * PIXELS], pixels[at + 6 * PIXELS] = g_depth[b, y, x], stop[b, y, x]
+            latest = max(latest, stop[b, y, x])
     return latest
 
 
-@kernel(fastmath=True)
+@kernel(fastmath=True, allocates=True)
 def blend_backward(
     first, end, records, pairs, offsets, rects, starts, background, remaining, stop, g_rgb, g_alpha, g_depth, slots
 ):
@@ -229,29 +237,32 @@ def blend_backward(
     starts (M,): a splat's first slot.
     """
     _, height, width = stop.shape
-    pixels = np.empty(SUMS_AT + SUMS * TILE, np.float32)
+    pixels = _scratch(SUMS_AT + SUMS * TILE)
     for t in range(first, end):
         b, left, top = _tile(t, width, height)
-        latest = _load_tile(left, top, background[b], remaining[b], stop[b], g_rgb[b], g_alpha[b], g_depth[b], pixels)
-        x0, y0 = f32(left) + f32(0.5), f32(top) + f32(0.5)
-        ids = pairs[offsets[t] : offsets[t + 1]]
-        for k in range(min(ids.shape[0], int(latest)) - 1, -1, -1):
-            n = ids[k]
+        latest = _load_tile(b, left, top, background, remaining, stop, g_rgb, g_alpha, g_depth, pixels)
+        count = offsets[t + 1] - offsets[t]
+        for k in range(min(count, int(latest)) - 1, -1, -1):
+            n = pairs[offsets[t] + k]
             slot = starts[n] + (top // TILE - rects[n, 2]) * (rects[n, 1] - rects[n, 0]) + left // TILE - rects[n, 0]
-            _pair_backward(records, n, pixels, f32(k), x0, y0, slots, slot)
+            _pair_backward(records, n, pixels, f32(k), left, top, slots, slot)
 
 
-@kernel()
+@kernel(allocates=True)
 def reduce(first, end, slots, starts, touched, g_means2d, g_factors, g_features, g_opacities):
-    """Add up each splat's slots, in order -> gradients (M, ...); outputs need not be zeroed."""
+    """Add up each splat's slots, in order -> gradients (B, N, ...), of the opacities (N,). A job is a splat."""
+    views, n, _ = g_means2d.shape
     total = np.empty(GRADIENTS, np.float32)
     for i in range(first, end):
-        total[:] = 0
-        for slot in range(starts[i], starts[i] + touched[i]):
-            for c in range(GRADIENTS):
-                total[c] += slots[slot, c]
-        g_means2d[i, 0], g_means2d[i, 1] = total[0], total[1]
-        g_factors[i, 0], g_factors[i, 1], g_factors[i, 2] = total[2], total[3], total[4]
-        g_opacities[i] = total[5]
-        for c in range(4):
-            g_features[i, c] = total[6 + c]
+        g_opacities[i] = 0
+        for b in range(views):
+            total[:] = 0
+            at = starts[b * n + i]
+            for slot in range(at, at + touched[b * n + i]):
+                for c in range(GRADIENTS):
+                    total[c] += slots[slot, c]
+            g_means2d[b, i, 0], g_means2d[b, i, 1] = total[0], total[1]
+            g_factors[b, i, 0], g_factors[b, i, 1], g_factors[b, i, 2] = total[2], total[3], total[4]
+            g_opacities[i] += total[5]
+            for c in range(4):
+                g_features[b, i, c] = total[6 + c]

@@ -169,7 +169,7 @@ def _covariance(m1, m2):
 def _project_view(
     i, b, means, M, extent, sh, W, K, limits, width, height, bands, m1, m2, basis, means2d, factors, features, radii
 ):
-    """Splat i in view b; leaves the outputs alone where it does not show. m1, m2, basis are scratch."""
+    """Splat i in view b, where the outputs are zero already; they stay so if it does not show. m1, m2, basis: scratch."""
     x, y, z = _to_camera(W, means, i)
     if not NEAR < z < FAR:
         return
@@ -200,26 +200,45 @@ def _project_view(
     radii[b, i, 0], radii[b, i, 1] = min(rx, LARGEST), min(ry, LARGEST)
 
 
-@kernel(fastmath=KEEPS_NAN)
+@kernel(fastmath=KEEPS_NAN, inline=True)
+def _project_splat(
+    i, means, quats, scales, opacity, sh, views, Ks, limits, bands, width, height, R, M, m1, m2, basis,
+    means2d, factors, features, radii,
+):  # fmt: skip
+    """Splat i in every view; R, M, m1, m2, basis are scratch."""
+    shows = opacity >= ALPHA_MIN
+    if shows:
+        extent = min(EXTENT, math.sqrt(2 * math.log(opacity / ALPHA_MIN)))
+        _axes(quats, scales, i, R, M)
+    for b in range(views.shape[0]):
+        for c in range(2):
+            means2d[b, i, c], radii[b, i, c] = 0, 0
+        for c in range(3):
+            factors[b, i, c] = 0
+        for c in range(4):
+            features[b, i, c] = 0
+        if shows:
+            _project_view(
+                i, b, means, M, extent, sh, views[b], Ks[b], limits[b], width, height, bands, m1, m2, basis,
+                means2d, factors, features, radii,
+            )  # fmt: skip
+
+
+@kernel(fastmath=KEEPS_NAN, allocates=True)
 def project(
     first, end, means, quats, scales, opacities, sh, views, Ks, limits, bands, width, height,
     means2d, factors, features, radii,
 ):  # fmt: skip
     """-> means2d (B, N, 2), factors (B, N, 3) p q r, features (B, N, 4) r g b z, radii (B, N, 2); zeros where culled.
 
-    views (B, 4, 4), Ks (B, 3, 3), limits (B, 4) are float64, the rest float32; outputs come zeroed. A job is a splat.
+    views (B, 4, 4), Ks (B, 3, 3), limits (B, 4) are float64, the rest float32. A job is a splat.
     """
     R, M, m1, m2, basis = np.empty((3, 3)), np.empty((3, 3)), np.empty(3), np.empty(3), np.empty(16)
     for i in range(first, end):
-        if opacities[i] < ALPHA_MIN:
-            continue
-        extent = min(EXTENT, math.sqrt(2 * math.log(opacities[i] / ALPHA_MIN)))
-        _axes(quats, scales, i, R, M)
-        for b in range(views.shape[0]):
-            _project_view(
-                i, b, means, M, extent, sh, views[b], Ks[b], limits[b], width, height, bands, m1, m2, basis,
-                means2d, factors, features, radii,
-            )  # fmt: skip
+        _project_splat(
+            i, means, quats, scales, opacities[i], sh, views, Ks, limits, bands, width, height, R, M, m1, m2, basis,
+            means2d, factors, features, radii,
+        )  # fmt: skip
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
@@ -289,32 +308,44 @@ def _color_backward(i, b, means, W, sh, bands, basis, g_basis, features, g_featu
     return (gx - radial * x) / distance, (gy - radial * y) / distance, (gz - radial * z) / distance
 
 
-@kernel(fastmath=KEEPS_NAN)
+@kernel(fastmath=KEEPS_NAN, inline=True)
+def _views_backward(
+    i, means, sh, views, Ks, limits, bands, radii, features, g_means2d, g_factors, g_features,
+    M, gM, m1, m2, g1, g2, basis, g_basis, g_sh,
+):  # fmt: skip
+    """Splat i, all views: adds to gM and g_sh, returns the gradient of the mean, world."""
+    x, y, z = 0.0, 0.0, 0.0
+    for b in range(views.shape[0]):
+        if radii[b, i, 0] == 0:
+            continue
+        gx, gy, gz = _geometry_backward(
+            i, b, means, M, views[b], Ks[b], limits[b], m1, m2, g1, g2,
+            g_means2d, g_factors, g_features[b, i, 3], gM,
+        )  # fmt: skip
+        cx, cy, cz = _color_backward(i, b, means, views[b], sh, bands, basis, g_basis, features, g_features, g_sh)
+        x, y, z = x + gx + cx, y + gy + cy, z + gz + cz
+    return x, y, z
+
+
+@kernel(fastmath=KEEPS_NAN, allocates=True)
 def project_backward(
     first, end, means, quats, scales, sh, views, Ks, limits, bands, radii, features,
     g_means2d, g_factors, g_features, g_means, g_quats, g_scales, g_sh,
 ):  # fmt: skip
-    """The transpose of `project`. A splat's views are added up by one thread, so no atomics. Outputs come zeroed."""
+    """The transpose of `project`. A splat's views are added up by one thread, so no atomics."""
     R, M, gR, gM = np.empty((3, 3)), np.empty((3, 3)), np.empty((3, 3)), np.empty((3, 3))
-    m1, m2, g1, g2, g_mean = np.empty(3), np.empty(3), np.empty(3), np.empty(3), np.empty(3)
+    m1, m2, g1, g2 = np.empty(3), np.empty(3), np.empty(3), np.empty(3)
     basis, g_basis = np.empty(16), np.empty(16)
+    g_sh[first:end] = 0
     for i in range(first, end):
         length = _axes(quats, scales, i, R, M)
-        gM[:], g_mean[:] = 0, 0
-        for b in range(views.shape[0]):
-            if radii[b, i, 0] == 0:
-                continue
-            gx, gy, gz = _geometry_backward(
-                i, b, means, M, views[b], Ks[b], limits[b], m1, m2, g1, g2,
-                g_means2d, g_factors, g_features[b, i, 3], gM,
-            )  # fmt: skip
-            cx, cy, cz = _color_backward(i, b, means, views[b], sh, bands, basis, g_basis, features, g_features, g_sh)
-            g_mean[0] += gx + cx
-            g_mean[1] += gy + cy
-            g_mean[2] += gz + cz
+        gM[:] = 0
+        g_means[i, 0], g_means[i, 1], g_means[i, 2] = _views_backward(
+            i, means, sh, views, Ks, limits, bands, radii, features, g_means2d, g_factors, g_features,
+            M, gM, m1, m2, g1, g2, basis, g_basis, g_sh,
+        )  # fmt: skip
         for k in range(3):
-            g_means[i, k] = g_mean[k]
+            g_scales[i, k] = gM[0, k] * R[0, k] + gM[1, k] * R[1, k] + gM[2, k] * R[2, k]
             for j in range(3):
-                g_scales[i, k] += gM[j, k] * R[j, k]
                 gR[j, k] = gM[j, k] * scales[i, k]
         _rotation_backward(quats, i, length, gR, g_quats)

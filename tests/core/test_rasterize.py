@@ -286,7 +286,6 @@ def test_finite_splats_give_finite_images_and_alpha_in_0_1(data, n):
 
 
 def test_default_strategy_of_gsplat_grows_a_splat():
-    """MCMCStrategy is not covered: its relocation needs a CUDA helper of gsplat."""
     DefaultStrategy = pytest.importorskip("gsplat.strategy").DefaultStrategy
     params = torch.nn.ParameterDict(parameters(random_splats(n=80, seed=16)))
     optimizers = {name: torch.optim.Adam([value], lr=1e-3) for name, value in params.items()}
@@ -322,7 +321,7 @@ def broken(name, value):
         ({"width": 2.5}, "width is 2.5"),
         ({"sh_degree": 1}, "sh_degree is 1; these splats allow 0 to 0"),
         ({"sh_degree": -1}, "sh_degree is -1"),
-        ({"backend": "cuda"}, "backend is 'cuda'; choose one of auto, numba"),
+        ({"backend": "cuda"}, "backend is 'cuda'; choose one of auto, gsplat, gswarp, numba"),
         ({"background": torch.zeros(4)}, r"background has shape \(4,\)"),
         ({"background": torch.full((3,), float("nan"))}, "background holds 3 values that are not finite"),
         ({"splats": broken("quats", torch.ones(4, 4))}, r"quats has shape \(4, 4\); expected \(5, 4\)"),

@@ -332,6 +332,41 @@ def test_the_copy_of_the_vae_is_released_also_after_an_error(client):
     assert loaded() == before
 
 
+def with_model(change, **changes):
+    """The workflow with LucidTestModel's `change` of its model."""
+    graph = workflow(**changes)
+    loader = node_of(graph, "CheckpointLoaderSimple")
+    graph["changed"] = {
+        "class_type": "LucidTestModel",
+        "inputs": {"model": [loader, 0], "vae": [loader, 2], "change": change},
+    }
+    graph[node_of(graph, "LucidISM")]["inputs"]["model"] = ["changed", 0]
+    return graph
+
+
+def test_a_model_that_gives_nan_ends_with_the_last_finite_splat(client):
+    entry = client.run(with_model("NaN from call 12", LucidDream={"steps": 20, "seed": 31}))
+    (summary,) = (output["lucid"][0] for output in entry["outputs"].values() if "lucid" in output)
+    assert 0 < summary["steps"] < 20
+    assert f"the loss is not finite at step {summary['steps'] + 1} of 20" in summary["stopped"]
+    assert all(x.isfinite().all() for x in vars(ply_of(client, entry)).values())
+
+
+def test_a_model_that_gives_nan_at_once_is_an_error(client):
+    """The inversion of the first step alone takes more calls than the model has good ones."""
+    graph = with_model("NaN from call 12", LucidDream={"steps": 20, "seed": 32, "views": 1})
+    graph[node_of(graph, "LucidISM")]["inputs"].update(inversion_steps=20, delta_s=0.01)
+    with pytest.raises(ComfyError, match="Lucid Dream: the loss is not finite at step 1 of 20"):
+        client.run(graph)
+
+
+def test_a_backend_that_cannot_be_used_is_refused(client):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA GPU")
+    with pytest.raises(ComfyError, match=r"Lucid Dream: backend gsplat needs a CUDA GPU.*choose auto or numba"):
+        client.run(workflow(LucidDream={"backend": "gsplat", "seed": 33}))
+
+
 def test_a_weight_patch_changes_the_splat(client):
     """The guidance asks the patched MODEL: a patch of weights, as a LoRA loader makes it, before LucidISM shows."""
     plain = ply_of(client, client.run(workflow(LucidDream={"seed": 21})))

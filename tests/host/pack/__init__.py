@@ -39,7 +39,8 @@ class LucidTestModel(IO.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        options = ["video model", "flow model", "vae channels", "no vae", "patched weights", "fails at call 4"]
+        options = ["video model", "flow model", "vae channels", "no vae", "patched weights"]
+        options += ["fails at call 4", "NaN from call 12"]
         return IO.Schema(
             node_id="LucidTestModel",
             inputs=[IO.Model.Input("model"), IO.Vae.Input("vae"), IO.Combo.Input("change", options=options)],
@@ -69,9 +70,10 @@ class LucidTestModel(IO.ComfyNode):
 
             def fail(apply, arguments):
                 calls.n += 1
-                if calls.n == 4:
+                if change == "fails at call 4" and calls.n == 4:
                     raise RuntimeError("on purpose")
-                return apply(arguments["input"], arguments["timestep"], **arguments["c"])
+                prediction = apply(arguments["input"], arguments["timestep"], **arguments["c"])
+                return prediction * float("nan") if change == "NaN from call 12" and calls.n >= 12 else prediction
 
             model.set_model_unet_function_wrapper(fail)
         return IO.NodeOutput(model, vae)

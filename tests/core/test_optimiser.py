@@ -1,0 +1,147 @@
+"""What keeps a run sane: colours that gain bands, gradients that are cut, a stop at the last finite splat."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from lucid_core import dream as module
+from lucid_core.dream import DreamConfig
+from lucid_core.pointcloud import PointCloud
+
+from .test_dream import CONFIG, run
+
+
+def splats(count=200):
+    return PointCloud(count=count, size=1.2).splats(0)
+
+
+def watch_renders(monkeypatch):
+    """-> the SH degree of each render of a run."""
+    degrees, rasterize = [], module.rasterize
+
+    def watched(splats, cameras, width, height, sh_degree, *rest):
+        degrees.append(sh_degree)
+        return rasterize(splats, cameras, width, height, sh_degree, *rest)
+
+    monkeypatch.setattr(module, "rasterize", watched)
+    return degrees
+
+
+def test_colours_gain_a_band_at_each_share_of_the_run(monkeypatch):
+    degrees = watch_renders(monkeypatch)
+    steps = run(dataclasses.replace(CONFIG, steps=10, sh_degree=2, sh_every=0.3), start=splats())
+    assert degrees == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
+    assert steps[0].splats.sh.shape == (200, 9, 3)
+    assert not steps[2].splats.sh[:, 1:].any() and steps[3].splats.sh[:, 1:4].any() and not steps[5].splats.sh[:, 4:].any()
+    assert steps[-1].splats.sh[:, 4:].any()
+
+
+def test_a_splat_keeps_the_bands_it_starts_with(monkeypatch):
+    degrees = watch_renders(monkeypatch)
+    start = splats()
+    start = dataclasses.replace(start, sh=torch.cat([start.sh, torch.zeros(200, 3, 3)], 1))
+    run(dataclasses.replace(CONFIG, steps=4, sh_degree=2, sh_every=0.5), start=start)
+    assert degrees == [1, 1, 2, 2]
+
+
+def test_the_official_colours_have_one_band(monkeypatch):
+    degrees = watch_renders(monkeypatch)
+    assert run(dataclasses.replace(CONFIG, steps=3), start=splats())[-1].splats.sh.shape == (200, 1, 3)
+    assert degrees == [0, 0, 0]
+
+
+def test_the_gradient_is_cut_to_its_norm(monkeypatch):
+    norms = []
+
+    class Watched(torch.optim.Adam):
+        def step(self):
+            norms.append(sum(float(p.grad.square().sum()) for p in self.param_groups[0]["params"]))
+            return super().step()
+
+    monkeypatch.setattr(module, "Adam", Watched)
+    total = lambda: math.sqrt(sum(norms[:6]))  # of the six parameters in the first step
+    run(dataclasses.replace(CONFIG, steps=1), start=splats())
+    free = total()
+    norms.clear()
+    run(dataclasses.replace(CONFIG, steps=1, clip_norm=free / 10), start=splats())
+    assert total() == pytest.approx(free / 10, rel=1e-4)
+
+
+def until_it_stops(config=CONFIG):
+    """-> the steps before, and the message."""
+    steps = []
+    with pytest.raises(FloatingPointError) as error:
+        for step in module.dream(**arguments(config)):
+            steps.append(step)
+    assert all(x.isfinite().all() for step in steps for x in vars(step.splats).values())
+    return steps, str(error.value)
+
+
+def arguments(config):
+    from lucid_core.views import Prompts
+
+    from .test_dream import CAMERAS, METHOD, WishPrior, disc, normal
+
+    wish, anything = normal(disc([0.9, 0.2, 0.1]), 0.01), normal(disc([0.5, 0.5, 0.5]), 1.0)
+    prompts = Prompts((wish,) * 4, negative=anything, inverse=anything)
+    return {
+        "splats": splats(), "prior": WishPrior(), "guidance": METHOD, "prompts": prompts, "cameras": CAMERAS,
+        "config": dataclasses.replace(config, steps=10), "seed": 0,
+    }  # fmt: skip
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(monkeypatch):
+    monkeypatch.setattr(module.losses, "scale", _nan_at(4))
+    steps, message = until_it_stops(dataclasses.replace(CONFIG, scale_weight=1.0))
+    assert len(steps) == 3 and message.startswith("the loss is not finite at step 4 of 10")
+
+
+def _nan_at(call):
+    calls = []
+
+    def scale(scales):
+        calls.append(1)
+        return scales.mean() if len(calls) < call else scales.mean() * math.nan
+
+    return scale
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_spoils_nothing(monkeypatch):
+    """A finite loss whose gradient is not: the square root at 0."""
+    calls = []
+
+    def scale(scales):
+        calls.append(1)
+        return scales.mean() if len(calls) < 3 else (scales - scales.detach()).sqrt().sum()
+
+    monkeypatch.setattr(module.losses, "scale", scale)
+    steps, message = until_it_stops(dataclasses.replace(CONFIG, scale_weight=1.0))
+    assert len(steps) == 2 and message.startswith("the gradient of scales is not finite at step 3 of 10")
+
+
+def test_a_parameter_that_is_not_finite_stops_the_run(monkeypatch):
+    def spoiled(params, calls=[]):  # noqa: B006
+        calls.append(1)
+        if len(calls) == 5:
+            with torch.no_grad():
+                params["scales"][7] = 100.0  # its exponential overflows float32
+
+    monkeypatch.setattr(module, "keep_colors", spoiled)
+    steps, message = until_it_stops()
+    assert len(steps) == 4 and message.startswith("scales of the splat is not finite at step 5 of 10")
+
+
+def test_a_finished_step_is_the_readers_own():
+    iterator = module.dream(**arguments(CONFIG))
+    first = next(iterator).splats
+    before = first.means.clone()
+    next(iterator)
+    assert torch.equal(first.means, before)
+
+
+@pytest.mark.parametrize("bad", [{"sh_degree": 4}, {"sh_every": 0.0}, {"clip_norm": -1.0}])
+def test_bad_settings_are_refused_by_name(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        DreamConfig(**bad)

@@ -1,0 +1,149 @@
+"""Which backend renders. There is no GPU here: fakes stand for the CUDA backends, and say so in their names."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lucid_core.rasterize import choice, device_for, rasterize, reference
+
+from .test_rasterize import H, W, random_splats, three_views
+
+
+@pytest.fixture(autouse=True)
+def forget(monkeypatch):
+    """Each test starts as a new process does."""
+    monkeypatch.setattr(choice, "_against", {})
+    monkeypatch.setattr(choice, "_said", set())
+
+
+def fake_probe(monkeypatch, **reasons):
+    """Pretend that trying a CUDA backend ends so: "" works, anything else is why not. -> the names tried, in order."""
+    tried = []
+    monkeypatch.setattr(choice, "_probe", lambda name: tried.append(name) or reasons[name])
+    return tried
+
+
+def fake_renderers(monkeypatch, *names, error=None):
+    """Let `names` be rendered by the reference, and the first of them raise `error`. -> the names called, in order."""
+    called, real = [], choice.renderer
+
+    def fake(name):
+        def render(*arguments):
+            called.append(name)
+            if error and name == names[0]:
+                raise error
+            return reference.render(*arguments)
+
+        return render if name in names else real(name)
+
+    monkeypatch.setattr("lucid_core.rasterize.renderer", fake)
+    return called
+
+
+def as_if_on_cuda(monkeypatch):
+    """The choice believes that the splats are on a CUDA device; they stay where they are."""
+    real = choice.candidates
+    monkeypatch.setattr(choice, "candidates", lambda device: real("cuda"))
+
+
+def test_without_a_gpu_everything_is_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_for("auto").type == device_for("numba").type == device_for("reference").type == "cpu"
+    with pytest.raises(ValueError, match="backend gsplat needs a CUDA GPU, and torch finds none; choose auto or numba"):
+        device_for("gsplat")
+
+
+def test_the_fastest_that_works_is_taken_and_the_rest_not_tried(monkeypatch):
+    tried = fake_probe(monkeypatch, gsplat="", gswarp="")
+    assert device_for("auto").type == "cuda" and tried == ["gsplat"]
+    tried = fake_probe(monkeypatch, gsplat="no", gswarp="")
+    choice._against.clear()
+    assert next(choice.candidates("cuda")) == "gswarp" and tried == ["gsplat", "gswarp"]
+    choice._against.clear()
+    fake_probe(monkeypatch, gsplat="no", gswarp="no")
+    assert list(choice.candidates("cuda")) == ["numba"] and device_for("auto").type == "cpu"
+
+
+def test_a_backend_is_tried_once(monkeypatch):
+    tried = fake_probe(monkeypatch, gsplat="no", gswarp="no")
+    for _ in range(3):
+        device_for("auto")
+    assert tried == ["gsplat", "gswarp"]
+
+
+def test_the_choice_and_its_reason_are_said_once(monkeypatch, caplog):
+    fake_probe(monkeypatch, gsplat="cannot be used: there is no nvcc", gswarp="")
+    fake_renderers(monkeypatch, "gswarp")
+    as_if_on_cuda(monkeypatch)
+    with caplog.at_level(logging.INFO, "lucid_core.rasterize.choice"):
+        for _ in range(2):
+            rasterize(random_splats(n=5), three_views(), W, H)
+    assert [record.message for record in caplog.records] == [
+        "rasterizer: gswarp on cpu (gsplat cannot be used: there is no nvcc)"
+    ]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA launch failure"), torch.OutOfMemoryError("CUDA out of memory")])
+def test_auto_goes_on_when_a_backend_fails_and_stays_there(monkeypatch, caplog, error):
+    fake_probe(monkeypatch, gsplat="", gswarp="")
+    called = fake_renderers(monkeypatch, "gsplat", "gswarp", error=error)
+    as_if_on_cuda(monkeypatch)
+    splats, cameras = random_splats(n=20), three_views()
+    with caplog.at_level(logging.WARNING, "lucid_core.rasterize.choice"):
+        first, second = (rasterize(splats, cameras, W, H) for _ in range(2))
+    assert called == ["gsplat", "gswarp", "gswarp"]
+    assert f"rasterizer gsplat failed: {error}; the next one takes over" in caplog.text
+    assert torch.equal(first.rgb, second.rgb)
+
+
+def test_auto_ends_at_numba(monkeypatch):
+    fake_probe(monkeypatch, gsplat="no", gswarp="no")
+    as_if_on_cuda(monkeypatch)
+    splats, cameras = random_splats(n=20), three_views()
+    assert torch.equal(rasterize(splats, cameras, W, H).rgb, rasterize(splats, cameras, W, H, backend="numba").rgb)
+
+
+def test_a_named_backend_that_fails_says_what_to_do(monkeypatch):
+    fake_renderers(monkeypatch, "numba", error=torch.OutOfMemoryError("out of memory"))
+    with pytest.raises(RuntimeError, match=r"rasterizer numba failed: out of memory; render fewer views.*another backend"):
+        rasterize(random_splats(n=5), three_views(), W, H, backend="numba")
+
+
+def test_a_cuda_backend_refuses_splats_on_the_cpu():
+    with pytest.raises(ValueError, match="'gswarp' renders on CUDA, but means are on cpu"):
+        rasterize(random_splats(n=5), three_views(), W, H, backend="gswarp")
+
+
+def test_what_goes_wrong_in_a_probe_is_the_reason(monkeypatch):
+    """Whatever an untried package raises, it is a reason to take another backend, not an end of the run."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def fake_prepare():
+        raise OSError("ninja: build stopped\nand pages more")
+
+    monkeypatch.setattr("lucid_core.rasterize.cuda_gsplat.prepare", fake_prepare)
+    assert choice.reason_against("gsplat") == "cannot be used: ninja: build stopped"
+
+
+def test_gsplat_gives_the_contract(monkeypatch):
+    """A fake `gsplat.rasterization` by the reference: what we ask of it and make of its answer."""
+    from lucid_core.rasterize import cuda_gsplat
+
+    asked = {}
+
+    def fake_rasterization(means, quats, scales, opacities, colors, viewmats, Ks, width, height, **options):
+        asked.update(options)
+        splats = replace(random_splats(n=1), means=means, quats=quats, scales=scales, opacities=opacities, sh=colors)
+        cameras = type(three_views())(viewmats, Ks)
+        black = means.new_zeros(len(Ks), 3)
+        rgb, alpha, depth, means2d, radii = reference.render(splats, cameras, width, height, options["sh_degree"], black)
+        return torch.cat([rgb, depth], -1), alpha, {"means2d": means2d, "radii": radii}
+
+    fake_package = type("fake_gsplat", (), {"rasterization": staticmethod(fake_rasterization)})
+    monkeypatch.setattr(cuda_gsplat, "load", lambda module, package: fake_package)
+    arguments = (random_splats(n=20), three_views(), W, H, 0, torch.rand(3, 3))
+    for ours, truth in zip(cuda_gsplat.render(*arguments), reference.render(*arguments), strict=True):
+        torch.testing.assert_close(ours, truth)
+    assert asked["render_mode"] == "RGB+D" and not asked["packed"] and not asked["absgrad"]  # D is accumulated, ED is not
