@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from lucid_core.prior import Conds
 from lucid_core.views import VIEWS, Prompts, ViewBlend
 
 from . import captions, taesd, unet

@@ -8,10 +8,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from demo import captions, checkpoint, taesd, unet
+from demo import checkpoint, taesd, unet
 from demo.fetch import find_host
 from demo.launch import needs_repair, repair_cpu_torch
 from demo.padding import pad
+from demo.prior import DemoPrior
 from demo.tree import Tree
 from demo.words import BACKGROUNDS, COLORS, CONCEPTS, FILLER, KINDS, START, SYNONYMS, TOKENS, VIEWS
 
@@ -87,29 +88,31 @@ def test_the_padded_unet_computes_what_the_narrow_one_does(prior):
 
 
 @torch.no_grad()
-def test_the_host_computes_what_the_narrow_networks_do(host, prior, written):
+def test_the_host_computes_what_the_demo_prior_does(host, written):
     from comfy import sd
 
+    demo = DemoPrior()
     with torch.inference_mode():
         model, clip, vae, _ = sd.load_checkpoint_guess_config(str(written), output_vae=True, output_clip=True)
+        model.model.diffusion_model.float()
+        sampling = model.model.model_sampling
         generator = torch.Generator().manual_seed(0)
-        x, timesteps = torch.randn(1, 4, 16, 16, generator=generator), torch.tensor([500.0])
-        (context, _), *_ = clip.encode_from_tokens_scheduled(clip.tokenize("a red cube, front view"))
-        eps = model.model.diffusion_model.float()(x, timesteps, context.float().cpu())
+        z0 = torch.randn(1, 4, 16, 16, generator=generator)
+        prompts = ("a red cube, front view", "")
+        for t in (0.05, 0.5, 0.9):
+            sigma = demo.sigma(t)
+            assert sigma == pytest.approx(float(sampling.sigma(torch.tensor(t * (len(sampling.sigmas) - 1)))), rel=1e-5)
+            z = z0 + sigma * torch.randn(z0.shape, generator=generator)
+            ours = demo.denoise(z, sigma, [demo.caption(prompt) for prompt in prompts])
+            for prompt, expected in zip(prompts, ours, strict=True):
+                (context, _), *_ = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+                found = model.model.apply_model(z, torch.tensor([sigma]), c_crossattn=context.float().cpu())
+                torch.testing.assert_close(found, expected, atol=5e-3 * (1 + sigma), rtol=0)
 
-        words = ["red", "cube", "front", "white"]
-        rows = torch.tensor([[CONCEPTS.index(word) for word in (START, *words, FILLER)]])
-        keep = torch.tensor([[True, True, True, False]])
-        narrow = unet.UNet()
-        narrow.load_state_dict(part(prior, "unet."))
-        expected = narrow(x, timesteps, captions.encoded(prior["words"])[rows], captions.bias(keep))
-        torch.testing.assert_close(eps, expected, atol=5e-3, rtol=0)
-
-        encoder = taesd.encoder()
-        encoder.load_state_dict(part(prior, "enc."))
         picture = torch.rand(1, 32, 32, 3, generator=generator)
-        scale, shift = prior["scale_shift"]
-        torch.testing.assert_close(vae.encode(picture), encoder(picture.movedim(-1, 1)) / scale + shift, atol=2e-2, rtol=0)
+        found = model.model.process_latent_in(vae.encode(picture))
+        torch.testing.assert_close(found, demo.encode(picture), atol=2e-2, rtol=0)
+        torch.testing.assert_close(vae.decode(vae.encode(picture)), demo.decode(demo.encode(picture)), atol=2e-2, rtol=0)
 
 
 @torch.no_grad()
