@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import argparse
 
-from . import gpu, rasterize
+from . import gpu, quality, rasterize
 
-BENCHMARKS = {"rasterize": rasterize.main, "gpu": gpu.main}
+BENCHMARKS = {"rasterize": rasterize.main, "gpu": gpu.main, "quality": quality.main}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=BENCHMARKS)
-    parser.add_argument("--json", action="store_true", help="print one line of JSON in place of the table")
-    arguments = parser.parse_args()
-    BENCHMARKS[arguments.name](arguments.json)
+    names = parser.add_subparsers(dest="name", required=True)
+    for name in BENCHMARKS:
+        names.add_parser(name).add_argument("--json", action="store_true", help="print one line of JSON in place of the table")
+    quality.add_arguments(names.choices["quality"])
+    options = vars(parser.parse_args())
+    name, as_json = options.pop("name"), options.pop("json")
+    BENCHMARKS[name](as_json, **options)
 
 
 if __name__ == "__main__":

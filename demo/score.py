@@ -45,32 +45,39 @@ class Truth:
 
 
 @lru_cache(maxsize=8)
-def truth(thing: Thing) -> Truth:
-    """The pictures that `score` compares with; its rgb above those of `render` makes a contact sheet."""
+def truth(thing: Thing, views: int | None = None) -> Truth:
+    """The pictures that `score` compares with, or `views` of them; its rgb above those of `render` makes a contact sheet."""
+    views = views or VIEWS
     radius = float(world.distance(thing.kind, math.radians(FOVY_DEG), FILL))
-    azimuth = torch.arange(VIEWS) * (2 * math.pi / VIEWS)  # as `turntable` goes round
+    azimuth = torch.arange(views) * (2 * math.pi / views)  # as `turntable` goes round
     rgb, mask = world.render(
         thing, azimuth, math.radians(ELEVATION_DEG), math.radians(FOVY_DEG), SIZE, radius=radius, supersample=4
     )
-    cameras = turntable(VIEWS, ELEVATION_DEG, radius, FOVY_DEG, SIZE, SIZE)
+    cameras = turntable(views, ELEVATION_DEG, radius, FOVY_DEG, SIZE, SIZE)
     return Truth(torch.from_numpy(rgb), torch.from_numpy(mask), cameras)
 
 
 def score(splats: Splats, thing: Thing) -> Score:
     """Score `splats` (any device) as `thing`, at the size that suits it best."""
-    splats, expected = splats.map(lambda x: x.detach().cpu().float()), truth(thing)
+    expected = truth(thing)
+    scale, rgb, alpha = best_view(splats, expected)
+    return Score(psnr(rgb, expected.rgb), iou(alpha > 0.5, expected.mask > 0.5), scale)
+
+
+def best_view(splats: Splats, expected: Truth) -> tuple[float, Tensor, Tensor]:
+    """The scale at which `splats` come closest, and there rgb (V, S, S, 3) in [0, 1] on white and alpha (V, S, S)."""
+    splats = splats.map(lambda x: x.detach().cpu().float())
 
     def psnr_at(log_scale: float) -> float:
         return psnr(_view(splats.scaled(math.exp(log_scale)), expected)[0], expected.rgb)
 
     scale = math.exp(maximise(psnr_at, math.log(SCALES[0]), math.log(SCALES[1])))
-    rgb, alpha = _view(splats.scaled(scale), expected)
-    return Score(psnr(rgb, expected.rgb), iou(alpha > 0.5, expected.mask > 0.5), scale)
+    return scale, *_view(splats.scaled(scale), expected)
 
 
-def render(splats: Splats, thing: Thing, scale: float = 1.0) -> Tensor:
-    """The splat from the views of `truth(thing)`, (V, S, S, 3) on white; `scale` as `score` found it."""
-    return _view(splats.map(lambda x: x.detach().cpu().float()).scaled(scale), truth(thing))[0]
+def render(splats: Splats, thing: Thing, scale: float = 1.0, views: int | None = None) -> Tensor:
+    """The splat from the views of `truth(thing, views)`, (V, S, S, 3) on white; `scale` as `score` found it."""
+    return _view(splats.map(lambda x: x.detach().cpu().float()).scaled(scale), truth(thing, views))[0]
 
 
 def _view(splats: Splats, expected: Truth) -> tuple[Tensor, Tensor]:

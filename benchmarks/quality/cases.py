@@ -1,0 +1,144 @@
+"""What is compared: one method, thing and seed is a case, and all methods may ask the model equally often."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from demo import world
+from demo.checkpoint import PRIOR
+from lucid_core.cameras import CameraRanges
+from lucid_core.checks import bounds_of, require
+from lucid_core.dream import PRESETS, DreamConfig
+from lucid_core.pointcloud import PointCloud
+from lucid_core.score import Guidance
+from lucid_core.views import Prompts, ViewBlend
+
+from .methods import METHODS, Method
+
+WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "api" / "text_to_splat.json"
+DRAWS = 400  # steps whose model evaluations are counted: their mean is then known to about 1%
+THINGS = f"a thing of the demo world: one of {', '.join(world.KINDS)} in one of {', '.join(world.COLORS)}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that a splat depends on, by value; `label` is what its method is called."""
+
+    label: str
+    prompt: str
+    seed: int
+    guidance: Guidance
+    config: DreamConfig
+    blend: ViewBlend
+    view_words: bool
+    cameras: CameraRanges
+    start: PointCloud
+    start_seed: int
+
+    @property
+    def key(self) -> str:
+        """A file name, the same for cases of the same settings: what its hash covers, with the prior, but the label."""
+        settings = repr(replace(self, label="")) + _prior_hash()
+        words = "-".join(re.findall("[a-z0-9]+", self.prompt.lower()))[:60]
+        return f"{words}-{self.seed}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+
+
+@lru_cache
+def _prior_hash() -> str:
+    return hashlib.sha256(PRIOR.read_bytes()).hexdigest()
+
+
+def workflow() -> Case:
+    """The shipped workflow as a case of "ism": its cameras, start, view blend, steps, views and resolution."""
+    graph = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    inputs = {node["class_type"]: node["inputs"] for node in graph.values()}
+    settings = lambda kind, node: {name: inputs[node][name] for name in bounds_of(kind)}
+    cloud, run = inputs["LucidPointCloud"], inputs["LucidDream"]
+    color = tuple(byte / 255 for byte in bytes.fromhex(cloud["color"].removeprefix("#")))
+    return Case(
+        label="ism",
+        prompt=inputs["LucidPrompt"]["text"],
+        seed=run["seed"],
+        guidance=METHODS["ism"].guidance,
+        config=replace(PRESETS[run["preset"]], **settings(DreamConfig, "LucidDream")),
+        blend=ViewBlend(**settings(ViewBlend, "LucidPrompt")),
+        view_words=True,
+        cameras=CameraRanges(**settings(CameraRanges, "LucidCameras")),
+        start=PointCloud(shape=cloud["shape"], color=color, **settings(PointCloud, "LucidPointCloud")),
+        start_seed=cloud["seed"],
+    )
+
+
+def with_method(case: Case, method: Method) -> Case:
+    return replace(
+        case,
+        guidance=method.guidance,
+        config=replace(case.config, **method.config),
+        blend=replace(case.blend, **method.blend),
+        view_words=method.view_words,
+    )
+
+
+def plan(prompts: Sequence[str], seeds: Sequence[int], methods: Sequence[str], budgets: Sequence[float]) -> list[Case]:
+    """All cases, thing by thing, so that an unfinished table compares like with like.
+
+    A budget is a share of the model evaluations that "ism" needs for the workflow's steps. A method that asks for fewer in
+    a step gets more steps; schedules are shares of the run, so they stretch. Raises ValueError for what cannot run.
+    """
+    for prompt in prompts:
+        require(world.parse(prompt) is not None, "prompts", repr(prompt), THINGS)
+    for seed in seeds:
+        require(0 <= seed < 2**63, "seeds", seed, "0 to 2^63 - 1")
+    for name in methods:
+        require(name in METHODS, "methods", repr(name), f"one of {', '.join(METHODS)}")
+    for budget in budgets:
+        require(0 < budget < math.inf, "budget", budget, "above 0")
+    base = workflow()
+    evaluations = base.config.steps * evaluations_a_step(base)
+    templates = []
+    for name in methods:
+        case = with_method(base, METHODS[name])
+        steps = evaluations / evaluations_a_step(case)
+        for budget in budgets:
+            label = name if budget == 1 else f"{name}@{budget:g}"
+            templates.append(replace(case, label=label, config=replace(case.config, steps=max(round(budget * steps), 1))))
+    return [replace(case, prompt=prompt, seed=seed) for seed in seeds for prompt in prompts for case in templates]
+
+
+def evaluations_a_step(case: Case) -> float:
+    """Mean number of images that the model is asked about in a step of such a case."""
+    prior, generator = _Counter(), torch.Generator().manual_seed(0)
+    prompts = Prompts((None,) * 4, None, None, case.blend)
+    for i in range(DRAWS):
+        progress = i / DRAWS
+        views = case.cameras.sample(case.config.views, progress, 8, 8, generator)
+        conds = prompts.at(prior, views.azimuth_rad, views.elevation_rad)
+        case.guidance.gradient(prior, torch.zeros(case.config.views, 4, 1, 1), conds, progress, generator)
+    return prior.evaluations / DRAWS
+
+
+class _Counter:
+    """A prior that predicts nothing and counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.evaluations = 0
+
+    def sigma(self, t: float) -> float:
+        return t / (1.001 - t)
+
+    def blend(self, conds: list[None], weights: Tensor) -> None:
+        return None
+
+    def denoise(self, z: Tensor, sigma: float, conds: list[None]) -> list[Tensor]:
+        self.evaluations += len(z) * len(conds)
+        return [z] * len(conds)

@@ -1,0 +1,161 @@
+"""Running, measuring and keeping cases."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from demo import score, world
+from demo.prior import DemoPrior
+from lucid_core import ply
+from lucid_core.dream import dream
+from lucid_core.gaussians import Splats
+
+from . import measures, report
+from .cases import Case, workflow
+
+VIEWS = 32
+FACED = ("snowman", "house", "mushroom", "mug")  # of the other kinds the back is the front in another light
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one case; the measures are those of demo.score and measures. scale: the fitted size.
+
+    faces is None for a thing whose back is its front. evaluations: images that the model was asked about. seconds: of the
+    optimisation, on one thread. stopped: why the run ended early, if it did.
+    """
+
+    psnr: float
+    ssim: float
+    iou: float
+    sharpness: float
+    faces: float | None
+    color: float
+    evaluations: int
+    seconds: float
+    steps: int
+    scale: float
+    stopped: str | None
+
+
+def run(case: Case, folder: Path) -> Result:
+    """Distil and measure one case, and keep it in `folder`; the .json is written last, so what has one is whole."""
+    splats, facts = distil(case)
+    result = measure(splats, world.parse(case.prompt), facts)
+    ply.write(folder / f"{case.key}.ply", splats)
+    part = folder / f"{case.key}.part"
+    part.write_text(json.dumps(asdict(result) | {"settings": repr(case)}, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, folder / f"{case.key}.json")
+    return result
+
+
+def kept(case: Case, folder: Path) -> Result | None:
+    """The result of a case that has been run."""
+    try:
+        facts = json.loads((folder / f"{case.key}.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    facts.pop("settings")
+    return Result(**facts)
+
+
+def distil(case: Case) -> tuple[Splats, dict[str, Any]]:
+    """The splat, and the fields of Result that do not come from its pictures. A run that diverges keeps its last good one."""
+    prior = _prior()
+    prompts = prior.prompts(case.prompt, blend=case.blend)
+    if not case.view_words:
+        prompts = replace(prompts, views=(prior.caption(case.prompt),) * 4)
+    splats = case.start.splats(case.start_seed)
+    step, stopped, asked, begun = 0, None, prior.evaluations, time.perf_counter()
+    try:
+        for done in dream(splats, prior, case.guidance, prompts, case.cameras, case.config, case.seed, "numba"):
+            step, splats = done.step, done.splats
+    except (FloatingPointError, RuntimeError) as error:
+        if step == 0:
+            raise
+        stopped = str(error)
+    seconds = time.perf_counter() - begun
+    return splats, {"evaluations": prior.evaluations - asked, "seconds": seconds, "steps": step, "stopped": stopped}
+
+
+@lru_cache
+def _prior() -> DemoPrior:
+    return DemoPrior()
+
+
+def measure(splats: Splats, thing: world.Thing, facts: dict[str, Any]) -> Result:
+    truth = score.truth(thing, VIEWS)
+    scale, rgb, alpha = score.best_view(splats, truth)
+    return Result(
+        psnr=score.psnr(rgb, truth.rgb),
+        ssim=measures.ssim(rgb, truth.rgb),
+        iou=score.iou(alpha > 0.5, truth.mask > 0.5),
+        sharpness=measures.sharpness(rgb, truth.rgb),
+        faces=measures.faces(rgb, truth.rgb, truth.mask) if thing.kind in FACED else None,
+        color=measures.color_error(rgb, alpha, truth.rgb, truth.mask),
+        scale=scale,
+        **facts,
+    )
+
+
+def run_all(cases: list[Case], folder: Path, jobs: int) -> dict[Case, Result]:
+    """The result of every case; those that `folder` lacks are run, `jobs` at a time. Its table.md follows."""
+    store = folder / "cases"
+    store.mkdir(parents=True, exist_ok=True)
+    by_key = {case.key: case for case in cases}  # the same settings under two labels are run once
+    results = {key: result for key, case in by_key.items() if (result := kept(case, store))}
+    missing = [case for key, case in by_key.items() if key not in results]
+    begun = time.monotonic()
+    for count, (case, result) in enumerate(_finished(missing, store, jobs), 1):
+        results[case.key] = result
+        _write_table(cases, results, folder)
+        left = (time.monotonic() - begun) / count * (len(missing) - count) / 60
+        print(
+            f"{count} of {len(missing)}: {case.label}, {case.prompt}, seed {case.seed}: {result.psnr:.2f} dB in "
+            f"{result.seconds:.0f} s; {left:.0f} min left", file=sys.stderr, flush=True,
+        )  # fmt: skip
+    return _write_table(cases, results, folder)
+
+
+def _write_table(cases: list[Case], by_key: dict[str, Result], folder: Path) -> dict[Case, Result]:
+    """Of the cases that have a result; returns these with theirs, in the order of `cases`."""
+    results = {case: by_key[case.key] for case in cases if case.key in by_key}
+    (folder / "table.md").write_text(report.table(report.summaries(results)), encoding="utf-8")
+    return results
+
+
+def _finished(cases: list[Case], store: Path, jobs: int) -> Iterator[tuple[Case, Result]]:
+    """Cases as they are done, each in a process of one thread; the processes end with this one."""
+    if not cases:
+        return
+    with multiprocessing.get_context("spawn").Pool(min(jobs, len(cases)), _leave_interrupts_to_the_parent) as pool:
+        yield from pool.imap_unordered(_run_apart, [(case, store) for case in cases])
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _run_apart(job: tuple[Case, Path]) -> tuple[Case, Result]:
+    _warm_up()
+    return job[0], run(*job)
+
+
+@lru_cache
+def _warm_up() -> None:
+    """One step for what is compiled or loaded at first use, which is no part of a method's seconds."""
+    torch.set_num_threads(1)
+    case = workflow()
+    distil(replace(case, config=replace(case.config, steps=1)))
