@@ -184,6 +184,25 @@ def test_times_stay_in_range_and_anneal():
     assert t - s == pytest.approx(0.08)
 
 
+def test_the_least_noise_and_cfg_anneal_too():
+    ism = ISM(t_min=0.4, t_min_start=0.02, t_max=0.7, t_max_start=0.8, warmup=0.5)
+    assert [ism.t(progress, 0.0) for progress in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.02, 0.21, 0.4, 0.4])
+    assert [ism.t(progress, 1.0) for progress in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.8, 0.75, 0.7, 0.7])
+    assert ISM(t_min=0.4).t(0.0, 0.0) == pytest.approx(0.4)  # 0 = as t_min
+    with pytest.raises(ValueError, match="t_min_start is 0.9"):
+        ISM(t_min_start=0.9, t_max_start=0.8)
+
+    prior, z0 = GaussianPrior(0.5), torch.ones(SHAPE, dtype=torch.float64)
+    conds = Conds(0.3 * z0, 0.1 * z0, 0 * z0)
+    falling = ISM(cfg=2.0, cfg_start=6.0, warmup=0.5)
+    for progress, cfg in ((0.0, 6.0), (0.25, 4.0), (0.5, 2.0), (1.0, 2.0)):
+        found, expected = (
+            method.gradient(prior, z0, conds, progress, torch.Generator().manual_seed(1))
+            for method in (falling, ISM(cfg=cfg, warmup=0.5))
+        )
+        torch.testing.assert_close(found, expected)
+
+
 def test_cost_per_step_is_at_most_the_published_one():
     """The official code spends 18.6 sample-evaluations a step at B = 4; ours saves its needless call where s is at 0."""
     generator, prior, ism = torch.Generator().manual_seed(0), GaussianPrior(0.5), ISM()
