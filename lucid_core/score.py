@@ -44,6 +44,7 @@ class Distillation:
     pixel_limit = math.inf
 
     t_min: float = setting(0.02, MIN_T, 1, "Least noise that the model is asked about, as a fraction of its schedule.")
+    t_min_start: float = setting(0.0, 0, 1, "Least noise when the run begins; it goes to t_min over the warm-up. 0 = t_min.")
     t_max: float = setting(0.5, MIN_T, 1, "Most noise, after the warm-up. Lower keeps what the splat already shows.")
     t_max_start: float = setting(0.98, MIN_T, 1, "Most noise when the run begins; it falls to t_max over the warm-up.")
     warmup: float = setting(0.3, 0, 1, "Share of the run over which the noise range anneals; 0 = none.")
@@ -53,6 +54,8 @@ class Distillation:
         check_bounds(self)
         require(self.t_min < self.t_max, "t_max", self.t_max, f"above t_min ({self.t_min})")
         require(self.t_max <= self.t_max_start, "t_max_start", self.t_max_start, f"at least t_max ({self.t_max})")
+        below = f"below t_max_start ({self.t_max_start})"
+        require(self.t_min_start < self.t_max_start, "t_min_start", self.t_min_start, below)
 
     def annealed(self, progress: float, first: float, last: float) -> float:
         """From `first` to `last` linearly over the warm-up."""
@@ -60,7 +63,8 @@ class Distillation:
 
     def t(self, progress: float, u: float) -> float:
         """The noise level for `u` uniform in [0, 1)."""
-        return self.t_min + u * (self.annealed(progress, self.t_max_start, self.t_max) - self.t_min)
+        low = self.annealed(progress, max(self.t_min_start or self.t_min, MIN_T), self.t_min)
+        return low + u * (self.annealed(progress, self.t_max_start, self.t_max) - low)
 
     def draw_t(self, progress: float, generator: Generator) -> float:
         return self.t(progress, torch.rand((), generator=generator).item())
