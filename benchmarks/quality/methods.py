@@ -41,7 +41,7 @@ def _ism(**changes: Any) -> Method:
 METHODS = {
     "ism": _ism(),
     "sds": _rival("SDS", cfg=7.5, **LEVELS),
-    "sds_high": _rival("SDS", cfg=30.0, **LEVELS),  # the paper's 100 is for a model of a thousand times the size
+    "sds_high": _rival("SDS", cfg=30.0, **LEVELS),  # the paper's 100 is for a model over a hundred times the size
     "csd": _rival("CSD", **LEVELS),
     "sdi": _rival("SDI"),
     "isd": _rival("ISD", **LEVELS),
