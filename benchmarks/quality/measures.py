@@ -51,22 +51,25 @@ def color_error(images: Tensor, alpha: Tensor, expected: Tensor, mask: Tensor) -
 def faces(images: Tensor, expected: Tensor, mask: Tensor) -> float:
     """How much of the true front the back shows: 0 as the true back does, 1 for a thing with two fronts.
 
-    In each view within 45 degrees of the back, d is the true picture from the opposite side less the true picture, over
-    both silhouettes and less its mean there, so that a wrong colour or brightness all over does not count. The score is
-    the least-squares share of d in the splat's picture less the true one, all these views together. What is unlike both
-    sides counts by chance only. It says nothing about a thing whose back is its front.
+    The views within 45 degrees of the back, over both silhouettes there, are explained by least squares as a sum of the true
+    picture from the opposite side, the true picture, the mean of the true ones from all round and one value for each
+    channel; the score is the share of the first. So what is blurred, plain or of a wrong colour on the back is no face, and
+    a face that is half as strong there counts one half. It says nothing about a thing whose back is its front.
     """
     views = len(images)
     if views % 2:
         raise ValueError(f"images has {views} views; it must be an even number, so that each has an opposite one")
-    found = size = 0.0
+    average = expected.mean(0)
+    seen, causes = [], []
     for i in range(-(-3 * views // 8), 5 * views // 8 + 1):
         opposite = (i + views // 2) % views
         there = (mask[i] > 0.5) | (mask[opposite] > 0.5)
-        d = (expected[opposite] - expected[i])[there]  # (P, 3)
-        d = d - d.mean(0)
-        found, size = found + ((images[i] - expected[i])[there] * d).sum(), size + d.square().sum()
-    return float(found / size)
+        pictures = torch.stack([expected[opposite], expected[i], average], -1)[there]  # (P, 3, 3)
+        channels = torch.eye(3).to(pictures).expand(len(pictures), 3, 3)
+        causes.append(torch.cat([pictures, channels], -1).flatten(0, 1))  # (3 P, 6)
+        seen.append(images[i][there].flatten())  # (3 P,)
+    a, b = torch.cat(causes).double(), torch.cat(seen).double()
+    return float((torch.linalg.pinv(a.mT @ a, rtol=1e-9, hermitian=True) @ (a.mT @ b))[0])
 
 
 def _planes(images: Tensor) -> Tensor:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from lucid_core.densify import Densify
 from lucid_core.dream import PRESETS as DREAMS
 from lucid_core.ism import PRESETS
 from lucid_core.methods import METHODS as RIVALS
-from lucid_core.score import Guidance
+from lucid_core.score import Distillation, Guidance
 
 CPU = PRESETS["cpu"]
 # The rivals look at the noise levels that ISM looks at, where they draw them as it does: the score is what differs.
-LEVELS = {name: getattr(CPU, name) for name in ("t_min", "t_max", "t_max_start", "warmup", "weight")}
+LEVELS = {f.name: getattr(CPU, f.name) for f in fields(Distillation)}
 GROWING = replace(DREAMS["cpu"].densify, grow_grad2d=Densify().grow_grad2d)
 
 
@@ -41,7 +41,7 @@ def _ism(**changes: Any) -> Method:
 METHODS = {
     "ism": _ism(),
     "sds": _rival("SDS", cfg=7.5, **LEVELS),
-    "sds_high": _rival("SDS", cfg=30.0, **LEVELS),  # the paper's 100 is for a model of a thousand times the size
+    "sds_high": _rival("SDS", cfg=30.0, **LEVELS),  # the paper's 100 is for a model over a hundred times the size
     "csd": _rival("CSD", **LEVELS),
     "sdi": _rival("SDI"),
     "isd": _rival("ISD", **LEVELS),
@@ -53,9 +53,9 @@ METHODS = {
     "ism_delta_t_0.2": _ism(delta_t=0.2, delta_t_start=0.2),
     "ism_inversion_0": _ism(inversion_steps=0),
     "ism_inversion_5": _ism(inversion_steps=5, delta_s=0.2),  # the official ones
-    "ism_cfg_2.5": _ism(cfg=2.5),
-    "ism_cfg_7.5": _ism(cfg=7.5),
-    "ism_cfg_15": _ism(cfg=15.0),
+    "ism_cfg_2.5": _ism(cfg=2.5, cfg_start=0.0),  # the same all the time
+    "ism_cfg_7.5": _ism(cfg=7.5, cfg_start=0.0),
+    "ism_cfg_15": _ism(cfg=15.0, cfg_start=0.0),
     "ism_hard_views": Method(CPU, blend={"blend_deg": 0.0}),
     "ism_no_views": Method(CPU, view_words=False),
     "ism_perp_neg": Method(CPU, blend={"perp_neg": 2.0}),  # the official strength

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from benchmarks.quality import cases as planning
-from benchmarks.quality import report
+from benchmarks.quality import measures, report
 from benchmarks.quality import run as running
 from benchmarks.quality.cases import evaluations_a_step, plan, with_method, workflow
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.run import Result, distil, kept, run_all
-from demo import score
+from demo import score, shapes
+from demo.words import KINDS
 from demo.world import parse
 from lucid_core.methods import METHODS as RIVALS
 
@@ -23,7 +24,7 @@ RESULT = Result(20.0, 0.9, 0.8, 1.1, 0.2, 0.05, 1000, 60.0, 25, 1.0, None)
 @pytest.fixture
 def small_case():
     """Two steps of one small view, from few splats."""
-    base = replace(workflow(), prompt="a red mushroom", seed=3)
+    base = replace(workflow(), prompt="a blue snowman", seed=3)
     return replace(base, config=replace(base.config, steps=2, views=1, resolution=64), start=replace(base.start, count=300))
 
 
@@ -148,21 +149,32 @@ def test_a_run_that_diverges_keeps_its_last_good_splat(small_case):
     assert torch.isfinite(splats.means).all()
 
 
+def test_faced_are_the_kinds_that_look_different_turned_round():
+    points = 0.6 * torch.randn(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for kind, name in enumerate(KINDS):
+        pairs = [(shapes.surface(kind, x, y, z), shapes.surface(kind, -x, y, -z)) for x, y, z in points.tolist()]
+        share = sum(abs(a[0] - b[0]) > 0.02 or a[1] != b[1] for a, b in pairs) / len(pairs)
+        assert (share > 0.05) == (name in running.FACED), f"{name}: {share:.1%} of the points differ"
+
+
 def test_a_thing_whose_back_is_its_front_has_no_faces(small_case):
     splats = small_case.start.splats(0)
     facts = {"evaluations": 0, "seconds": 0.0, "steps": 0, "stopped": None}
     assert running.measure(splats, parse("a pink cube"), facts).faces is None
 
 
-def test_the_truth_measures_as_perfect():
-    truth = score.truth(parse("a red mushroom"), running.VIEWS)
-    measured = running.measures
-    assert measured.ssim(truth.rgb, truth.rgb) == pytest.approx(1)
-    assert measured.sharpness(truth.rgb, truth.rgb) == pytest.approx(1)
-    assert measured.color_error(truth.rgb, truth.mask, truth.rgb, truth.mask) == 0
-    assert measured.faces(truth.rgb, truth.rgb, truth.mask) == 0
-    two_fronts = truth.rgb.roll(running.VIEWS // 2, 0)
-    assert measured.faces(two_fronts, truth.rgb, truth.mask) == pytest.approx(1, abs=1e-5)
+@pytest.mark.parametrize("kind", running.FACED)
+def test_truth_blur_and_two_fronts_measure_as_such(kind):
+    truth = score.truth(parse(f"a green {kind}"), running.VIEWS)
+    assert measures.ssim(truth.rgb, truth.rgb) == pytest.approx(1)
+    assert measures.sharpness(truth.rgb, truth.rgb) == pytest.approx(1)
+    assert measures.color_error(truth.rgb, truth.mask, truth.rgb, truth.mask) == 0
+    faces = lambda rgb: measures.faces(rgb, truth.rgb, truth.mask)
+    pooled = torch.nn.functional.avg_pool2d(truth.rgb.movedim(-1, 1), 9, 1, 4, count_include_pad=False).movedim(1, -1)
+    assert faces(truth.rgb) == pytest.approx(0, abs=1e-4)
+    assert faces(pooled) == pytest.approx(0, abs=0.2)
+    assert faces(truth.rgb.mean(0, keepdim=True).expand_as(truth.rgb)) == pytest.approx(0, abs=1e-4)
+    assert faces(truth.rgb.roll(running.VIEWS // 2, 0)) == pytest.approx(1, abs=1e-4)
 
 
 def test_the_table_is_aligned_markdown_of_the_means(small_case):
