@@ -213,7 +213,7 @@ def _shoot(kind, albedo, eye, axes, px, py, rgb):
     return True
 
 
-@kernel(fastmath=True)
+@kernel(fastmath=True, allocates=True)
 def trace(first, end, kinds, albedos, eyes, axes, tangents, offsets, backgrounds, supersample, rgb, mask):
     """Render rows first to end - 1, of all B * S, into rgb (B, S, S, 3) and mask (B, S, S), the covered shares.
 
