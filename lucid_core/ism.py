@@ -45,10 +45,14 @@ class ISM(Distillation):
         t = self.t(progress, u)
         return t, max(t - self.annealed(progress, self.delta_t_start, self.delta_t), MIN_T)
 
+    def at(self, progress: float) -> ISM:
+        """These settings with the cfg of that moment."""
+        return replace(self, cfg=self.annealed(progress, self.cfg_start or self.cfg, self.cfg))
+
     def gradient(self, prior: Prior, z0: Tensor, conds: Conds, progress: float, generator: Generator) -> Tensor:
         """See Guidance."""
         t, s = self.times(progress, torch.rand((), generator=generator).item())
-        now = replace(self, cfg=self.annealed(progress, self.cfg_start or self.cfg, self.cfg))
+        now = self.at(progress)
         noise = (fixed_noise if self.fix_noise else offset_noise)(z0, generator)
         with torch.no_grad():
             return self.weight * interval_score(now, prior, z0.detach(), noise, t, s, conds, generator)
@@ -56,7 +60,7 @@ class ISM(Distillation):
 
 PRESETS = {
     "official": ISM(),
-    # Half the price: one inversion stride instead of up to five, 4 model evaluations a view at most.
+    # One inversion stride instead of up to five: 3.9 model evaluations a view on average in place of 4.5.
     "fast": ISM(delta_s=1.0, inversion_steps=1),
     # Minutes on a CPU with a small model, which asks for other noise than the official range. ISM's pull on what a view shows
     # wrong is x0 predicted at s minus x0 predicted at t: at t below 0.3 both predictions show it, the pull is near nothing

@@ -35,7 +35,7 @@ class TSM(ISM):
         t, s = self.times(progress, torch.rand((), generator=generator).item())
         noise = (fixed_noise if self.fix_noise else offset_noise)(z0, generator)
         with torch.no_grad():
-            return self.weight * trajectory_score(self, prior, z0.detach(), noise, t, s, conds, generator)
+            return self.weight * trajectory_score(self.at(progress), prior, z0.detach(), noise, t, s, conds, generator)
 
 
 def trajectory_score(

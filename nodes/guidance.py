@@ -53,8 +53,8 @@ class LucidISM(IO.ComfyNode):
                 *sources(),
                 IO.DynamicCombo.Input(
                     "preset", options=options_of(PRESETS),
-                    tooltip="Sets every value below; each can then be changed. official: the paper's. fast: half its model "
-                    "calls. cpu: few, bold steps.",
+                    tooltip="Sets every value below; each can then be changed. official: the paper's. fast: one inversion "
+                    "stride. cpu: few, bold steps.",
                 ),
             ],
             outputs=[LucidGuidanceType.Output(display_name="guidance")],

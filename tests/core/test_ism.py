@@ -189,7 +189,7 @@ def test_the_least_noise_and_cfg_anneal_too():
     assert [ism.t(progress, 0.0) for progress in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.02, 0.21, 0.4, 0.4])
     assert [ism.t(progress, 1.0) for progress in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.8, 0.75, 0.7, 0.7])
     assert ISM(t_min=0.4).t(0.0, 0.0) == pytest.approx(0.4)  # 0 = as t_min
-    with pytest.raises(ValueError, match="t_min_start is 0.9"):
+    with pytest.raises(ValueError, match=r"t_min_start is 0\.9"):
         ISM(t_min_start=0.9, t_max_start=0.8)
 
     prior, z0 = GaussianPrior(0.5), torch.ones(SHAPE, dtype=torch.float64)
