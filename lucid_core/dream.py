@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,11 +12,13 @@ from torch.optim import Adam
 
 from . import losses
 from .cameras import CameraRanges
+from .checkpoint import Checkpoint
 from .checks import check_bounds, require, setting
-from .densify import Densifier, Densify
-from .gaussians import SH_C0, Splats, activate, parameters, validate
+from .densify import Densify
+from .gaussians import SH_C0, Splats, activate, validate
 from .prior import Prior
 from .rasterize import Render, device_for, rasterize, to_device
+from .run import Run
 from .score import Guidance, limit_pixels
 from .views import Prompts
 
@@ -94,6 +96,8 @@ class Step:
     loss: float
     splats: Splats
     evaluations: int
+    seconds: float  # since the run began
+    checkpoint: Callable[[], Checkpoint]  # of this step, until the next one is made
 
 
 def dream(
@@ -105,21 +109,26 @@ def dream(
     config: DreamConfig,
     seed: int,
     backend: str = "auto",
+    resume: Checkpoint | None = None,
 ) -> Iterator[Step]:
     """Optimise `splats` until the prior finds `prompts` in its views; yields after every step.
 
-    Everything random follows from `seed` and is drawn on the CPU. The splats live where `backend` renders. Raises ValueError
-    for a splat that cannot be optimised, FloatingPointError when the loss, a gradient or a parameter is not finite and
-    RuntimeError when nothing is left; the splats of the last yielded step are still good then.
+    Everything random follows from `seed` and is drawn on the CPU. The splats live where `backend` renders. A run that is given
+    all that another one was, and its checkpoint to `resume`, yields the checkpoint's step and then goes on as that one did, bit
+    for bit on a CPU. Raises ValueError for a splat that cannot be optimised, FloatingPointError when the loss, a gradient or a
+    parameter is not finite and RuntimeError when nothing is left; the splats of the last yielded step are still good then.
     """
     validate(splats)
     device = device_for(backend)
-    generator = torch.Generator().manual_seed(seed)
     first_degree, last_degree = splats.sh_degree, max(splats.sh_degree, config.sh_degree)
-    params = parameters(with_sh_degree(splats, last_degree).map(lambda x: x.to(device)))
-    optimizers = {name: Adam([param], lr=1.0, betas=config.adam_betas, eps=1e-15) for name, param in params.items()}
-    densifier = Densifier(config.densify, config.steps)
-    for step in range(1, config.steps + 1):
+    start = with_sh_degree(splats, last_degree).map(lambda x: x.to(device))
+    run = Run(start, config.densify, config.steps, config.adam_betas, seed)
+    params, optimizers, densifier, generator = run.params, run.optimizers, run.densifier, run.generator
+    if resume:
+        run.restore(resume)
+        yield Step(run.step, run.loss, activate(params).detach(), run.evaluations, run.seconds, run.checkpoint)
+    for step in range(run.step + 1, config.steps + 1):
+        evaluations = prior.evaluations
         progress = (step - 1) / config.steps
         set_learning_rates(optimizers, config, progress)
 
@@ -152,6 +161,7 @@ def dream(
         require_finite({f"the gradient of {name}": param.grad for name, param in params.items()}, step, config)
         if config.clip_norm:
             torch.nn.utils.clip_grad_norm_(params.values(), config.clip_norm)
+        run.begin_update()
         for optimizer in optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -161,7 +171,8 @@ def dream(
             raise RuntimeError(f"every Gaussian was pruned at step {step} of {config.steps}; start from more opaque ones")
         finished = activate(params).detach()
         require_finite({f"{name} of the splat": value for name, value in vars(finished).items()}, step, config)
-        yield Step(step, loss.item(), finished, prior.evaluations)
+        run.finish(loss.item(), prior.evaluations - evaluations)
+        yield Step(step, run.loss, finished, run.evaluations, run.seconds, run.checkpoint)
 
 
 def set_learning_rates(optimizers: dict[str, Adam], config: DreamConfig, progress: float) -> None:

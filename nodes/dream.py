@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 
 import torch
@@ -9,6 +10,9 @@ from comfy_api.latest import IO
 
 from ..lucid_core import ply
 from ..lucid_core.cameras import CameraRanges, Cameras, turntable
+from ..lucid_core.checkpoint import Settings, require_same, settings_of
+from ..lucid_core.checkpoint import read as read_checkpoint
+from ..lucid_core.checkpoint import write as write_checkpoint
 from ..lucid_core.dream import PRESETS, DreamConfig, Step, dream
 from ..lucid_core.gaussians import Splats
 from ..lucid_core.rasterize import device_for, rasterize, to_device
@@ -41,22 +45,51 @@ class LucidDream(IO.ComfyNode):
                 *inputs_of(DreamConfig),
                 seed_input(),
                 backend_input(),
+                IO.String.Input(
+                    "resume", default="", optional=True, advanced=True,
+                    tooltip="Checkpoint under the output folder to go on from, such as lucid/run_00001_.safetensors; the log "
+                    "names it. Everything else must be as it was. Empty = begin anew.",
+                ),
+                IO.Boolean.Input(
+                    "resume_splat_only", default=False, optional=True, advanced=True,
+                    tooltip="Takes only the splat out of the checkpoint, in the place of the connected one, and begins a new "
+                    "run with it: then every setting may differ.",
+                ),
+                IO.Float.Input(
+                    "checkpoint_minutes", default=5.0, min=0.0, max=1440.0, step=1.0, optional=True, advanced=True,
+                    tooltip="Minutes between checkpoints, each in the place of the one before; what a crash can cost. 0 = only "
+                    "when the run ends.",
+                ),
             ],
             outputs=[IO.Splat.Output(display_name="splat")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, splat, guidance, preset, steps, views, resolution, seed, cameras=None, backend="auto") -> IO.NodeOutput:
+    def fingerprint_inputs(cls, resume="", **others):
+        return host.output_stamp(resume) if resume else ""
+
+    @classmethod
+    def execute(
+        cls, splat, guidance, preset, steps, views, resolution, seed, cameras=None, backend="auto", resume="",
+        resume_splat_only=False, checkpoint_minutes=5.0,
+    ) -> IO.NodeOutput:  # fmt: skip
         with errors_of(cls):
-            start = host.one_splat(splat)
+            start, checkpoint = host.one_splat(splat), None
             config = dataclasses.replace(PRESETS[preset], steps=steps, views=views, resolution=resolution)
-            run = _Run(config.steps, backend)
+            ranges, seed = cameras or CameraRanges(), fold_seed(seed)
+            if resume:
+                checkpoint, saved = read_checkpoint(host.output_file("resume", resume))
+                if resume_splat_only:
+                    start, checkpoint = checkpoint.splats(), None
+            settings = settings_of(start, seed, config, ranges, guidance.method, **host.identity(guidance))
+            if checkpoint:
+                require_same(saved, settings)
+            run = _Run(config.steps, backend, settings, checkpoint_minutes)
             device_for(backend)  # a backend that cannot be used is named before models are loaded
 
             def body(prior, prompts):
-                ranges = cameras or CameraRanges()
                 try:
-                    for step in dream(start, prior, guidance.method, prompts, ranges, config, fold_seed(seed), backend):
+                    for step in dream(start, prior, guidance.method, prompts, ranges, config, seed, backend, checkpoint):
                         run.report(step)
                 except FloatingPointError as error:
                     run.stop(error)
@@ -66,16 +99,19 @@ class LucidDream(IO.ComfyNode):
             except BaseException:
                 run.rescue()
                 raise
+            run.save()
             return IO.NodeOutput(host.from_splats(run.splats()), ui={"lucid": [run.summary()]})
 
 
 class _Run:
     """What the user sees of a run, and what is kept of it if it ends early."""
 
-    def __init__(self, steps: int, backend: str) -> None:
+    def __init__(self, steps: int, backend: str, settings: Settings, checkpoint_minutes: float) -> None:
         self.backend = backend
         self.steps, self.last, self.begun, self.shown = steps, None, time.monotonic(), 0.0
         self.stopped = None  # why it ended early with a splat that is good
+        self.settings, self.checkpoint_seconds = settings, 60 * checkpoint_minutes or math.inf
+        self.saved_step, self.saved_at, self.file = 0, self.begun, None
         self.progress = host.Progress(steps)
 
     def report(self, step: Step) -> None:
@@ -90,7 +126,27 @@ class _Run:
                 "Lucid Dream: step %d of %d, %.2f s a step, loss %.3f, %d splats, %d evaluations",
                 step.step, self.steps, (now - self.begun) / step.step, step.loss, len(step.splats), step.evaluations,
             )  # fmt: skip
+        if now - self.saved_at >= self.checkpoint_seconds:
+            self.save()
         host.check_interrupt()
+
+    def save(self) -> None:
+        """Write the checkpoint of the last step in the place of the one before. A full disk does not end the run."""
+        self.saved_at = time.monotonic()
+        if self.last is None or self.last.step == self.saved_step:
+            return
+        try:
+            self.file = self.file or host.output_path("lucid/run", "safetensors")
+            write_checkpoint(self.file[0], self.last.checkpoint(), self.settings)
+        except (OSError, RuntimeError) as error:
+            log.error("Lucid Dream could not save its checkpoint: %s", error)
+            return
+        self.saved_step = self.last.step
+        log.info("Lucid Dream: checkpoint of step %d: %s", self.last.step, self.checkpoint_name())
+
+    def checkpoint_name(self) -> str | None:
+        """What to write into `resume`."""
+        return "/".join([self.file[1]["subfolder"], self.file[1]["filename"]]) if self.saved_step else None
 
     def stop(self, error: FloatingPointError) -> None:
         """End with the last finite splat; without one, raise ValueError."""
@@ -103,15 +159,17 @@ class _Run:
         return self.last.splats.map(torch.Tensor.cpu)
 
     def rescue(self) -> None:
-        """Save the splat of a cancelled or failed run beside the user's outputs."""
-        if self.last is not None:
-            try:
-                path, _ = host.output_path("lucid/unfinished", "ply")
-                ply.write(path, self.splats())
-            except OSError as error:  # a full disk must not hide what stopped the run
-                log.error("Lucid Dream could not save the unfinished splat: %s", error)
-                return
+        """Save the splat of a cancelled or failed run beside the user's outputs, and the checkpoint to go on from."""
+        if self.last is None:
+            return
+        try:
+            path, _ = host.output_path("lucid/unfinished", "ply")
+            ply.write(path, self.splats())
+        except OSError as error:  # a full disk must not hide what stopped the run
+            log.error("Lucid Dream could not save the unfinished splat: %s", error)
+        else:
             log.warning("Lucid Dream stopped at step %d of %d; its splat is saved as %s", self.last.step, self.steps, path)
+        self.save()
 
     def summary(self) -> dict:
         return {
@@ -119,6 +177,7 @@ class _Run:
             "evaluations": self.last.evaluations,
             "splats": len(self.last.splats),
             "seconds": round(time.monotonic() - self.begun, 1),
+            "checkpoint": self.checkpoint_name(),
             **({"stopped": self.stopped} if self.stopped else {}),
         }
 

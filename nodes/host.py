@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -17,8 +19,10 @@ import torch
 from comfy_api.latest import Types
 from PIL import Image
 from torch import Tensor
+from torch.nn import Parameter
 
 from ..lucid_core.cameras import Cameras, intrinsics, look
+from ..lucid_core.checkpoint import digest
 from ..lucid_core.checks import require
 from ..lucid_core.gaussians import Splats, validate
 from ..lucid_core.video import to_uint8
@@ -29,6 +33,7 @@ T = TypeVar("T")
 HostCond = list[dict]  # a conditioning as the host's samplers hold it
 FLIP = torch.tensor([1.0, -1.0, -1.0])  # viewer (x right, y up, z to the viewer) <-> splat frame
 PREVIEW_SIZE = 512
+IDENTITY_WEIGHTS, IDENTITY_VALUES = 32, 4096  # how many weights, and values of each, tell two models apart
 
 
 # ---- text and models
@@ -60,6 +65,41 @@ def require_image_model(model: Any, vae: Any) -> None:
             f"model {name} works on {latents.latent_channels} latent channels, but this vae makes {vae.latent_channels}; "
             "use the VAE that belongs to the model"
         )
+
+
+def identity(guidance: LucidGuidanceData) -> dict[str, str]:
+    """What a run depends on beside its settings: the prompt, and hashes of the encoded prompt, the model and the VAE."""
+    prompt = guidance.prompt
+    return {
+        "prompt": prompt.text,
+        "conditioning": _fingerprint([prompt.views, prompt.negative, prompt.inverse, dataclasses.asdict(prompt.blend)]),
+        "model": _fingerprint_of_model(guidance.model),
+        "vae": _fingerprint_of_model(guidance.vae.patcher),
+    }
+
+
+def _fingerprint_of_model(patcher: Any) -> str:
+    """Of its weights' names and shapes, the values of a few of them, and of what patches all of them."""
+    weights = patcher.get_key_patches()  # [(weight before patches, how to read it), patch, ...] by key
+    few = sorted(weights)[:: max(len(weights) // IDENTITY_WEIGHTS, 1)]
+    shapes = [(name, tuple(entries[0][0].shape)) for name, entries in sorted(weights.items())]
+    return _fingerprint([shapes, [weights[name][0][0] for name in few], sorted(patcher.patches.items())])
+
+
+def _fingerprint(value: Any) -> str:
+    """12 hex digits of nested containers of tensors, numbers and text; of other objects their kind and weights count."""
+    if type(value) in (Tensor, Parameter):  # the values of others (quantised ones) are theirs to read
+        flat = value.detach().flatten()
+        return digest(flat[:: max(len(flat) // IDENTITY_VALUES, 1)])
+    if isinstance(value, dict):
+        parts = [f"{key}={_fingerprint(item)}" for key, item in value.items()]
+    elif isinstance(value, (list, tuple)):
+        parts = [_fingerprint(item) for item in value]
+    elif isinstance(value, (str, int, float, bool, type(None))):
+        parts = [repr(value)]
+    else:
+        parts = [type(value).__name__, _fingerprint(getattr(value, "weights", None))]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
 
 
 class _Inside(comfy.samplers.Sampler):
@@ -251,3 +291,18 @@ def output_path(prefix: str, extension: str) -> tuple[str, dict]:
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
     file = f"{name}_{counter:05}_.{extension}"
     return os.path.join(folder, file), {"filename": file, "subfolder": subfolder, "type": "output"}
+
+
+def output_file(field: str, name: str) -> str:
+    """Path of an existing file under the output folder. Raises ValueError that names the input `field`."""
+    folder = os.path.abspath(folder_paths.get_output_directory())
+    path = os.path.abspath(os.path.join(folder, name.strip()))
+    inside = folder_paths.is_within_directory(folder, path)
+    require(inside and os.path.isfile(path), field, repr(name), f"the name of a file under {folder}")
+    return path
+
+
+def output_stamp(name: str) -> str:
+    """Changes when a file under the output folder does."""
+    stat = os.stat(output_file("file", name))
+    return f"{stat.st_mtime_ns} {stat.st_size}"

@@ -394,3 +394,59 @@ def test_the_prior_is_the_hosts_own_model(client):
     assert found["denoise"][0] < 1e-4 and found["encode"][0] < 1e-5 and found["rows"][0] < 1e-4
     assert found["sigma"] == pytest.approx([14.6146, 0.02917], rel=1e-3)
     assert found["gradient"][0] > 0
+
+
+def summary_of(entry):
+    (summary,) = (output["lucid"][0] for output in entry["outputs"].values() if "lucid" in output)
+    return summary
+
+
+@pytest.fixture(scope="module")
+def broken_off(client):
+    """(the finished run of six steps with seed 41, the name of the checkpoint of one that a NaN ended before)."""
+    whole = client.run(workflow(LucidDream={"steps": 6, "seed": 41}))
+    broken = client.run(with_model("NaN from call 12", LucidDream={"steps": 6, "seed": 41}))
+    assert 0 < summary_of(broken)["steps"] < 6
+    return whole, summary_of(broken)["checkpoint"]
+
+
+def test_a_run_that_broke_off_is_resumed_to_the_same_splat(client, broken_off):
+    whole, checkpoint = broken_off
+    assert checkpoint.startswith("lucid/run_")
+    resumed = client.run(workflow(LucidDream={"steps": 6, "seed": 41, "resume": checkpoint}))
+    a, b = ply_of(client, whole), ply_of(client, resumed)
+    assert all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values()))
+    first, second = summary_of(whole), summary_of(resumed)
+    assert (second["steps"], second["evaluations"]) == (6, first["evaluations"])
+    assert second["checkpoint"] not in (checkpoint, first["checkpoint"])
+
+
+def test_a_finished_run_is_resumed_at_its_end(client, broken_off):
+    whole, _ = broken_off
+    name = summary_of(whole)["checkpoint"]
+    again = client.run(workflow(LucidDream={"steps": 6, "seed": 41, "resume": name}))
+    assert torch.equal(ply_of(client, whole).means, ply_of(client, again).means)
+    assert summary_of(again)["evaluations"] == summary_of(whole)["evaluations"]
+
+
+def test_a_checkpoint_of_another_run_gives_its_splat_alone(client, broken_off):
+    _, checkpoint = broken_off
+    other = {"steps": 3, "seed": 42, "resume": checkpoint}
+    with pytest.raises(ComfyError, match=r"Lucid Dream: .* seed was 41, is 42; DreamConfig.steps was 6, is 3\."):
+        client.run(workflow(LucidDream=other))
+    assert summary_of(client.run(workflow(LucidDream={**other, "resume_splat_only": True})))["steps"] == 3
+
+
+def test_a_checkpoint_knows_its_model_and_prompt(client, broken_off):
+    _, checkpoint = broken_off
+    same = {"steps": 6, "seed": 41, "resume": checkpoint}
+    with pytest.raises(ComfyError, match=r"another run: model was \w+, is \w+\. Set"):
+        client.run(with_model("patched weights", LucidDream=same))
+    with pytest.raises(ComfyError, match=r"another run: prompt was a red mushroom, is a blue mug; conditioning was"):
+        client.run(workflow(LucidDream=same, LucidPrompt={"text": "a blue mug"}))
+
+
+@pytest.mark.parametrize("name", ["lucid/none.safetensors", "../../etc/hostname", "lucid"])
+def test_a_checkpoint_that_is_not_there_is_refused(client, name):
+    with pytest.raises(ComfyError, match=r"Lucid Dream: resume is '.*'; it must be the name of a file under"):
+        client.run(workflow(LucidDream={"resume": name}))
