@@ -18,14 +18,19 @@ from .gaussians import Splats, activate
 
 FORMAT = 1  # of the file; a newer one is refused
 HEADER = "lucid_checkpoint"
+NUMBERS = ("step", "at", "loss", "evaluations", "seconds")
 Settings = dict[str, Any]  # name -> what JSON can hold
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run after `step` steps. tensors: "params.means", "adam.means.exp_avg", "densify.grad2d", "generator", on the CPU."""
+    """A run after `step` steps; see Run.
+
+    tensors, on the CPU: "params.means", "adam.means.exp_avg", "densify.grad2d", "generator" and so on.
+    """
 
     step: int
+    at: int
     loss: float
     evaluations: int
     seconds: float
@@ -42,7 +47,7 @@ class Checkpoint:
 def write(path: str | os.PathLike, checkpoint: Checkpoint, settings: Settings) -> None:
     """Write, flush to the disk, then rename: after a crash at any moment the file is the old or the new one. Raises OSError."""
     safetensors = load("safetensors.torch", "safetensors")
-    numbers = {name: getattr(checkpoint, name) for name in ("step", "loss", "evaluations", "seconds")}
+    numbers = {name: getattr(checkpoint, name) for name in NUMBERS}
     header = json.dumps({"format": FORMAT, **numbers, "settings": settings})
     content = safetensors.save(checkpoint.tensors, {HEADER: header})
     path = Path(path)
@@ -80,7 +85,7 @@ def read(path: str | os.PathLike) -> tuple[Checkpoint, Settings]:
         version = header["format"]
         if version > FORMAT:
             raise ValueError(f"{path} has format {version}, this version reads up to {FORMAT}; update Lucid ISM")
-        numbers = {name: header[name] for name in ("step", "loss", "evaluations", "seconds")}
+        numbers = {name: header[name] for name in NUMBERS}
         checkpoint, settings = Checkpoint(**numbers, tensors=tensors), header["settings"]
         checkpoint.splats(), tensors["generator"]
     except (KeyError, TypeError, json.JSONDecodeError) as error:

@@ -37,6 +37,10 @@ class DreamConfig:
     resolution: int = setting(
         512, 64, 2048, "Size of the training views in pixels: what the model was trained at.", step=8, rare=False
     )
+    max_minutes: float = setting(
+        0.0, 0, 100_000, "Minutes after which the run ends, its schedules fitted to them. The splat then depends on the "
+        "machine's speed: the same seed does not give the same one. 0 = no limit.", step=1.0,
+    )  # fmt: skip
     lr_means: Range = (5.6e-4, 5.6e-6)
     lr_quats: Range = (1e-3, 2e-4)
     lr_scales: Range = (5e-3, 1e-3)
@@ -97,6 +101,7 @@ class Step:
     splats: Splats
     evaluations: int
     seconds: float  # since the run began
+    progress: float  # 1.0 in the last step
     checkpoint: Callable[[], Checkpoint]  # of this step, until the next one is made
 
 
@@ -113,6 +118,7 @@ def dream(
 ) -> Iterator[Step]:
     """Optimise `splats` until the prior finds `prompts` in its views; yields after every step.
 
+    Where `config` limits the time, steps of the schedules are left out, so that they reach their ends when it is over.
     Everything random follows from `seed` and is drawn on the CPU. The splats live where `backend` renders. A run that is given
     all that another one was, and its checkpoint to `resume`, yields the checkpoint's step and then goes on as that one did, bit
     for bit on a CPU. Raises ValueError for a splat that cannot be optimised, FloatingPointError when the loss, a gradient or a
@@ -126,10 +132,11 @@ def dream(
     params, optimizers, densifier, generator = run.params, run.optimizers, run.densifier, run.generator
     if resume:
         run.restore(resume)
-        yield Step(run.step, run.loss, activate(params).detach(), run.evaluations, run.seconds, run.checkpoint)
-    for step in range(run.step + 1, config.steps + 1):
-        evaluations = prior.evaluations
-        progress = (step - 1) / config.steps
+        yield report(run, activate(params).detach(), config)
+    while run_progress(run, config) < 1:
+        step, evaluations = run.step + 1, prior.evaluations
+        at = max(run.at + 1, int(run_progress(run, config) * config.steps) + 1)  # step of the schedules
+        progress = (at - 1) / config.steps
         set_learning_rates(optimizers, config, progress)
 
         # 1. render a batch of views
@@ -156,7 +163,7 @@ def dream(
         require_finite({"the loss": loss}, step, config)
 
         # 4. step, then densify
-        densifier.before_backward(params, optimizers, step, render.info)
+        densifier.before_backward(params, optimizers, at, render.info)
         loss.backward()
         require_finite({f"the gradient of {name}": param.grad for name, param in params.items()}, step, config)
         if config.clip_norm:
@@ -166,13 +173,24 @@ def dream(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         keep_colors(params)
-        densifier.after_backward(params, optimizers, step, render.info, generator)
+        densifier.after_backward(params, optimizers, run.at, at, render.info, generator)
         if len(params["means"]) == 0:
             raise RuntimeError(f"every Gaussian was pruned at step {step} of {config.steps}; start from more opaque ones")
         finished = activate(params).detach()
         require_finite({f"{name} of the splat": value for name, value in vars(finished).items()}, step, config)
-        run.finish(loss.item(), prior.evaluations - evaluations)
-        yield Step(step, run.loss, finished, run.evaluations, run.seconds, run.checkpoint)
+        run.finish(at, loss.item(), prior.evaluations - evaluations)
+        yield report(run, finished, config)
+
+
+def run_progress(run: Run, config: DreamConfig) -> float:
+    """The share of the steps, or of the time, that is gone: the larger one."""
+    in_time = run.seconds / (60 * config.max_minutes) if config.max_minutes else 0.0
+    return min(max(run.at / config.steps, in_time), 1.0)
+
+
+def report(run: Run, splats: Splats, config: DreamConfig) -> Step:
+    progress = run_progress(run, config)
+    return Step(run.step, run.loss, splats, run.evaluations, run.seconds, progress, run.checkpoint)
 
 
 def set_learning_rates(optimizers: dict[str, Adam], config: DreamConfig, progress: float) -> None:

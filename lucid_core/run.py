@@ -14,14 +14,17 @@ from .gaussians import Splats, parameters
 
 
 class Run:
-    """Parameters, their optimisers, what the densification has gathered, the generator and the counts after `step` steps."""
+    """Parameters, their optimisers, what the densification has gathered, the generator and the counts after `step` steps.
+
+    `at` is the step of the schedules: `step`, or later where the time is limited.
+    """
 
     def __init__(self, splats: Splats, densify: Densify, steps: int, adam_betas: tuple[float, float], seed: int) -> None:
         self.params = parameters(splats)
         self.optimizers = {name: Adam([param], lr=1.0, betas=adam_betas, eps=1e-15) for name, param in self.params.items()}
         self.densifier = Densifier(densify, steps)
         self.generator = torch.Generator().manual_seed(seed)
-        self.step, self.loss, self.evaluations, self.seconds = 0, 0.0, 0, 0.0
+        self.step, self.at, self.loss, self.evaluations, self.seconds = 0, 0, 0.0, 0, 0.0
         self._begun, self._drawn, self._whole = time.monotonic(), self.generator.get_state(), True
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -35,7 +38,8 @@ class Run:
             optimizer.state[param] = {key: x.clone() if key == "step" else own(x) for key, x in moments.items()}
         self.densifier.state.update({name: own(value) for name, value in checkpoint.group("densify").items()})
         self.generator.set_state(checkpoint.tensors["generator"].clone())
-        self.step, self.loss, self.evaluations = checkpoint.step, checkpoint.loss, checkpoint.evaluations
+        self.step, self.at = checkpoint.step, checkpoint.at
+        self.loss, self.evaluations = checkpoint.loss, checkpoint.evaluations
         self._begun, self._drawn = time.monotonic() - checkpoint.seconds, self.generator.get_state()
         self.seconds = checkpoint.seconds
 
@@ -43,9 +47,9 @@ class Run:
         """From here to `finish` the parameters are of no step."""
         self._whole = False
 
-    def finish(self, loss: float, evaluations: int) -> None:
+    def finish(self, at: int, loss: float, evaluations: int) -> None:
         """Count the step that was just made; `evaluations` are its own."""
-        self.step, self.loss, self.evaluations = self.step + 1, loss, self.evaluations + evaluations
+        self.step, self.at, self.loss, self.evaluations = self.step + 1, at, loss, self.evaluations + evaluations
         self.seconds, self._drawn, self._whole = time.monotonic() - self._begun, self.generator.get_state(), True
 
     def checkpoint(self) -> Checkpoint:
@@ -59,4 +63,4 @@ class Run:
         gathered = self.densifier.state.items()
         tensors |= {f"densify.{name}": value for name, value in gathered if isinstance(value, Tensor)}
         tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-        return Checkpoint(self.step, self.loss, self.evaluations, self.seconds, tensors)
+        return Checkpoint(self.step, self.at, self.loss, self.evaluations, self.seconds, tensors)

@@ -42,7 +42,7 @@ class LucidDream(IO.ComfyNode):
                     "preset", options=list(PRESETS),
                     tooltip="Learning rates, growth and regularisers. official: the paper's, for a GPU. cpu: few, bold steps.",
                 ),
-                *inputs_of(DreamConfig),
+                *inputs_of(DreamConfig, "steps", "views", "resolution"),
                 seed_input(),
                 backend_input(),
                 IO.String.Input(
@@ -60,6 +60,7 @@ class LucidDream(IO.ComfyNode):
                     tooltip="Minutes between checkpoints, each in the place of the one before; what a crash can cost. 0 = only "
                     "when the run ends.",
                 ),
+                *inputs_of(DreamConfig, "max_minutes", optional=True),
             ],
             outputs=[IO.Splat.Output(display_name="splat")],
         )  # fmt: skip
@@ -71,11 +72,13 @@ class LucidDream(IO.ComfyNode):
     @classmethod
     def execute(
         cls, splat, guidance, preset, steps, views, resolution, seed, cameras=None, backend="auto", resume="",
-        resume_splat_only=False, checkpoint_minutes=5.0,
+        resume_splat_only=False, checkpoint_minutes=5.0, max_minutes=0.0,
     ) -> IO.NodeOutput:  # fmt: skip
         with errors_of(cls):
             start, checkpoint = host.one_splat(splat), None
-            config = dataclasses.replace(PRESETS[preset], steps=steps, views=views, resolution=resolution)
+            config = dataclasses.replace(
+                PRESETS[preset], steps=steps, views=views, resolution=resolution, max_minutes=max_minutes
+            )
             ranges, seed = cameras or CameraRanges(), fold_seed(seed)
             if resume:
                 checkpoint, saved = read_checkpoint(host.output_file("resume", resume))
@@ -99,7 +102,7 @@ class LucidDream(IO.ComfyNode):
             except BaseException:
                 run.rescue()
                 raise
-            run.save()
+            run.end()
             return IO.NodeOutput(host.from_splats(run.splats()), ui={"lucid": [run.summary()]})
 
 
@@ -118,10 +121,10 @@ class _Run:
         self.last = step
         now = time.monotonic()
         image = None
-        if now - self.shown > PREVIEW_SECONDS or step.step == self.steps:
+        if now - self.shown > PREVIEW_SECONDS or step.progress == 1:
             self.shown, image = now, preview(step.splats, step.step, self.backend)
-        self.progress.update(step.step, image)
-        if step.step % LOG_STEPS == 0 or step.step == self.steps:
+        self.progress.update(round(step.progress * self.steps), image)
+        if step.step % LOG_STEPS == 0 or step.progress == 1:
             log.info(
                 "Lucid Dream: step %d of %d, %.2f s a step, loss %.3f, %d splats, %d evaluations",
                 step.step, self.steps, (now - self.begun) / step.step, step.loss, len(step.splats), step.evaluations,
@@ -147,6 +150,12 @@ class _Run:
     def checkpoint_name(self) -> str | None:
         """What to write into `resume`."""
         return "/".join([self.file[1]["subfolder"], self.file[1]["filename"]]) if self.saved_step else None
+
+    def end(self) -> None:
+        """Keep the finished run; say so where the time ended it."""
+        self.save()
+        if self.last.progress == 1 and self.last.step < self.steps:
+            log.info("Lucid Dream: the time is over after %d of %d steps.", self.last.step, self.steps)
 
     def stop(self, error: FloatingPointError) -> None:
         """End with the last finite splat; without one, raise ValueError."""

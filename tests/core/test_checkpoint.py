@@ -166,7 +166,7 @@ def test_foreign_and_newer_and_incomplete_files_are_refused(tmp_path, good):
     with pytest.raises(ValueError, match="no checkpoint of Lucid Dream"):
         read(file)
     tensors = read(good)[0].tensors
-    header = {"format": 1, "step": 1, "loss": 0.0, "evaluations": 3, "seconds": 1.0, "settings": {}}
+    header = {"format": 1, "step": 1, "at": 1, "loss": 0.0, "evaluations": 3, "seconds": 1.0, "settings": {}}
 
     def rewritten(tensors=tensors, **changes):
         save_file(tensors, file, {module.HEADER: json.dumps({**header, **changes})})

@@ -450,3 +450,12 @@ def test_a_checkpoint_knows_its_model_and_prompt(client, broken_off):
 def test_a_checkpoint_that_is_not_there_is_refused(client, name):
     with pytest.raises(ComfyError, match=r"Lucid Dream: resume is '.*'; it must be the name of a file under"):
         client.run(workflow(LucidDream={"resume": name}))
+
+
+def test_a_limit_on_the_time_ends_the_run_with_its_splat(client):
+    reached = []
+    graph = workflow(LucidDream={"steps": 100_000, "max_minutes": 0.05, "seed": 51})
+    entry = client.run(graph, lambda progress: reached.append(progress.step))
+    summary = summary_of(entry)
+    assert 1 < summary["steps"] < 1000 and summary["seconds"] < 10 and len(ply_of(client, entry)) > 0
+    assert 100_000 in reached  # the bar is full
