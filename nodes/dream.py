@@ -63,6 +63,7 @@ class LucidDream(IO.ComfyNode):
                 *inputs_of(DreamConfig, "max_minutes", optional=True),
             ],
             outputs=[IO.Splat.Output(display_name="splat")],
+            hidden=[IO.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -87,7 +88,7 @@ class LucidDream(IO.ComfyNode):
             settings = settings_of(start, seed, config, ranges, guidance.method, **host.identity(guidance))
             if checkpoint:
                 require_same(saved, settings)
-            run = _Run(config.steps, backend, settings, checkpoint_minutes)
+            run = _Run(config.steps, backend, settings, checkpoint_minutes, cls.hidden.unique_id)
             device_for(backend)  # a backend that cannot be used is named before models are loaded
 
             def body(prior, prompts):
@@ -109,8 +110,8 @@ class LucidDream(IO.ComfyNode):
 class _Run:
     """What the user sees of a run, and what is kept of it if it ends early."""
 
-    def __init__(self, steps: int, backend: str, settings: Settings, checkpoint_minutes: float) -> None:
-        self.backend = backend
+    def __init__(self, steps: int, backend: str, settings: Settings, checkpoint_minutes: float, node_id: str | None) -> None:
+        self.backend, self.node_id = backend, node_id
         self.steps, self.last, self.begun, self.shown = steps, None, time.monotonic(), 0.0
         self.stopped = None  # why it ended early with a splat that is good
         self.settings, self.checkpoint_seconds = settings, 60 * checkpoint_minutes or math.inf
@@ -127,7 +128,7 @@ class _Run:
         if step.step % LOG_STEPS == 0 or step.progress == 1:
             log.info(
                 "Lucid Dream: step %d of %d, %.2f s a step, loss %.3f, %d splats, %d evaluations",
-                step.step, self.steps, (now - self.begun) / step.step, step.loss, len(step.splats), step.evaluations,
+                step.step, self.steps, step.seconds / step.step, step.loss, len(step.splats), step.evaluations,
             )  # fmt: skip
         if now - self.saved_at >= self.checkpoint_seconds:
             self.save()
@@ -145,11 +146,7 @@ class _Run:
             log.error("Lucid Dream could not save its checkpoint: %s", error)
             return
         self.saved_step = self.last.step
-        log.info("Lucid Dream: checkpoint of step %d: %s", self.last.step, self.checkpoint_name())
-
-    def checkpoint_name(self) -> str | None:
-        """What to write into `resume`."""
-        return "/".join([self.file[1]["subfolder"], self.file[1]["filename"]]) if self.saved_step else None
+        log.info("Lucid Dream: checkpoint of step %d: %s", self.last.step, host.name_of(self.file[1]))
 
     def end(self) -> None:
         """Keep the finished run; say so where the time ended it."""
@@ -168,17 +165,24 @@ class _Run:
         return self.last.splats.map(torch.Tensor.cpu)
 
     def rescue(self) -> None:
-        """Save the splat of a cancelled or failed run beside the user's outputs, and the checkpoint to go on from."""
+        """Save the splat of a cancelled or failed run and the checkpoint to go on from; say where, on the node too."""
         if self.last is None:
+            host.show_text(self.node_id, "Stopped before the first step was done.")
             return
+        kept = [f"Stopped at step {self.last.step} of {self.steps}."]
         try:
-            path, _ = host.output_path("lucid/unfinished", "ply")
+            path, entry = host.output_path("lucid/unfinished", "ply")
             ply.write(path, self.splats())
         except OSError as error:  # a full disk must not hide what stopped the run
             log.error("Lucid Dream could not save the unfinished splat: %s", error)
+            kept.append(f"The splat could not be saved: {error}")
         else:
-            log.warning("Lucid Dream stopped at step %d of %d; its splat is saved as %s", self.last.step, self.steps, path)
+            kept.append(f"The splat: {host.name_of(entry)}")
         self.save()
+        if self.saved_step == self.last.step:
+            kept.append(f"To go on, resume: {host.name_of(self.file[1])}")
+        log.warning("Lucid Dream: %s", " ".join(kept))
+        host.show_text(self.node_id, "\n".join(kept))
 
     def summary(self) -> dict:
         return {
@@ -186,7 +190,7 @@ class _Run:
             "evaluations": self.last.evaluations,
             "splats": len(self.last.splats),
             "seconds": round(time.monotonic() - self.begun, 1),
-            "checkpoint": self.checkpoint_name(),
+            "checkpoint": host.name_of(self.file[1]) if self.saved_step else None,
             **({"stopped": self.stopped} if self.stopped else {}),
         }
 

@@ -18,6 +18,7 @@ import folder_paths
 import torch
 from comfy_api.latest import Types
 from PIL import Image
+from server import PromptServer
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -275,6 +276,12 @@ def check_interrupt() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
+def show_text(node_id: str | None, text: str) -> None:
+    """Write on the node in the web page; it stays there, also when the node is stopped."""
+    if node_id:
+        PromptServer.instance.send_progress_text(text, node_id)
+
+
 class Progress:
     """The node's progress bar; `image` (H, W, 3) is shown on the node."""
 
@@ -291,6 +298,11 @@ def output_path(prefix: str, extension: str) -> tuple[str, dict]:
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
     file = f"{name}_{counter:05}_.{extension}"
     return os.path.join(folder, file), {"filename": file, "subfolder": subfolder, "type": "output"}
+
+
+def name_of(entry: dict) -> str:
+    """A file's name under the output folder, as `output_file` takes it."""
+    return "/".join(filter(None, (entry["subfolder"].replace(os.sep, "/"), entry["filename"])))
 
 
 def output_file(field: str, name: str) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import time
 from types import SimpleNamespace
 
 import comfy.model_management
@@ -40,7 +41,7 @@ class LucidTestModel(IO.ComfyNode):
     @classmethod
     def define_schema(cls):
         options = ["video model", "flow model", "vae channels", "no vae", "patched weights"]
-        options += ["fails at call 4", "NaN from call 12"]
+        options += ["fails at call 4", "NaN from call 12", "2 s from call 12"]
         return IO.Schema(
             node_id="LucidTestModel",
             inputs=[IO.Model.Input("model"), IO.Vae.Input("vae"), IO.Combo.Input("change", options=options)],
@@ -72,6 +73,8 @@ class LucidTestModel(IO.ComfyNode):
                 calls.n += 1
                 if change == "fails at call 4" and calls.n == 4:
                     raise RuntimeError("on purpose")
+                if change == "2 s from call 12" and calls.n >= 12:
+                    time.sleep(2)
                 prediction = apply(arguments["input"], arguments["timestep"], **arguments["c"])
                 return prediction * float("nan") if change == "NaN from call 12" and calls.n >= 12 else prediction
 
