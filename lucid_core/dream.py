@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -16,12 +17,13 @@ from .checkpoint import Checkpoint
 from .checks import check_bounds, require, setting
 from .densify import Densify
 from .gaussians import SH_C0, Splats, activate, validate
-from .prior import Prior
+from .prior import OUT_OF_MEMORY, OutOfMemory, Prior, SplitPrior
 from .rasterize import Render, device_for, rasterize, to_device
 from .run import Run
 from .score import Guidance, limit_pixels
 from .views import Prompts
 
+log = logging.getLogger(__name__)
 Range = tuple[float, float]
 DARKEST_GREY = 0.15  # of the demo prior's pictures
 
@@ -118,11 +120,13 @@ def dream(
 ) -> Iterator[Step]:
     """Optimise `splats` until the prior finds `prompts` in its views; yields after every step.
 
+    Where the views do not fit into memory together, the prior is asked about fewer at a time, with the same draws.
     Where `config` limits the time, steps of the schedules are left out, so that they reach their ends when it is over.
     Everything random follows from `seed` and is drawn on the CPU. The splats live where `backend` renders. A run that is given
     all that another one was, and its checkpoint to `resume`, yields the checkpoint's step and then goes on as that one did, bit
     for bit on a CPU. Raises ValueError for a splat that cannot be optimised, FloatingPointError when the loss, a gradient or a
-    parameter is not finite and RuntimeError when nothing is left; the splats of the last yielded step are still good then.
+    parameter is not finite, OutOfMemory where one view is too many, and RuntimeError when nothing is left; the splats of the
+    last yielded step are still good then.
     """
     validate(splats)
     device = device_for(backend)
@@ -133,38 +137,21 @@ def dream(
     if resume:
         run.restore(resume)
         yield report(run, activate(params).detach(), config)
+    asked = prior  # the model, perhaps about fewer views at a time
     while run_progress(run, config) < 1:
         step, evaluations = run.step + 1, prior.evaluations
         at = max(run.at + 1, int(run_progress(run, config) * config.steps) + 1)  # step of the schedules
         progress = (at - 1) / config.steps
         set_learning_rates(optimizers, config, progress)
-
-        # 1. render a batch of views
-        views = cameras.sample(config.views, progress, config.resolution, config.resolution, generator)
-        seen_by = to_device(views.cameras, device)
-        current = activate(params)
-        background = random_background(config, generator).to(device)
         sh_degree = min(first_degree + int(progress / config.sh_every), last_degree)
-        render = rasterize(jitter(current, config, generator), seen_by, config.resolution, config.resolution,
-                           sh_degree, background, backend)  # fmt: skip
-        disparity = losses.disparity(render.depth, render.alpha, seen_by.Ks[:, 0, 0] / config.resolution)
-
-        # 2. what the prior would change about them, as the gradient of their latents
-        images = guided_images(render, disparity, config, generator)
-        limit_pixels(images, guidance.pixel_limit)
-        z0 = prior.encode(images)
-        conds = prompts.at(prior, views.azimuth_rad, views.elevation_rad)
-        g = guidance.gradient(prior, z0, conds, progress, generator)
-
-        # 3. guidance and regularisers
-        loss = (z0 * g).sum().to(device)
-        loss = loss + config.tv_weight * (losses.tv(render.rgb) + losses.tv(disparity))
-        loss = loss + config.scale_weight * losses.scale(current.scales)
-        require_finite({"the loss": loss}, step, config)
+        try:
+            loss, info = backpropagate(run, asked, guidance, prompts, cameras, config, progress, sh_degree, backend)
+        except OUT_OF_MEMORY as error:
+            asked = halved(asked, config, error)
+            run.undo()
+            continue
 
         # 4. step, then densify
-        densifier.before_backward(params, optimizers, at, render.info)
-        loss.backward()
         require_finite({f"the gradient of {name}": param.grad for name, param in params.items()}, step, config)
         if config.clip_norm:
             torch.nn.utils.clip_grad_norm_(params.values(), config.clip_norm)
@@ -173,13 +160,59 @@ def dream(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         keep_colors(params)
-        densifier.after_backward(params, optimizers, run.at, at, render.info, generator)
+        densifier.after_backward(params, optimizers, run.at, at, info, generator)
         if len(params["means"]) == 0:
             raise RuntimeError(f"every Gaussian was pruned at step {step} of {config.steps}; start from more opaque ones")
         finished = activate(params).detach()
         require_finite({f"{name} of the splat": value for name, value in vars(finished).items()}, step, config)
-        run.finish(at, loss.item(), prior.evaluations - evaluations)
+        run.finish(at, loss, prior.evaluations - evaluations)
         yield report(run, finished, config)
+
+
+def backpropagate(
+    run: Run, prior: Prior, guidance: Guidance, prompts: Prompts, cameras: CameraRanges, config: DreamConfig, progress: float,
+    sh_degree: int, backend: str,
+) -> tuple[float, dict]:  # fmt: skip
+    """Give the parameters their gradients for one batch of views -> the loss, and the render's info for the densification."""
+    generator, device = run.generator, run.params["means"].device
+
+    # 1. render a batch of views
+    views = cameras.sample(config.views, progress, config.resolution, config.resolution, generator)
+    seen_by = to_device(views.cameras, device)
+    current = activate(run.params)
+    background = random_background(config, generator).to(device)
+    render = rasterize(jitter(current, config, generator), seen_by, config.resolution, config.resolution,
+                       sh_degree, background, backend)  # fmt: skip
+    disparity = losses.disparity(render.depth, render.alpha, seen_by.Ks[:, 0, 0] / config.resolution)
+
+    # 2. what the prior would change about them, as the gradient of their latents
+    images = guided_images(render, disparity, config, generator)
+    limit_pixels(images, guidance.pixel_limit)
+    z0 = prior.encode(images)
+    conds = prompts.at(prior, views.azimuth_rad, views.elevation_rad)
+    g = guidance.gradient(prior, z0, conds, progress, generator)
+
+    # 3. guidance and regularisers
+    loss = (z0 * g).sum().to(device)
+    loss = loss + config.tv_weight * (losses.tv(render.rgb) + losses.tv(disparity))
+    loss = loss + config.scale_weight * losses.scale(current.scales)
+    require_finite({"the loss": loss}, run.step + 1, config)
+    run.densifier.before_backward(run.params, run.optimizers, run.step + 1, render.info)
+    loss.backward()
+    return loss.item(), render.info
+
+
+def halved(prior: Prior, config: DreamConfig, error: Exception) -> SplitPrior:
+    """`prior` for half as many views at a time. Raises OutOfMemory where that was one."""
+    whole, size = (prior.prior, prior.size) if isinstance(prior, SplitPrior) else (prior, config.views)
+    if size == 1:
+        raise OutOfMemory(
+            f"there is no memory for one view of {config.resolution} px; lower the resolution, take a smaller model, or free "
+            "memory (other programs, models that are loaded)"
+        ) from error
+    half = (size + 1) // 2
+    log.warning("no memory for %d views at a time; going on with %d, which is slower and gives the same", size, half)
+    return SplitPrior(whole, half)
 
 
 def run_progress(run: Run, config: DreamConfig) -> float:

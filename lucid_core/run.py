@@ -43,6 +43,12 @@ class Run:
         self._begun, self._drawn = time.monotonic() - checkpoint.seconds, self.generator.get_state()
         self.seconds = checkpoint.seconds
 
+    def undo(self) -> None:
+        """Back to the end of the last step, from anywhere before `begin_update`."""
+        self.generator.set_state(self._drawn)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+
     def begin_update(self) -> None:
         """From here to `finish` the parameters are of no step."""
         self._whole = False

@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import comfy.conds
@@ -26,6 +27,7 @@ from ..lucid_core.cameras import Cameras, intrinsics, look
 from ..lucid_core.checkpoint import digest
 from ..lucid_core.checks import require
 from ..lucid_core.gaussians import Splats, validate
+from ..lucid_core.prior import OutOfMemory
 from ..lucid_core.video import to_uint8
 from ..lucid_core.views import VIEWS, Prompts
 from .types import Conditioning, LucidGuidanceData
@@ -165,9 +167,10 @@ class HostPrior:
         comfy.model_management.soft_empty_cache()
 
     def encode(self, images: Tensor) -> Tensor:
-        pixels = self._vae.process_input(images.movedim(-1, 1).to(self._vae.device)).to(self._vae.vae_dtype)
-        latents = self._vae_copy.model.encode(pixels)
-        return self._model.process_latent_in(latents.float().to(self._device))
+        with _memory_errors():
+            pixels = self._vae.process_input(images.movedim(-1, 1).to(self._vae.device)).to(self._vae.vae_dtype)
+            latents = self._vae_copy.model.encode(pixels)
+            return self._model.process_latent_in(latents.float().to(self._device))
 
     def decode(self, latents: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -176,7 +179,7 @@ class HostPrior:
     def denoise(self, z: Tensor, sigma: float, conds: list[HostCond]) -> list[Tensor]:
         check_interrupt()
         self.evaluations += len(z) * len(conds)
-        with torch.inference_mode():  # as under the host's samplers, where every patch expects to run
+        with _memory_errors(), torch.inference_mode():  # as under the host's samplers, where every patch expects to run
             sigmas = torch.full((len(z),), sigma, device=z.device)
             predictions = comfy.samplers.calc_cond_batch(self._model, conds, z, sigmas, self._options)
         return [prediction.clone() for prediction in predictions]
@@ -190,6 +193,17 @@ class HostPrior:
         if len(counts) > 1:
             raise ValueError("the prompts of the views differ in structure (scheduled or regional prompts); use plain ones")
         return [_blend_entries(entries, weights) for entries in zip(*conds)]
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """The host's errors of a full memory as the core's."""
+    try:
+        yield
+    except Exception as error:
+        if comfy.model_management.is_oom(error):
+            raise OutOfMemory(str(error)) from error
+        raise
 
 
 def _blend_entries(entries: tuple[dict, ...], weights: Tensor) -> dict:

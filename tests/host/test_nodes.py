@@ -459,3 +459,22 @@ def test_a_limit_on_the_time_ends_the_run_with_its_splat(client):
     summary = summary_of(entry)
     assert 1 < summary["steps"] < 1000 and summary["seconds"] < 10 and len(ply_of(client, entry)) > 0
     assert 100_000 in reached  # the bar is full
+
+
+def test_views_that_do_not_fit_into_memory_together_are_asked_about_in_halves(client, server):
+    settings = {"steps": 3, "views": 4, "seed": 71}
+    whole = client.run(workflow(LucidDream=settings))
+    halves = client.run(with_model("memory for 4 rows", LucidDream=settings))
+    assert "no memory for 4 views at a time; going on with 2" in server.log_tail()
+    assert summary_of(halves)["evaluations"] == summary_of(whole)["evaluations"]
+    a, b = ply_of(client, whole), ply_of(client, halves)
+    assert (a.means - b.means).abs().mean() < 0.2 * 3 * 2.5e-3  # Adam's steps: three of at most 2.5e-3
+
+
+def test_no_memory_for_one_view_is_said_and_the_splat_is_kept(client, base):
+    before = set((base / "output" / "lucid").glob("unfinished_*.ply"))
+    graph = with_model("memory for 4 rows until call 12", LucidDream={"steps": 20, "views": 1, "seed": 72})
+    with pytest.raises(ComfyError, match="there is no memory for one view of 64 px; lower the resolution"):
+        client.run(graph)
+    assert len(set((base / "output" / "lucid").glob("unfinished_*.ply")) - before) == 1
+    client.run(workflow(LucidDream={"seed": 73}))
