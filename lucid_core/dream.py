@@ -19,6 +19,7 @@ from .densify import Densify
 from .gaussians import SH_C0, Splats, activate, validate
 from .prior import OUT_OF_MEMORY, OutOfMemory, Prior, SplitPrior
 from .rasterize import Render, device_for, rasterize, to_device
+from .refine import joined, limited
 from .run import Run
 from .score import Guidance, limit_pixels
 from .views import Prompts
@@ -43,6 +44,13 @@ class DreamConfig:
         0.0, 0, 100_000, "Minutes after which the run ends, its schedules fitted to them. The splat then depends on the "
         "machine's speed: the same seed does not give the same one. 0 = no limit.", step=1.0,
     )  # fmt: skip
+    strength: float = setting(
+        1.0, 0.01, 1, "How far the splat may go from what it is: the share of the most noise and of the learning rates. "
+        "1 = all the way, as for a start from points; 0.3 = refine.", rare=False,
+    )  # fmt: skip
+    freeze_geometry: bool = setting(False, 0, 1, "Keeps place, size, turn, opacity and number of the Gaussians as they are: a "
+                                    "new coat of colour.")  # fmt: skip
+    freeze_color: bool = setting(False, 0, 1, "Keeps every colour as it is.")
     lr_means: Range = (5.6e-4, 5.6e-6)
     lr_quats: Range = (1e-3, 2e-4)
     lr_scales: Range = (5e-3, 1e-3)
@@ -67,6 +75,8 @@ class DreamConfig:
         require(self.resolution % 8 == 0, "resolution", self.resolution, "a multiple of 8")
         require(self.sh_degree in (0, 1, 2, 3), "sh_degree", self.sh_degree, "0 to 3")
         require(0 < self.sh_every <= 1, "sh_every", self.sh_every, "above 0, at most 1")
+        both = self.freeze_geometry and self.freeze_color
+        require(not both, "freeze_color", self.freeze_color, "off where freeze_geometry is on: nothing could change")
         require(self.clip_norm >= 0, "clip_norm", self.clip_norm, "0 or more")
 
 
@@ -117,9 +127,11 @@ def dream(
     seed: int,
     backend: str = "auto",
     resume: Checkpoint | None = None,
+    fixed: Splats | None = None,
 ) -> Iterator[Step]:
     """Optimise `splats` until the prior finds `prompts` in its views; yields after every step.
 
+    `fixed` splats are seen beside them, but neither changed nor yielded.
     Where the views do not fit into memory together, the prior is asked about fewer at a time, with the same draws.
     Where `config` limits the time, steps of the schedules are left out, so that they reach their ends when it is over.
     Everything random follows from `seed` and is drawn on the CPU. The splats live where `backend` renders. A run that is given
@@ -129,14 +141,15 @@ def dream(
     last yielded step are still good then.
     """
     validate(splats)
-    device = device_for(backend)
+    device, guidance = device_for(backend), limited(guidance, config.strength)
     first_degree, last_degree = splats.sh_degree, max(splats.sh_degree, config.sh_degree)
     start = with_sh_degree(splats, last_degree).map(lambda x: x.to(device))
+    fixed = fixed and fixed.map(lambda x: x.to(device))
     run = Run(start, config.densify, config.steps, config.adam_betas, seed)
     params, optimizers, densifier, generator = run.params, run.optimizers, run.densifier, run.generator
     if resume:
         run.restore(resume)
-        yield report(run, activate(params).detach(), config)
+        yield report(run, frozen(activate(params).detach(), start, config), config)
     asked = prior  # the model, perhaps about fewer views at a time
     while run_progress(run, config) < 1:
         step, evaluations = run.step + 1, prior.evaluations
@@ -145,7 +158,7 @@ def dream(
         set_learning_rates(optimizers, config, progress)
         sh_degree = min(first_degree + int(progress / config.sh_every), last_degree)
         try:
-            loss, info = backpropagate(run, asked, guidance, prompts, cameras, config, progress, sh_degree, backend)
+            loss, info = backpropagate(run, fixed, asked, guidance, prompts, cameras, config, progress, sh_degree, backend)
         except OUT_OF_MEMORY as error:
             asked = halved(asked, config, error)
             run.undo()
@@ -159,19 +172,21 @@ def dream(
         for optimizer in optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        keep_colors(params)
-        densifier.after_backward(params, optimizers, run.at, at, info, generator)
+        if not config.freeze_color:
+            keep_colors(params)
+        if not config.freeze_geometry:
+            densifier.after_backward(params, optimizers, run.at, at, info, generator)
         if len(params["means"]) == 0:
             raise RuntimeError(f"every Gaussian was pruned at step {step} of {config.steps}; start from more opaque ones")
-        finished = activate(params).detach()
+        finished = frozen(activate(params).detach(), start, config)
         require_finite({f"{name} of the splat": value for name, value in vars(finished).items()}, step, config)
         run.finish(at, loss, prior.evaluations - evaluations)
         yield report(run, finished, config)
 
 
 def backpropagate(
-    run: Run, prior: Prior, guidance: Guidance, prompts: Prompts, cameras: CameraRanges, config: DreamConfig, progress: float,
-    sh_degree: int, backend: str,
+    run: Run, fixed: Splats | None, prior: Prior, guidance: Guidance, prompts: Prompts, cameras: CameraRanges,
+    config: DreamConfig, progress: float, sh_degree: int, backend: str,
 ) -> tuple[float, dict]:  # fmt: skip
     """Give the parameters their gradients for one batch of views -> the loss, and the render's info for the densification."""
     generator, device = run.generator, run.params["means"].device
@@ -181,8 +196,8 @@ def backpropagate(
     seen_by = to_device(views.cameras, device)
     current = activate(run.params)
     background = random_background(config, generator).to(device)
-    render = rasterize(jitter(current, config, generator), seen_by, config.resolution, config.resolution,
-                       sh_degree, background, backend)  # fmt: skip
+    scene = joined(jitter(current, config, generator), fixed)
+    render = rasterize(scene, seen_by, config.resolution, config.resolution, sh_degree, background, backend)
     disparity = losses.disparity(render.depth, render.alpha, seen_by.Ks[:, 0, 0] / config.resolution)
 
     # 2. what the prior would change about them, as the gradient of their latents
@@ -198,8 +213,23 @@ def backpropagate(
     loss = loss + config.scale_weight * losses.scale(current.scales)
     require_finite({"the loss": loss}, run.step + 1, config)
     run.densifier.before_backward(run.params, run.optimizers, run.step + 1, render.info)
+    render.info["means2d"].retain_grad()
     loss.backward()
-    return loss.item(), render.info
+    return loss.item(), of_first(len(current), render.info) if fixed else render.info
+
+
+def of_first(n: int, info: dict) -> dict:
+    """A render's info for the densification about its first `n` Gaussians alone: those that are not fixed."""
+    means2d = info["means2d"].detach()[:, :n]
+    means2d.grad = info["means2d"].grad[:, :n]
+    return {**info, "means2d": means2d, "radii": info["radii"][:, :n]}
+
+
+def frozen(splats: Splats, start: Splats, config: DreamConfig) -> Splats:
+    """What the parameters' activations would move by a last bit."""
+    if not config.freeze_geometry:
+        return splats
+    return replace(splats, quats=start.quats.clone(), scales=start.scales.clone(), opacities=start.opacities.clone())
 
 
 def halved(prior: Prior, config: DreamConfig, error: Exception) -> SplitPrior:
@@ -227,14 +257,18 @@ def report(run: Run, splats: Splats, config: DreamConfig) -> Step:
 
 
 def set_learning_rates(optimizers: dict[str, Adam], config: DreamConfig, progress: float) -> None:
-    """Exponential decay from the first to the last rate; the higher SH bands learn at a twentieth (3DGS)."""
+    """Exponential decay from the first to the last rate; the higher SH bands learn at a twentieth (3DGS).
+
+    All of it by `strength`; what is frozen learns nothing.
+    """
     shN = (config.lr_sh[0] / 20, config.lr_sh[1] / 20)
     ranges = {
         "means": config.lr_means, "quats": config.lr_quats, "scales": config.lr_scales,
         "opacities": config.lr_opacities, "sh0": config.lr_sh, "shN": shN,
     }  # fmt: skip
     for name, (first, last) in ranges.items():
-        optimizers[name].param_groups[0]["lr"] = first * (last / first) ** progress
+        still = config.freeze_color if name.startswith("sh") else config.freeze_geometry
+        optimizers[name].param_groups[0]["lr"] = 0.0 if still else config.strength * first * (last / first) ** progress
 
 
 def with_sh_degree(splats: Splats, degree: int) -> Splats:

@@ -16,9 +16,10 @@ from ..lucid_core.checkpoint import write as write_checkpoint
 from ..lucid_core.dream import PRESETS, DreamConfig, Step, dream
 from ..lucid_core.gaussians import Splats
 from ..lucid_core.rasterize import device_for, rasterize, to_device
+from ..lucid_core.refine import Subject, joined, whole_splat
 from . import host
 from .inputs import CATEGORY, backend_input, errors_of, fold_seed, inputs_of, seed_input
-from .types import LucidCamerasType, LucidGuidanceType
+from .types import LucidCamerasType, LucidGuidanceType, LucidSelectionType
 
 log = logging.getLogger(__name__)
 PREVIEW_SECONDS = 2.0
@@ -38,6 +39,9 @@ class LucidDream(IO.ComfyNode):
                 IO.Splat.Input("splat", tooltip="What to start from: Lucid Point Cloud, or any splat."),
                 LucidGuidanceType.Input("guidance", tooltip="From Lucid ISM."),
                 LucidCamerasType.Input("cameras", optional=True, tooltip="Where to look from; empty = the official ranges."),
+                LucidSelectionType.Input(
+                    "selection", optional=True, tooltip="From Lucid Selection: the part that may change; empty = all."
+                ),
                 IO.Combo.Input(
                     "preset", options=list(PRESETS),
                     tooltip="Learning rates, growth and regularisers. official: the paper's, for a GPU. cpu: few, bold steps.",
@@ -60,7 +64,12 @@ class LucidDream(IO.ComfyNode):
                     tooltip="Minutes between checkpoints, each in the place of the one before; what a crash can cost. 0 = only "
                     "when the run ends.",
                 ),
-                *inputs_of(DreamConfig, "max_minutes", optional=True),
+                *inputs_of(DreamConfig, "max_minutes", "strength", "freeze_geometry", "freeze_color", optional=True),
+                IO.Boolean.Input(
+                    "fit_to_view", default=False, optional=True, advanced=True,
+                    tooltip="For a splat of any size and place: it is centred and scaled to what the cameras see while it is "
+                    "worked on, and put back then. Off = as it is, about the origin.",
+                ),
             ],
             outputs=[IO.Splat.Output(display_name="splat")],
             hidden=[IO.Hidden.unique_id],
@@ -72,28 +81,31 @@ class LucidDream(IO.ComfyNode):
 
     @classmethod
     def execute(
-        cls, splat, guidance, preset, steps, views, resolution, seed, cameras=None, backend="auto", resume="",
-        resume_splat_only=False, checkpoint_minutes=5.0, max_minutes=0.0,
+        cls, splat, guidance, preset, seed, cameras=None, selection=None, backend="auto", resume="", resume_splat_only=False,
+        checkpoint_minutes=5.0, fit_to_view=False, **settings,
     ) -> IO.NodeOutput:  # fmt: skip
         with errors_of(cls):
-            start, checkpoint = host.one_splat(splat), None
-            config = dataclasses.replace(
-                PRESETS[preset], steps=steps, views=views, resolution=resolution, max_minutes=max_minutes
-            )
-            ranges, seed = cameras or CameraRanges(), fold_seed(seed)
+            config = dataclasses.replace(PRESETS[preset], **settings)
+            ranges, seed, checkpoint = cameras or CameraRanges(), fold_seed(seed), None
+            start = host.one_splat(splat)
             if resume:
                 checkpoint, saved = read_checkpoint(host.output_file("resume", resume))
                 if resume_splat_only:
-                    start, checkpoint = checkpoint.splats(), None
-            settings = settings_of(start, seed, config, ranges, guidance.method, **host.identity(guidance))
+                    start, checkpoint = whole_splat(checkpoint, saved), None
+            subject = Subject.of(start, selection, fit_to_view)
+            depends_on = settings_of(
+                start, seed, config, ranges, guidance.method, *filter(None, (selection, subject.frame)),
+                **host.identity(guidance),
+            )  # fmt: skip
             if checkpoint:
-                require_same(saved, settings)
-            run = _Run(config.steps, backend, settings, checkpoint_minutes, cls.hidden.unique_id)
+                require_same(saved, depends_on)
+            run = _Run(config, subject, backend, depends_on, checkpoint_minutes, cls.hidden.unique_id)
             device_for(backend)  # a backend that cannot be used is named before models are loaded
 
             def body(prior, prompts):
                 try:
-                    for step in dream(start, prior, guidance.method, prompts, ranges, config, seed, backend, checkpoint):
+                    for step in dream(subject.free, prior, guidance.method, prompts, ranges, config, seed, backend, checkpoint,
+                                      subject.fixed):  # fmt: skip
                         run.report(step)
                 except FloatingPointError as error:
                     run.stop(error)
@@ -110,20 +122,23 @@ class LucidDream(IO.ComfyNode):
 class _Run:
     """What the user sees of a run, and what is kept of it if it ends early."""
 
-    def __init__(self, steps: int, backend: str, settings: Settings, checkpoint_minutes: float, node_id: str | None) -> None:
-        self.backend, self.node_id = backend, node_id
-        self.steps, self.last, self.begun, self.shown = steps, None, time.monotonic(), 0.0
+    def __init__(
+        self, config: DreamConfig, subject: Subject, backend: str, settings: Settings, checkpoint_minutes: float,
+        node_id: str | None,
+    ) -> None:  # fmt: skip
+        self.config, self.subject, self.backend, self.node_id = config, subject, backend, node_id
+        self.steps, self.last, self.begun, self.shown = config.steps, None, time.monotonic(), 0.0
         self.stopped = None  # why it ended early with a splat that is good
         self.settings, self.checkpoint_seconds = settings, 60 * checkpoint_minutes or math.inf
         self.saved_step, self.saved_at, self.file = 0, self.begun, None
-        self.progress = host.Progress(steps)
+        self.progress = host.Progress(config.steps)
 
     def report(self, step: Step) -> None:
         self.last = step
         now = time.monotonic()
         image = None
         if now - self.shown > PREVIEW_SECONDS or step.progress == 1:
-            self.shown, image = now, preview(step.splats, step.step, self.backend)
+            self.shown, image = now, preview(joined(step.splats, self.subject.fixed), step.step, self.backend)
         self.progress.update(round(step.progress * self.steps), image)
         if step.step % LOG_STEPS == 0 or step.progress == 1:
             log.info(
@@ -141,7 +156,7 @@ class _Run:
             return
         try:
             self.file = self.file or host.output_path("lucid/run", "safetensors")
-            write_checkpoint(self.file[0], self.last.checkpoint(), self.settings)
+            write_checkpoint(self.file[0], self.subject.kept(self.last.checkpoint()), self.settings)
         except (OSError, RuntimeError) as error:
             log.error("Lucid Dream could not save its checkpoint: %s", error)
             return
@@ -162,7 +177,7 @@ class _Run:
         log.warning("Lucid Dream: %s. The splat of step %d is returned.", error, self.last.step)
 
     def splats(self) -> Splats:
-        return self.last.splats.map(torch.Tensor.cpu)
+        return self.subject.whole(self.last.splats.map(torch.Tensor.cpu), self.config.freeze_geometry)
 
     def rescue(self) -> None:
         """Save the splat of a cancelled or failed run and the checkpoint to go on from; say where, on the node too."""
@@ -188,7 +203,7 @@ class _Run:
         return {
             "steps": self.last.step,
             "evaluations": self.last.evaluations,
-            "splats": len(self.last.splats),
+            "splats": len(self.splats()),
             "seconds": round(time.monotonic() - self.begun, 1),
             "checkpoint": host.name_of(self.file[1]) if self.saved_step else None,
             **({"stopped": self.stopped} if self.stopped else {}),

@@ -19,7 +19,6 @@ import folder_paths
 import torch
 from comfy_api.latest import Types
 from PIL import Image
-from server import PromptServer
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -293,6 +292,8 @@ def check_interrupt() -> None:
 def show_text(node_id: str | None, text: str) -> None:
     """Write on the node in the web page; it stays there, also when the node is stopped."""
     if node_id:
+        from server import PromptServer  # heavy, but there when a node runs
+
         PromptServer.instance.send_progress_text(text, node_id)
 
 

@@ -478,3 +478,51 @@ def test_no_memory_for_one_view_is_said_and_the_splat_is_kept(client, base):
         client.run(graph)
     assert len(set((base / "output" / "lucid").glob("unfinished_*.ply")) - before) == 1
     client.run(workflow(LucidDream={"seed": 73}))
+
+
+def test_frozen_geometry_is_repainted_through_the_node(client):
+    """Of a splat far off and large, which is fitted to the view: what is saved has the same places to the bit."""
+    graph = workflow(
+        LucidPointCloud={"count": 301, "size": 40.0},
+        LucidDream={"steps": 3, "freeze_geometry": True, "fit_to_view": True, "strength": 0.5, "seed": 81},
+    )
+    before, after = ply_of(client, client.run(_only_start(graph, "test/frozen"))), ply_of(client, client.run(graph))
+    assert torch.equal(before.means, after.means) and torch.equal(before.scales, after.scales)
+    assert torch.equal(before.opacities, after.opacities) and not torch.equal(before.sh, after.sh)
+
+
+def with_selection(shape, x, extent, **changes):
+    graph = workflow(**changes)
+    place = {"x": x, "y": 0.0, "z": 0.0, "width": extent, "height": extent, "depth": extent}
+    graph["selection"] = {"class_type": "LucidSelection", "inputs": {"shape": shape, **place}}
+    graph[node_of(graph, "LucidDream")]["inputs"]["selection"] = ["selection", 0]
+    return graph
+
+
+def test_only_the_selection_changes_through_the_node(client):
+    graph = with_selection("box", 5.0, 10.0, LucidPointCloud={"count": 302}, LucidDream={"steps": 3, "views": 2, "seed": 82})
+    before, entry = ply_of(client, client.run(_only_start(graph, "test/part"))), client.run(graph)
+    after = ply_of(client, entry)
+    outside = before.map(lambda x: x[before.means[:, 0] < 0])
+    rest = after.map(lambda x: x[len(after) - len(outside) :])
+    assert all(torch.equal(a, b) for a, b in zip(vars(outside).values(), vars(rest).values()))
+    assert summary_of(entry)["splats"] == len(after) > len(outside)
+    part = {"steps": 1, "strength": 0.01, "resume": summary_of(entry)["checkpoint"], "resume_splat_only": True}
+    assert len(ply_of(client, client.run(workflow(LucidDream=part)))) == len(after)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"strength": 0.0}, "strength"),
+        ({"freeze_geometry": True, "freeze_color": True}, "Lucid Dream: freeze_color is True; it must be off"),
+    ],
+)
+def test_bad_refinements_are_refused(client, settings, message):
+    with pytest.raises(ComfyError, match=message):
+        client.run(workflow(LucidDream=settings))
+
+
+def test_a_selection_of_nothing_is_refused(client):
+    with pytest.raises(ComfyError, match="Lucid Dream: the selection holds none of 300 Gaussians; they lie at x"):
+        client.run(with_selection("sphere", 9.0, 1.0))
