@@ -17,7 +17,7 @@ from .checkpoint import Checkpoint
 from .checks import check_bounds, require, setting
 from .densify import Densify
 from .gaussians import SH_C0, Splats, activate, validate
-from .prior import OUT_OF_MEMORY, OutOfMemory, Prior, SplitPrior
+from .prior import OUT_OF_MEMORY, Listening, OutOfMemory, Prior, SplitPrior
 from .rasterize import Render, device_for, rasterize, to_device
 from .refine import joined, limited
 from .run import Run
@@ -115,6 +115,7 @@ class Step:
     seconds: float  # since the run began
     progress: float  # 1.0 in the last step
     checkpoint: Callable[[], Checkpoint]  # of this step, until the next one is made
+    wanted: Callable[[], Tensor | None]  # (H, W, 3) what the model made of its first view; None where it was not asked
 
 
 def dream(
@@ -149,7 +150,7 @@ def dream(
     params, optimizers, densifier, generator = run.params, run.optimizers, run.densifier, run.generator
     if resume:
         run.restore(resume)
-        yield report(run, frozen(activate(params).detach(), start, config), config)
+        yield report(run, frozen(activate(params).detach(), start, config), prior, config)
     asked = prior  # the model, perhaps about fewer views at a time
     while run_progress(run, config) < 1:
         step, evaluations = run.step + 1, prior.evaluations
@@ -181,7 +182,7 @@ def dream(
         finished = frozen(activate(params).detach(), start, config)
         require_finite({f"{name} of the splat": value for name, value in vars(finished).items()}, step, config)
         run.finish(at, loss, prior.evaluations - evaluations)
-        yield report(run, finished, config)
+        yield report(run, finished, prior, config)
 
 
 def backpropagate(
@@ -205,7 +206,9 @@ def backpropagate(
     limit_pixels(images, guidance.pixel_limit)
     z0 = prior.encode(images)
     conds = prompts.at(prior, views.azimuth_rad, views.elevation_rad)
-    g = guidance.gradient(prior, z0, conds, progress, generator)
+    listening = Listening(prior, conds.y)
+    g = guidance.gradient(listening, z0, conds, progress, generator)
+    run.wanted = listening.answer
 
     # 3. guidance and regularisers
     loss = (z0 * g).sum().to(device)
@@ -251,9 +254,10 @@ def run_progress(run: Run, config: DreamConfig) -> float:
     return min(max(run.at / config.steps, in_time), 1.0)
 
 
-def report(run: Run, splats: Splats, config: DreamConfig) -> Step:
+def report(run: Run, splats: Splats, prior: Prior, config: DreamConfig) -> Step:
     progress = run_progress(run, config)
-    return Step(run.step, run.loss, splats, run.evaluations, run.seconds, progress, run.checkpoint)
+    wanted = lambda: None if run.wanted is None else prior.decode(run.wanted[:1])[0].clamp(0, 1)
+    return Step(run.step, run.loss, splats, run.evaluations, run.seconds, progress, run.checkpoint, wanted)
 
 
 def set_learning_rates(optimizers: dict[str, Adam], config: DreamConfig, progress: float) -> None:

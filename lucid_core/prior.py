@@ -51,6 +51,23 @@ class Prior(Protocol):
         """Weighted sum of V conditionings for each of B views; weights (B, V) -> a conditioning of B rows."""
 
 
+class Listening:
+    """A prior that remembers what it last said to the conditioning `cond`: what the model wants to see."""
+
+    def __init__(self, prior: Prior, cond: Cond) -> None:
+        self.prior, self.cond, self.answer = prior, cond, None
+
+    def denoise(self, z: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor]:
+        answers = self.prior.denoise(z, sigma, conds)
+        for cond, answer in zip(conds, answers):
+            if cond is self.cond:
+                self.answer = answer
+        return answers
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.prior, name)
+
+
 class OutOfMemory(RuntimeError):
     """The model or its VAE has no memory for so many views at a time."""
 

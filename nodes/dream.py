@@ -22,7 +22,7 @@ from .inputs import CATEGORY, backend_input, errors_of, fold_seed, inputs_of, se
 from .types import LucidCamerasType, LucidGuidanceType, LucidSelectionType
 
 log = logging.getLogger(__name__)
-PREVIEW_SECONDS = 2.0
+PREVIEW_SHARE = 0.03  # of the time that previews may take
 LOG_STEPS = 50
 
 
@@ -70,6 +70,16 @@ class LucidDream(IO.ComfyNode):
                     tooltip="For a splat of any size and place: it is centred and scaled to what the cameras see while it is "
                     "worked on, and put back then. Off = as it is, about the origin.",
                 ),
+                IO.Float.Input(
+                    "preview_seconds", default=2.0, min=0.0, max=3600.0, step=1.0, optional=True, advanced=True,
+                    tooltip="Seconds between pictures of the growing splat on the node; fewer where they would take over 3% "
+                    "of the time. 0 = only at the end.",
+                ),
+                IO.Boolean.Input(
+                    "preview_wanted", default=False, optional=True, advanced=True,
+                    tooltip="Shows beside the splat what the model makes of one of its views: for finding out what is wrong "
+                    "with a prompt.",
+                ),
             ],
             outputs=[IO.Splat.Output(display_name="splat")],
             hidden=[IO.Hidden.unique_id],
@@ -82,7 +92,7 @@ class LucidDream(IO.ComfyNode):
     @classmethod
     def execute(
         cls, splat, guidance, preset, seed, cameras=None, selection=None, backend="auto", resume="", resume_splat_only=False,
-        checkpoint_minutes=5.0, fit_to_view=False, **settings,
+        checkpoint_minutes=5.0, fit_to_view=False, preview_seconds=2.0, preview_wanted=False, **settings,
     ) -> IO.NodeOutput:  # fmt: skip
         with errors_of(cls):
             config = dataclasses.replace(PRESETS[preset], **settings)
@@ -99,7 +109,8 @@ class LucidDream(IO.ComfyNode):
             )  # fmt: skip
             if checkpoint:
                 require_same(saved, depends_on)
-            run = _Run(config, subject, backend, depends_on, checkpoint_minutes, cls.hidden.unique_id)
+            run = _Run(config, subject, backend, depends_on, checkpoint_minutes, preview_seconds, preview_wanted,
+                       cls.hidden.unique_id)  # fmt: skip
             device_for(backend)  # a backend that cannot be used is named before models are loaded
 
             def body(prior, prompts):
@@ -124,30 +135,56 @@ class _Run:
 
     def __init__(
         self, config: DreamConfig, subject: Subject, backend: str, settings: Settings, checkpoint_minutes: float,
-        node_id: str | None,
+        preview_seconds: float, preview_wanted: bool, node_id: str | None,
     ) -> None:  # fmt: skip
         self.config, self.subject, self.backend, self.node_id = config, subject, backend, node_id
-        self.steps, self.last, self.begun, self.shown = config.steps, None, time.monotonic(), 0.0
+        self.steps, self.last, self.begun, self.shown = config.steps, None, time.monotonic(), -math.inf
+        self.preview_wanted, self.preview_seconds = preview_wanted, preview_seconds or math.inf
+        self.pause = self.preview_seconds  # until the next picture
+        self.first = None  # step, seconds and progress of the first report
         self.stopped = None  # why it ended early with a splat that is good
         self.settings, self.checkpoint_seconds = settings, 60 * checkpoint_minutes or math.inf
         self.saved_step, self.saved_at, self.file = 0, self.begun, None
         self.progress = host.Progress(config.steps)
 
     def report(self, step: Step) -> None:
-        self.last = step
+        self.first, self.last = self.first or self.place(step), step
         now = time.monotonic()
         image = None
-        if now - self.shown > PREVIEW_SECONDS or step.progress == 1:
-            self.shown, image = now, preview(joined(step.splats, self.subject.fixed), step.step, self.backend)
+        if now - self.shown > self.pause or step.progress == 1:
+            first, image = self.shown < 0, self.picture(step)
+            self.shown = time.monotonic()
+            if not first:  # in which kernels are compiled and the VAE is loaded
+                self.pause = max(self.preview_seconds, (self.shown - now) / PREVIEW_SHARE)
+            host.show_text(self.node_id, self.line(step))
         self.progress.update(round(step.progress * self.steps), image)
         if step.step % LOG_STEPS == 0 or step.progress == 1:
-            log.info(
-                "Lucid Dream: step %d of %d, %.2f s a step, loss %.3f, %d splats, %d evaluations",
-                step.step, self.steps, step.seconds / step.step, step.loss, len(step.splats), step.evaluations,
-            )  # fmt: skip
+            log.info("Lucid Dream: %s, loss %.3f, %d evaluations", self.line(step), step.loss, step.evaluations)
         if now - self.saved_at >= self.checkpoint_seconds:
             self.save()
         host.check_interrupt()
+
+    def picture(self, step: Step) -> torch.Tensor:
+        """(256, 256, 3) of the splat; twice as wide with what the model wants."""
+        image = preview(joined(step.splats, self.subject.fixed), step.step, self.backend)
+        wanted = step.wanted() if self.preview_wanted else None
+        if wanted is None:
+            return image
+        wanted = torch.nn.functional.interpolate(wanted.cpu().movedim(-1, 0)[None], image.shape[:2], mode="area")
+        return torch.cat([image, wanted[0].movedim(0, -1)], dim=1)
+
+    def line(self, step: Step) -> str:
+        """Where the run is, and its pace since its first step here, in which kernels are compiled."""
+        steps, seconds, progress = (now - then for now, then in zip(self.place(step), self.first))
+        if not steps:
+            return f"step {step.step} of {self.steps}, {len(step.splats)} splats"
+        left_s = round(seconds * (1 - step.progress) / progress)
+        left = f"{left_s // 60} min {left_s % 60} s" if left_s >= 60 else f"{left_s} s"
+        return f"step {step.step} of {self.steps}, {seconds / steps:.2f} s a step, {left} left, {len(step.splats)} splats"
+
+    @staticmethod
+    def place(step: Step) -> tuple[int, float, float]:
+        return step.step, step.seconds, step.progress
 
     def save(self) -> None:
         """Write the checkpoint of the last step in the place of the one before. A full disk does not end the run."""

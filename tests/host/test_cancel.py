@@ -90,9 +90,9 @@ def test_a_cancelled_run_is_resumed_to_the_splat_of_a_whole_one(stopped, client)
     assert summary_of(resumed)["evaluations"] == summary_of(whole)["evaluations"]
 
 
-def test_the_host_holds_the_models_that_it_held_and_goes_on(stopped, client):
+def test_the_host_holds_no_more_models_than_before_and_goes_on(stopped, client):
     _, _, before, after = stopped
-    assert before == after
+    assert set(after) <= set(before)
     assert len(ply_of(client, client.run(workflow(LucidDream={"seed": 62}))))
 
 
