@@ -76,9 +76,14 @@ class Densifier:
         self.strategy.step_pre_backward(params, optimizers, self.state, step, info)
 
     def after_backward(
-        self, params: dict[str, Parameter], optimizers: dict[str, Optimizer], step: int, info: dict, generator: Generator
-    ) -> None:
-        """Gather statistics; at its times grow, prune and reset. Call after the optimisers' step."""
+        self, params: dict[str, Parameter], optimizers: dict[str, Optimizer], before: int, step: int, info: dict,
+        generator: Generator,
+    ) -> None:  # fmt: skip
+        """Gather statistics; at its times grow, prune and reset. Call after the optimisers' step.
+
+        `before` is the step of the last call: what was due in between is done now, once.
+        """
+        reset, step = latest(before, step, self.reset_every), latest(before, step, self.strategy.refine_every)
         with _seeded(generator, params["means"].device):
             if self.config.strategy == "mcmc":
                 with _torch_helpers():
@@ -86,9 +91,15 @@ class Densifier:
                     self.strategy.step_post_backward(params, optimizers, self.state, step, info, lr=lr)
                 return
             self.strategy.step_post_backward(params, optimizers, self.state, step, info)
-        if self.reset_every and step < self.stop and step % self.reset_every == 0:
+        if self.reset_every and reset < self.stop and reset % self.reset_every == 0:
             ops = load("gsplat.strategy.ops", "gsplat")
             ops.reset_opa(params, optimizers, self.state, value=2 * self.config.prune_opacity)
+
+
+def latest(before: int, step: int, every: int) -> int:
+    """The last multiple of `every` after `before` up to `step`, or `step` where there is none."""
+    multiple = step // every * every if every else 0
+    return multiple if multiple > before else step
 
 
 def _capped(strategy: type, max_splats: int) -> type:

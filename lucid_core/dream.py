@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,14 +13,18 @@ from torch.optim import Adam
 
 from . import losses
 from .cameras import CameraRanges
+from .checkpoint import Checkpoint
 from .checks import check_bounds, require, setting
-from .densify import Densifier, Densify
-from .gaussians import SH_C0, Splats, activate, parameters, validate
-from .prior import Prior
+from .densify import Densify
+from .gaussians import SH_C0, Splats, activate, validate
+from .prior import OUT_OF_MEMORY, Listening, OutOfMemory, Prior, SplitPrior
 from .rasterize import Render, device_for, rasterize, to_device
+from .refine import joined, limited
+from .run import Run
 from .score import Guidance, limit_pixels
 from .views import Prompts
 
+log = logging.getLogger(__name__)
 Range = tuple[float, float]
 DARKEST_GREY = 0.15  # of the demo prior's pictures
 
@@ -35,6 +40,17 @@ class DreamConfig:
     resolution: int = setting(
         512, 64, 2048, "Size of the training views in pixels: what the model was trained at.", step=8, rare=False
     )
+    max_minutes: float = setting(
+        0.0, 0, 100_000, "Minutes after which the run ends, its schedules fitted to them. The splat then depends on the "
+        "machine's speed: the same seed does not give the same one. 0 = no limit.", step=1.0,
+    )  # fmt: skip
+    strength: float = setting(
+        1.0, 0.01, 1, "How far the splat may go from what it is: the share of the most noise and of the learning rates. "
+        "1 = all the way, as for a start from points; 0.3 = refine.", rare=False,
+    )  # fmt: skip
+    freeze_geometry: bool = setting(False, 0, 1, "Keeps place, size, turn, opacity and number of the Gaussians as they are: a "
+                                    "new coat of colour.")  # fmt: skip
+    freeze_color: bool = setting(False, 0, 1, "Keeps every colour as it is.")
     lr_means: Range = (5.6e-4, 5.6e-6)
     lr_quats: Range = (1e-3, 2e-4)
     lr_scales: Range = (5e-3, 1e-3)
@@ -59,6 +75,8 @@ class DreamConfig:
         require(self.resolution % 8 == 0, "resolution", self.resolution, "a multiple of 8")
         require(self.sh_degree in (0, 1, 2, 3), "sh_degree", self.sh_degree, "0 to 3")
         require(0 < self.sh_every <= 1, "sh_every", self.sh_every, "above 0, at most 1")
+        both = self.freeze_geometry and self.freeze_color
+        require(not both, "freeze_color", self.freeze_color, "off where freeze_geometry is on: nothing could change")
         require(self.clip_norm >= 0, "clip_norm", self.clip_norm, "0 or more")
 
 
@@ -94,6 +112,10 @@ class Step:
     loss: float
     splats: Splats
     evaluations: int
+    seconds: float  # since the run began
+    progress: float  # 1.0 in the last step
+    checkpoint: Callable[[], Checkpoint]  # of this step, until the next one is made
+    wanted: Callable[[], Tensor | None]  # (H, W, 3) what the model made of its first view; None where it was not asked
 
 
 def dream(
@@ -105,74 +127,152 @@ def dream(
     config: DreamConfig,
     seed: int,
     backend: str = "auto",
+    resume: Checkpoint | None = None,
+    fixed: Splats | None = None,
 ) -> Iterator[Step]:
     """Optimise `splats` until the prior finds `prompts` in its views; yields after every step.
 
-    Everything random follows from `seed` and is drawn on the CPU. The splats live where `backend` renders. Raises ValueError
-    for a splat that cannot be optimised, FloatingPointError when the loss, a gradient or a parameter is not finite and
-    RuntimeError when nothing is left; the splats of the last yielded step are still good then.
+    `fixed` splats are seen beside them, but neither changed nor yielded.
+    Where the views do not fit into memory together, the prior is asked about fewer at a time, with the same draws.
+    Where `config` limits the time, steps of the schedules are left out, so that they reach their ends when it is over.
+    Everything random follows from `seed` and is drawn on the CPU. The splats live where `backend` renders. A run that is given
+    all that another one was, and its checkpoint to `resume`, yields the checkpoint's step and then goes on as that one did, bit
+    for bit on a CPU. Raises ValueError for a splat that cannot be optimised, FloatingPointError when the loss, a gradient or a
+    parameter is not finite, OutOfMemory where one view is too many, and RuntimeError when nothing is left; the splats of the
+    last yielded step are still good then.
     """
     validate(splats)
-    device = device_for(backend)
-    generator = torch.Generator().manual_seed(seed)
+    device, guidance = device_for(backend), limited(guidance, config.strength)
     first_degree, last_degree = splats.sh_degree, max(splats.sh_degree, config.sh_degree)
-    params = parameters(with_sh_degree(splats, last_degree).map(lambda x: x.to(device)))
-    optimizers = {name: Adam([param], lr=1.0, betas=config.adam_betas, eps=1e-15) for name, param in params.items()}
-    densifier = Densifier(config.densify, config.steps)
-    for step in range(1, config.steps + 1):
-        progress = (step - 1) / config.steps
+    start = with_sh_degree(splats, last_degree).map(lambda x: x.to(device))
+    fixed = fixed and fixed.map(lambda x: x.to(device))
+    run = Run(start, config.densify, config.steps, config.adam_betas, seed)
+    params, optimizers, densifier, generator = run.params, run.optimizers, run.densifier, run.generator
+    if resume:
+        run.restore(resume)
+        yield report(run, frozen(activate(params).detach(), start, config), prior, config)
+    asked = prior  # the model, perhaps about fewer views at a time
+    while run_progress(run, config) < 1:
+        step, evaluations = run.step + 1, prior.evaluations
+        at = max(run.at + 1, int(run_progress(run, config) * config.steps) + 1)  # step of the schedules
+        progress = (at - 1) / config.steps
         set_learning_rates(optimizers, config, progress)
-
-        # 1. render a batch of views
-        views = cameras.sample(config.views, progress, config.resolution, config.resolution, generator)
-        seen_by = to_device(views.cameras, device)
-        current = activate(params)
-        background = random_background(config, generator).to(device)
         sh_degree = min(first_degree + int(progress / config.sh_every), last_degree)
-        render = rasterize(jitter(current, config, generator), seen_by, config.resolution, config.resolution,
-                           sh_degree, background, backend)  # fmt: skip
-        disparity = losses.disparity(render.depth, render.alpha, seen_by.Ks[:, 0, 0] / config.resolution)
-
-        # 2. what the prior would change about them, as the gradient of their latents
-        images = guided_images(render, disparity, config, generator)
-        limit_pixels(images, guidance.pixel_limit)
-        z0 = prior.encode(images)
-        conds = prompts.at(prior, views.azimuth_rad, views.elevation_rad)
-        g = guidance.gradient(prior, z0, conds, progress, generator)
-
-        # 3. guidance and regularisers
-        loss = (z0 * g).sum().to(device)
-        loss = loss + config.tv_weight * (losses.tv(render.rgb) + losses.tv(disparity))
-        loss = loss + config.scale_weight * losses.scale(current.scales)
-        require_finite({"the loss": loss}, step, config)
+        try:
+            loss, info = backpropagate(run, fixed, asked, guidance, prompts, cameras, config, progress, sh_degree, backend)
+        except OUT_OF_MEMORY as error:
+            asked = halved(asked, config, error)
+            run.undo()
+            continue
 
         # 4. step, then densify
-        densifier.before_backward(params, optimizers, step, render.info)
-        loss.backward()
         require_finite({f"the gradient of {name}": param.grad for name, param in params.items()}, step, config)
         if config.clip_norm:
             torch.nn.utils.clip_grad_norm_(params.values(), config.clip_norm)
+        run.begin_update()
         for optimizer in optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        keep_colors(params)
-        densifier.after_backward(params, optimizers, step, render.info, generator)
+        if not config.freeze_color:
+            keep_colors(params)
+        if not config.freeze_geometry:
+            densifier.after_backward(params, optimizers, run.at, at, info, generator)
         if len(params["means"]) == 0:
             raise RuntimeError(f"every Gaussian was pruned at step {step} of {config.steps}; start from more opaque ones")
-        finished = activate(params).detach()
+        finished = frozen(activate(params).detach(), start, config)
         require_finite({f"{name} of the splat": value for name, value in vars(finished).items()}, step, config)
-        yield Step(step, loss.item(), finished, prior.evaluations)
+        run.finish(at, loss, prior.evaluations - evaluations)
+        yield report(run, finished, prior, config)
+
+
+def backpropagate(
+    run: Run, fixed: Splats | None, prior: Prior, guidance: Guidance, prompts: Prompts, cameras: CameraRanges,
+    config: DreamConfig, progress: float, sh_degree: int, backend: str,
+) -> tuple[float, dict]:  # fmt: skip
+    """Give the parameters their gradients for one batch of views -> the loss, and the render's info for the densification."""
+    generator, device = run.generator, run.params["means"].device
+
+    # 1. render a batch of views
+    views = cameras.sample(config.views, progress, config.resolution, config.resolution, generator)
+    seen_by = to_device(views.cameras, device)
+    current = activate(run.params)
+    background = random_background(config, generator).to(device)
+    scene = joined(jitter(current, config, generator), fixed)
+    render = rasterize(scene, seen_by, config.resolution, config.resolution, sh_degree, background, backend)
+    disparity = losses.disparity(render.depth, render.alpha, seen_by.Ks[:, 0, 0] / config.resolution)
+
+    # 2. what the prior would change about them, as the gradient of their latents
+    images = guided_images(render, disparity, config, generator)
+    limit_pixels(images, guidance.pixel_limit)
+    z0 = prior.encode(images)
+    conds = prompts.at(prior, views.azimuth_rad, views.elevation_rad)
+    listening = Listening(prior, conds.y)
+    g = guidance.gradient(listening, z0, conds, progress, generator)
+    run.wanted = listening.answer
+
+    # 3. guidance and regularisers
+    loss = (z0 * g).sum().to(device)
+    loss = loss + config.tv_weight * (losses.tv(render.rgb) + losses.tv(disparity))
+    loss = loss + config.scale_weight * losses.scale(current.scales)
+    require_finite({"the loss": loss}, run.step + 1, config)
+    run.densifier.before_backward(run.params, run.optimizers, run.step + 1, render.info)
+    render.info["means2d"].retain_grad()
+    loss.backward()
+    return loss.item(), of_first(len(current), render.info) if fixed else render.info
+
+
+def of_first(n: int, info: dict) -> dict:
+    """A render's info for the densification about its first `n` Gaussians alone: those that are not fixed."""
+    means2d = info["means2d"].detach()[:, :n]
+    means2d.grad = info["means2d"].grad[:, :n]
+    return {**info, "means2d": means2d, "radii": info["radii"][:, :n]}
+
+
+def frozen(splats: Splats, start: Splats, config: DreamConfig) -> Splats:
+    """What the parameters' activations would move by a last bit."""
+    if not config.freeze_geometry:
+        return splats
+    return replace(splats, quats=start.quats.clone(), scales=start.scales.clone(), opacities=start.opacities.clone())
+
+
+def halved(prior: Prior, config: DreamConfig, error: Exception) -> SplitPrior:
+    """`prior` for half as many views at a time. Raises OutOfMemory where that was one."""
+    whole, size = (prior.prior, prior.size) if isinstance(prior, SplitPrior) else (prior, config.views)
+    if size == 1:
+        raise OutOfMemory(
+            f"there is no memory for one view of {config.resolution} px; lower the resolution, take a smaller model, or free "
+            "memory (other programs, models that are loaded)"
+        ) from error
+    half = (size + 1) // 2
+    log.warning("no memory for %d views at a time; going on with %d, which is slower and gives the same", size, half)
+    return SplitPrior(whole, half)
+
+
+def run_progress(run: Run, config: DreamConfig) -> float:
+    """The share of the steps, or of the time, that is gone: the larger one."""
+    in_time = run.seconds / (60 * config.max_minutes) if config.max_minutes else 0.0
+    return min(max(run.at / config.steps, in_time), 1.0)
+
+
+def report(run: Run, splats: Splats, prior: Prior, config: DreamConfig) -> Step:
+    progress = run_progress(run, config)
+    wanted = lambda: None if run.wanted is None else prior.decode(run.wanted[:1])[0].clamp(0, 1)
+    return Step(run.step, run.loss, splats, run.evaluations, run.seconds, progress, run.checkpoint, wanted)
 
 
 def set_learning_rates(optimizers: dict[str, Adam], config: DreamConfig, progress: float) -> None:
-    """Exponential decay from the first to the last rate; the higher SH bands learn at a twentieth (3DGS)."""
+    """Exponential decay from the first to the last rate; the higher SH bands learn at a twentieth (3DGS).
+
+    All of it by `strength`; what is frozen learns nothing.
+    """
     shN = (config.lr_sh[0] / 20, config.lr_sh[1] / 20)
     ranges = {
         "means": config.lr_means, "quats": config.lr_quats, "scales": config.lr_scales,
         "opacities": config.lr_opacities, "sh0": config.lr_sh, "shN": shN,
     }  # fmt: skip
     for name, (first, last) in ranges.items():
-        optimizers[name].param_groups[0]["lr"] = first * (last / first) ** progress
+        still = config.freeze_color if name.startswith("sh") else config.freeze_geometry
+        optimizers[name].param_groups[0]["lr"] = 0.0 if still else config.strength * first * (last / first) ** progress
 
 
 def with_sh_degree(splats: Splats, degree: int) -> Splats:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 Cond = Any  # a conditioning; only the prior that made it looks inside
 
@@ -47,3 +49,61 @@ class Prior(Protocol):
 
     def blend(self, conds: list[Cond], weights: Tensor) -> Cond:
         """Weighted sum of V conditionings for each of B views; weights (B, V) -> a conditioning of B rows."""
+
+
+class Listening:
+    """A prior that remembers what it last said to the conditioning `cond`: what the model wants to see."""
+
+    def __init__(self, prior: Prior, cond: Cond) -> None:
+        self.prior, self.cond, self.answer = prior, cond, None
+
+    def denoise(self, z: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor]:
+        answers = self.prior.denoise(z, sigma, conds)
+        for cond, answer in zip(conds, answers):
+            if cond is self.cond:
+                self.answer = answer
+        return answers
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.prior, name)
+
+
+class OutOfMemory(RuntimeError):
+    """The model or its VAE has no memory for so many views at a time."""
+
+
+OUT_OF_MEMORY = (OutOfMemory, torch.cuda.OutOfMemoryError)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A conditioning of many views, cut as SplitPrior cuts the views."""
+
+    conds: tuple[Cond, ...]
+
+
+class SplitPrior:
+    """A prior that asks another one about at most `size` views at a time: the same answers and gradients in less memory."""
+
+    def __init__(self, prior: Prior, size: int) -> None:
+        self.prior, self.size = prior, size
+        self.decode, self.sigma = prior.decode, prior.sigma
+
+    @property
+    def evaluations(self) -> int:
+        return self.prior.evaluations
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Backpropagation encodes each part again, so that it needs the memory of one part alone."""
+        again = lambda part: checkpoint(self.prior.encode, part, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([again(part) for part in images.split(self.size)])
+
+    def denoise(self, z: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor]:
+        answers = [
+            self.prior.denoise(part, sigma, [cond.conds[i] if isinstance(cond, Parts) else cond for cond in conds])
+            for i, part in enumerate(z.split(self.size))
+        ]
+        return [torch.cat(rows) for rows in zip(*answers)]
+
+    def blend(self, conds: list[Cond], weights: Tensor) -> Parts:
+        return Parts(tuple(self.prior.blend(conds, rows) for rows in weights.split(self.size)))

@@ -9,8 +9,12 @@ from .guidance import LucidBaseline, LucidISM
 from .pointcloud import LucidPointCloud
 from .prompt import LucidPrompt
 from .render import LucidRender
+from .selection import LucidSelection
 
 
 class LucidExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[IO.ComfyNode]]:
-        return [LucidPrompt, LucidPointCloud, LucidISM, LucidBaseline, LucidCameras, LucidDream, LucidRender, LucidSave]
+        return [
+            LucidPrompt, LucidPointCloud, LucidISM, LucidBaseline, LucidCameras, LucidSelection, LucidDream, LucidRender,
+            LucidSave,
+        ]  # fmt: skip

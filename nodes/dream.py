@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 
 import torch
@@ -9,15 +10,19 @@ from comfy_api.latest import IO
 
 from ..lucid_core import ply
 from ..lucid_core.cameras import CameraRanges, Cameras, turntable
+from ..lucid_core.checkpoint import Settings, require_same, settings_of
+from ..lucid_core.checkpoint import read as read_checkpoint
+from ..lucid_core.checkpoint import write as write_checkpoint
 from ..lucid_core.dream import PRESETS, DreamConfig, Step, dream
 from ..lucid_core.gaussians import Splats
 from ..lucid_core.rasterize import device_for, rasterize, to_device
+from ..lucid_core.refine import Subject, joined, whole_splat
 from . import host
 from .inputs import CATEGORY, backend_input, errors_of, fold_seed, inputs_of, seed_input
-from .types import LucidCamerasType, LucidGuidanceType
+from .types import LucidCamerasType, LucidGuidanceType, LucidSelectionType
 
 log = logging.getLogger(__name__)
-PREVIEW_SECONDS = 2.0
+PREVIEW_SHARE = 0.03  # of the time that previews may take
 LOG_STEPS = 50
 
 
@@ -34,29 +39,84 @@ class LucidDream(IO.ComfyNode):
                 IO.Splat.Input("splat", tooltip="What to start from: Lucid Point Cloud, or any splat."),
                 LucidGuidanceType.Input("guidance", tooltip="From Lucid ISM."),
                 LucidCamerasType.Input("cameras", optional=True, tooltip="Where to look from; empty = the official ranges."),
+                LucidSelectionType.Input(
+                    "selection", optional=True, tooltip="From Lucid Selection: the part that may change; empty = all."
+                ),
                 IO.Combo.Input(
                     "preset", options=list(PRESETS),
                     tooltip="Learning rates, growth and regularisers. official: the paper's, for a GPU. cpu: few, bold steps.",
                 ),
-                *inputs_of(DreamConfig),
+                *inputs_of(DreamConfig, "steps", "views", "resolution"),
                 seed_input(),
                 backend_input(),
+                IO.String.Input(
+                    "resume", default="", optional=True, advanced=True,
+                    tooltip="Checkpoint under the output folder to go on from, such as lucid/run_00001_.safetensors; the log "
+                    "names it. Everything else must be as it was. Empty = begin anew.",
+                ),
+                IO.Boolean.Input(
+                    "resume_splat_only", default=False, optional=True, advanced=True,
+                    tooltip="Takes only the splat out of the checkpoint, in the place of the connected one, and begins a new "
+                    "run with it: then every setting may differ.",
+                ),
+                IO.Float.Input(
+                    "checkpoint_minutes", default=5.0, min=0.0, max=1440.0, step=1.0, optional=True, advanced=True,
+                    tooltip="Minutes between checkpoints, each in the place of the one before; what a crash can cost. 0 = only "
+                    "when the run ends.",
+                ),
+                *inputs_of(DreamConfig, "max_minutes", "strength", "freeze_geometry", "freeze_color", optional=True),
+                IO.Boolean.Input(
+                    "fit_to_view", default=False, optional=True, advanced=True,
+                    tooltip="For a splat of any size and place: it is centred and scaled to what the cameras see while it is "
+                    "worked on, and put back then. Off = as it is, about the origin.",
+                ),
+                IO.Float.Input(
+                    "preview_seconds", default=2.0, min=0.0, max=3600.0, step=1.0, optional=True, advanced=True,
+                    tooltip="Seconds between pictures of the growing splat on the node; fewer where they would take over 3% "
+                    "of the time. 0 = only at the end.",
+                ),
+                IO.Boolean.Input(
+                    "preview_wanted", default=False, optional=True, advanced=True,
+                    tooltip="Shows beside the splat what the model makes of one of its views: for finding out what is wrong "
+                    "with a prompt.",
+                ),
             ],
             outputs=[IO.Splat.Output(display_name="splat")],
+            hidden=[IO.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, splat, guidance, preset, steps, views, resolution, seed, cameras=None, backend="auto") -> IO.NodeOutput:
+    def fingerprint_inputs(cls, resume="", **others):
+        return host.output_stamp(resume) if resume else ""
+
+    @classmethod
+    def execute(
+        cls, splat, guidance, preset, seed, cameras=None, selection=None, backend="auto", resume="", resume_splat_only=False,
+        checkpoint_minutes=5.0, fit_to_view=False, preview_seconds=2.0, preview_wanted=False, **settings,
+    ) -> IO.NodeOutput:  # fmt: skip
         with errors_of(cls):
+            config = dataclasses.replace(PRESETS[preset], **settings)
+            ranges, seed, checkpoint = cameras or CameraRanges(), fold_seed(seed), None
             start = host.one_splat(splat)
-            config = dataclasses.replace(PRESETS[preset], steps=steps, views=views, resolution=resolution)
-            run = _Run(config.steps, backend)
+            if resume:
+                checkpoint, saved = read_checkpoint(host.output_file("resume", resume))
+                if resume_splat_only:
+                    start, checkpoint = whole_splat(checkpoint, saved), None
+            subject = Subject.of(start, selection, fit_to_view)
+            depends_on = settings_of(
+                start, seed, config, ranges, guidance.method, *filter(None, (selection, subject.frame)),
+                **host.identity(guidance),
+            )  # fmt: skip
+            if checkpoint:
+                require_same(saved, depends_on)
+            run = _Run(config, subject, backend, depends_on, checkpoint_minutes, preview_seconds, preview_wanted,
+                       cls.hidden.unique_id)  # fmt: skip
             device_for(backend)  # a backend that cannot be used is named before models are loaded
 
             def body(prior, prompts):
-                ranges = cameras or CameraRanges()
                 try:
-                    for step in dream(start, prior, guidance.method, prompts, ranges, config, fold_seed(seed), backend):
+                    for step in dream(subject.free, prior, guidance.method, prompts, ranges, config, seed, backend, checkpoint,
+                                      subject.fixed):  # fmt: skip
                         run.report(step)
                 except FloatingPointError as error:
                     run.stop(error)
@@ -66,31 +126,85 @@ class LucidDream(IO.ComfyNode):
             except BaseException:
                 run.rescue()
                 raise
+            run.end()
             return IO.NodeOutput(host.from_splats(run.splats()), ui={"lucid": [run.summary()]})
 
 
 class _Run:
     """What the user sees of a run, and what is kept of it if it ends early."""
 
-    def __init__(self, steps: int, backend: str) -> None:
-        self.backend = backend
-        self.steps, self.last, self.begun, self.shown = steps, None, time.monotonic(), 0.0
+    def __init__(
+        self, config: DreamConfig, subject: Subject, backend: str, settings: Settings, checkpoint_minutes: float,
+        preview_seconds: float, preview_wanted: bool, node_id: str | None,
+    ) -> None:  # fmt: skip
+        self.config, self.subject, self.backend, self.node_id = config, subject, backend, node_id
+        self.steps, self.last, self.begun, self.shown = config.steps, None, time.monotonic(), -math.inf
+        self.preview_wanted, self.preview_seconds = preview_wanted, preview_seconds or math.inf
+        self.pause = self.preview_seconds  # until the next picture
+        self.first = None  # step, seconds and progress of the first report
         self.stopped = None  # why it ended early with a splat that is good
-        self.progress = host.Progress(steps)
+        self.settings, self.checkpoint_seconds = settings, 60 * checkpoint_minutes or math.inf
+        self.saved_step, self.saved_at, self.file = 0, self.begun, None
+        self.progress = host.Progress(config.steps)
 
     def report(self, step: Step) -> None:
-        self.last = step
+        self.first, self.last = self.first or self.place(step), step
         now = time.monotonic()
         image = None
-        if now - self.shown > PREVIEW_SECONDS or step.step == self.steps:
-            self.shown, image = now, preview(step.splats, step.step, self.backend)
-        self.progress.update(step.step, image)
-        if step.step % LOG_STEPS == 0 or step.step == self.steps:
-            log.info(
-                "Lucid Dream: step %d of %d, %.2f s a step, loss %.3f, %d splats, %d evaluations",
-                step.step, self.steps, (now - self.begun) / step.step, step.loss, len(step.splats), step.evaluations,
-            )  # fmt: skip
+        if now - self.shown > self.pause or step.progress == 1:
+            first, image = self.shown < 0, self.picture(step)
+            self.shown = time.monotonic()
+            if not first:  # in which kernels are compiled and the VAE is loaded
+                self.pause = max(self.preview_seconds, (self.shown - now) / PREVIEW_SHARE)
+            host.show_text(self.node_id, self.line(step))
+        self.progress.update(round(step.progress * self.steps), image)
+        if step.step % LOG_STEPS == 0 or step.progress == 1:
+            log.info("Lucid Dream: %s, loss %.3f, %d evaluations", self.line(step), step.loss, step.evaluations)
+        if now - self.saved_at >= self.checkpoint_seconds:
+            self.save()
         host.check_interrupt()
+
+    def picture(self, step: Step) -> torch.Tensor:
+        """(256, 256, 3) of the splat; twice as wide with what the model wants."""
+        image = preview(joined(step.splats, self.subject.fixed), step.step, self.backend)
+        wanted = step.wanted() if self.preview_wanted else None
+        if wanted is None:
+            return image
+        wanted = torch.nn.functional.interpolate(wanted.cpu().movedim(-1, 0)[None], image.shape[:2], mode="area")
+        return torch.cat([image, wanted[0].movedim(0, -1)], dim=1)
+
+    def line(self, step: Step) -> str:
+        """Where the run is, and its pace since its first step here, in which kernels are compiled."""
+        steps, seconds, progress = (now - then for now, then in zip(self.place(step), self.first))
+        if not steps:
+            return f"step {step.step} of {self.steps}, {len(step.splats)} splats"
+        left_s = round(seconds * (1 - step.progress) / progress)
+        left = f"{left_s // 60} min {left_s % 60} s" if left_s >= 60 else f"{left_s} s"
+        return f"step {step.step} of {self.steps}, {seconds / steps:.2f} s a step, {left} left, {len(step.splats)} splats"
+
+    @staticmethod
+    def place(step: Step) -> tuple[int, float, float]:
+        return step.step, step.seconds, step.progress
+
+    def save(self) -> None:
+        """Write the checkpoint of the last step in the place of the one before. A full disk does not end the run."""
+        self.saved_at = time.monotonic()
+        if self.last is None or self.last.step == self.saved_step:
+            return
+        try:
+            self.file = self.file or host.output_path("lucid/run", "safetensors")
+            write_checkpoint(self.file[0], self.subject.kept(self.last.checkpoint()), self.settings)
+        except (OSError, RuntimeError) as error:
+            log.error("Lucid Dream could not save its checkpoint: %s", error)
+            return
+        self.saved_step = self.last.step
+        log.info("Lucid Dream: checkpoint of step %d: %s", self.last.step, host.name_of(self.file[1]))
+
+    def end(self) -> None:
+        """Keep the finished run; say so where the time ended it."""
+        self.save()
+        if self.last.progress == 1 and self.last.step < self.steps:
+            log.info("Lucid Dream: the time is over after %d of %d steps.", self.last.step, self.steps)
 
     def stop(self, error: FloatingPointError) -> None:
         """End with the last finite splat; without one, raise ValueError."""
@@ -100,25 +214,35 @@ class _Run:
         log.warning("Lucid Dream: %s. The splat of step %d is returned.", error, self.last.step)
 
     def splats(self) -> Splats:
-        return self.last.splats.map(torch.Tensor.cpu)
+        return self.subject.whole(self.last.splats.map(torch.Tensor.cpu), self.config.freeze_geometry)
 
     def rescue(self) -> None:
-        """Save the splat of a cancelled or failed run beside the user's outputs."""
-        if self.last is not None:
-            try:
-                path, _ = host.output_path("lucid/unfinished", "ply")
-                ply.write(path, self.splats())
-            except OSError as error:  # a full disk must not hide what stopped the run
-                log.error("Lucid Dream could not save the unfinished splat: %s", error)
-                return
-            log.warning("Lucid Dream stopped at step %d of %d; its splat is saved as %s", self.last.step, self.steps, path)
+        """Save the splat of a cancelled or failed run and the checkpoint to go on from; say where, on the node too."""
+        if self.last is None:
+            host.show_text(self.node_id, "Stopped before the first step was done.")
+            return
+        kept = [f"Stopped at step {self.last.step} of {self.steps}."]
+        try:
+            path, entry = host.output_path("lucid/unfinished", "ply")
+            ply.write(path, self.splats())
+        except OSError as error:  # a full disk must not hide what stopped the run
+            log.error("Lucid Dream could not save the unfinished splat: %s", error)
+            kept.append(f"The splat could not be saved: {error}")
+        else:
+            kept.append(f"The splat: {host.name_of(entry)}")
+        self.save()
+        if self.saved_step == self.last.step:
+            kept.append(f"To go on, resume: {host.name_of(self.file[1])}")
+        log.warning("Lucid Dream: %s", " ".join(kept))
+        host.show_text(self.node_id, "\n".join(kept))
 
     def summary(self) -> dict:
         return {
             "steps": self.last.step,
             "evaluations": self.last.evaluations,
-            "splats": len(self.last.splats),
+            "splats": len(self.splats()),
             "seconds": round(time.monotonic() - self.begun, 1),
+            "checkpoint": host.name_of(self.file[1]) if self.saved_step else None,
             **({"stopped": self.stopped} if self.stopped else {}),
         }
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import comfy.conds
@@ -17,10 +20,13 @@ import torch
 from comfy_api.latest import Types
 from PIL import Image
 from torch import Tensor
+from torch.nn import Parameter
 
 from ..lucid_core.cameras import Cameras, intrinsics, look
+from ..lucid_core.checkpoint import digest
 from ..lucid_core.checks import require
 from ..lucid_core.gaussians import Splats, validate
+from ..lucid_core.prior import OutOfMemory
 from ..lucid_core.video import to_uint8
 from ..lucid_core.views import VIEWS, Prompts
 from .types import Conditioning, LucidGuidanceData
@@ -29,6 +35,7 @@ T = TypeVar("T")
 HostCond = list[dict]  # a conditioning as the host's samplers hold it
 FLIP = torch.tensor([1.0, -1.0, -1.0])  # viewer (x right, y up, z to the viewer) <-> splat frame
 PREVIEW_SIZE = 512
+IDENTITY_WEIGHTS, IDENTITY_VALUES = 32, 4096  # how many weights, and values of each, tell two models apart
 
 
 # ---- text and models
@@ -60,6 +67,41 @@ def require_image_model(model: Any, vae: Any) -> None:
             f"model {name} works on {latents.latent_channels} latent channels, but this vae makes {vae.latent_channels}; "
             "use the VAE that belongs to the model"
         )
+
+
+def identity(guidance: LucidGuidanceData) -> dict[str, str]:
+    """What a run depends on beside its settings: the prompt, and hashes of the encoded prompt, the model and the VAE."""
+    prompt = guidance.prompt
+    return {
+        "prompt": prompt.text,
+        "conditioning": _fingerprint([prompt.views, prompt.negative, prompt.inverse, dataclasses.asdict(prompt.blend)]),
+        "model": _fingerprint_of_model(guidance.model),
+        "vae": _fingerprint_of_model(guidance.vae.patcher),
+    }
+
+
+def _fingerprint_of_model(patcher: Any) -> str:
+    """Of its weights' names and shapes, the values of a few of them, and of what patches all of them."""
+    weights = patcher.get_key_patches()  # [(weight before patches, how to read it), patch, ...] by key
+    few = sorted(weights)[:: max(len(weights) // IDENTITY_WEIGHTS, 1)]
+    shapes = [(name, tuple(entries[0][0].shape)) for name, entries in sorted(weights.items())]
+    return _fingerprint([shapes, [weights[name][0][0] for name in few], sorted(patcher.patches.items())])
+
+
+def _fingerprint(value: Any) -> str:
+    """12 hex digits of nested containers of tensors, numbers and text; of other objects their kind and weights count."""
+    if type(value) in (Tensor, Parameter):  # the values of others (quantised ones) are theirs to read
+        flat = value.detach().flatten()
+        return digest(flat[:: max(len(flat) // IDENTITY_VALUES, 1)])
+    if isinstance(value, dict):
+        parts = [f"{key}={_fingerprint(item)}" for key, item in value.items()]
+    elif isinstance(value, (list, tuple)):
+        parts = [_fingerprint(item) for item in value]
+    elif isinstance(value, (str, int, float, bool, type(None))):
+        parts = [repr(value)]
+    else:
+        parts = [type(value).__name__, _fingerprint(getattr(value, "weights", None))]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
 
 
 class _Inside(comfy.samplers.Sampler):
@@ -124,9 +166,10 @@ class HostPrior:
         comfy.model_management.soft_empty_cache()
 
     def encode(self, images: Tensor) -> Tensor:
-        pixels = self._vae.process_input(images.movedim(-1, 1).to(self._vae.device)).to(self._vae.vae_dtype)
-        latents = self._vae_copy.model.encode(pixels)
-        return self._model.process_latent_in(latents.float().to(self._device))
+        with _memory_errors():
+            pixels = self._vae.process_input(images.movedim(-1, 1).to(self._vae.device)).to(self._vae.vae_dtype)
+            latents = self._vae_copy.model.encode(pixels)
+            return self._model.process_latent_in(latents.float().to(self._device))
 
     def decode(self, latents: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -135,7 +178,7 @@ class HostPrior:
     def denoise(self, z: Tensor, sigma: float, conds: list[HostCond]) -> list[Tensor]:
         check_interrupt()
         self.evaluations += len(z) * len(conds)
-        with torch.inference_mode():  # as under the host's samplers, where every patch expects to run
+        with _memory_errors(), torch.inference_mode():  # as under the host's samplers, where every patch expects to run
             sigmas = torch.full((len(z),), sigma, device=z.device)
             predictions = comfy.samplers.calc_cond_batch(self._model, conds, z, sigmas, self._options)
         return [prediction.clone() for prediction in predictions]
@@ -149,6 +192,17 @@ class HostPrior:
         if len(counts) > 1:
             raise ValueError("the prompts of the views differ in structure (scheduled or regional prompts); use plain ones")
         return [_blend_entries(entries, weights) for entries in zip(*conds)]
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """The host's errors of a full memory as the core's."""
+    try:
+        yield
+    except Exception as error:
+        if comfy.model_management.is_oom(error):
+            raise OutOfMemory(str(error)) from error
+        raise
 
 
 def _blend_entries(entries: tuple[dict, ...], weights: Tensor) -> dict:
@@ -235,6 +289,14 @@ def check_interrupt() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
+def show_text(node_id: str | None, text: str) -> None:
+    """Write on the node in the web page; it stays there, also when the node is stopped."""
+    if node_id:
+        from server import PromptServer  # heavy, but there when a node runs
+
+        PromptServer.instance.send_progress_text(text, node_id)
+
+
 class Progress:
     """The node's progress bar; `image` (H, W, 3) is shown on the node."""
 
@@ -251,3 +313,23 @@ def output_path(prefix: str, extension: str) -> tuple[str, dict]:
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
     file = f"{name}_{counter:05}_.{extension}"
     return os.path.join(folder, file), {"filename": file, "subfolder": subfolder, "type": "output"}
+
+
+def name_of(entry: dict) -> str:
+    """A file's name under the output folder, as `output_file` takes it."""
+    return "/".join(filter(None, (entry["subfolder"].replace(os.sep, "/"), entry["filename"])))
+
+
+def output_file(field: str, name: str) -> str:
+    """Path of an existing file under the output folder. Raises ValueError that names the input `field`."""
+    folder = os.path.abspath(folder_paths.get_output_directory())
+    path = os.path.abspath(os.path.join(folder, name.strip()))
+    inside = folder_paths.is_within_directory(folder, path)
+    require(inside and os.path.isfile(path), field, repr(name), f"the name of a file under {folder}")
+    return path
+
+
+def output_stamp(name: str) -> str:
+    """Changes when a file under the output folder does."""
+    stat = os.stat(output_file("file", name))
+    return f"{stat.st_mtime_ns} {stat.st_size}"

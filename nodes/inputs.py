@@ -15,21 +15,24 @@ from ..lucid_core.rasterize import BACKENDS
 CATEGORY = "3d/splat/lucid"
 
 
-def inputs_of(config: Any, *names: str) -> list[IO.Input]:
+def inputs_of(config: Any, *names: str, optional: bool = False) -> list[IO.Input]:
     """Widgets for the settings of a dataclass (`names`, or all): bounds and tooltips are its own.
 
-    Their defaults are the dataclass's, or the values of `config` where it is an instance of one.
+    Their defaults are the dataclass's, or the values of `config` where it is an instance of one. `optional` ones may be
+    missing in a graph.
     """
     bounds = bounds_of(config)
     defaults = {f.name: f.default if isinstance(config, type) else getattr(config, f.name) for f in fields(config)}
-    return [_widget(name, defaults[name], bounds[name]) for name in names or bounds]
+    return [_widget(name, defaults[name], bounds[name], optional) for name in names or bounds]
 
 
-def _widget(name: str, default: Any, b: Bounds) -> IO.Input:
+def _widget(name: str, default: Any, b: Bounds, optional: bool) -> IO.Input:
     if isinstance(default, bool):
-        return IO.Boolean.Input(name, default=default, advanced=b.rare, tooltip=b.help)
+        return IO.Boolean.Input(name, default=default, optional=optional, advanced=b.rare, tooltip=b.help)
     kind = IO.Int if isinstance(default, int) and isinstance(b.step, int) else IO.Float
-    return kind.Input(name, default=default, min=b.low, max=b.high, step=b.step, advanced=b.rare, tooltip=b.help)
+    return kind.Input(
+        name, default=default, min=b.low, max=b.high, step=b.step, optional=optional, advanced=b.rare, tooltip=b.help
+    )
 
 
 def seed_input() -> IO.Int.Input:

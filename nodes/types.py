@@ -1,4 +1,4 @@
-"""Our three socket types and what travels through them."""
+"""Our socket types and what travels through them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import IO
 
 from ..lucid_core.cameras import CameraRanges
+from ..lucid_core.refine import Selection
 from ..lucid_core.score import Guidance
 from ..lucid_core.views import ViewBlend
 
@@ -38,6 +39,8 @@ class LucidGuidanceData:
 LucidPromptType = IO.Custom("LUCID_PROMPT")
 LucidGuidanceType = IO.Custom("LUCID_GUIDANCE")
 LucidCamerasType = IO.Custom("LUCID_CAMERAS")
+LucidSelectionType = IO.Custom("LUCID_SELECTION")
 LucidPromptType.Type = LucidPromptData
 LucidGuidanceType.Type = LucidGuidanceData
 LucidCamerasType.Type = CameraRanges
+LucidSelectionType.Type = Selection

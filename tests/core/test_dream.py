@@ -11,6 +11,7 @@ from lucid_core.densify import Densify
 from lucid_core.dream import DreamConfig, dream
 from lucid_core.gaussians import SH_C0, Splats
 from lucid_core.ism import ISM
+from lucid_core.methods import METHODS
 from lucid_core.pointcloud import PointCloud
 from lucid_core.rasterize import rasterize
 from lucid_core.tsm import TSM
@@ -176,3 +177,13 @@ def test_a_disc_seen_from_everywhere_is_not_on_one_side(steps):
     solid = splats.opacities > 0.5
     color = (splats.sh[solid, 0] * SH_C0 + 0.5).mean(0)
     assert color[0] > color[1] + 0.2 and color[0] > color[2] + 0.2
+
+
+@pytest.mark.parametrize("method", [METHOD, *(kind() for kind in METHODS.values())], ids=lambda m: type(m).__name__)
+def test_a_step_tells_what_the_model_wants_to_see(method):
+    """A prior that is sure of the disc predicts it from whatever it is shown, whichever call the method makes last."""
+    wish, anything = normal(disc([0.9, 0.2, 0.1]), 0.0), normal(disc([0.5, 0.5, 0.5]), 1.0)
+    prompts, start = Prompts((wish,) * 4, negative=anything, inverse=anything), PointCloud(count=100).splats(0)
+    step = next(dream(start, WishPrior(), method, prompts, CAMERAS, CONFIG, seed=0))
+    torch.testing.assert_close(step.wanted(), wish[0, :3].movedim(0, -1), rtol=0, atol=1e-5)
+    assert next(dream(start, WishPrior(), method, prompts, CAMERAS, CONFIG, 0, resume=step.checkpoint())).wanted() is None

@@ -394,3 +394,135 @@ def test_the_prior_is_the_hosts_own_model(client):
     assert found["denoise"][0] < 1e-4 and found["encode"][0] < 1e-5 and found["rows"][0] < 1e-4
     assert found["sigma"] == pytest.approx([14.6146, 0.02917], rel=1e-3)
     assert found["gradient"][0] > 0
+
+
+def summary_of(entry):
+    (summary,) = (output["lucid"][0] for output in entry["outputs"].values() if "lucid" in output)
+    return summary
+
+
+@pytest.fixture(scope="module")
+def broken_off(client):
+    """(the finished run of six steps with seed 41, the name of the checkpoint of one that a NaN ended before)."""
+    whole = client.run(workflow(LucidDream={"steps": 6, "seed": 41}))
+    broken = client.run(with_model("NaN from call 12", LucidDream={"steps": 6, "seed": 41}))
+    assert 0 < summary_of(broken)["steps"] < 6
+    return whole, summary_of(broken)["checkpoint"]
+
+
+def test_a_run_that_broke_off_is_resumed_to_the_same_splat(client, broken_off):
+    whole, checkpoint = broken_off
+    assert checkpoint.startswith("lucid/run_")
+    resumed = client.run(workflow(LucidDream={"steps": 6, "seed": 41, "resume": checkpoint}))
+    a, b = ply_of(client, whole), ply_of(client, resumed)
+    assert all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values()))
+    first, second = summary_of(whole), summary_of(resumed)
+    assert (second["steps"], second["evaluations"]) == (6, first["evaluations"])
+    assert second["checkpoint"] not in (checkpoint, first["checkpoint"])
+
+
+def test_a_finished_run_is_resumed_at_its_end(client, broken_off):
+    whole, _ = broken_off
+    name = summary_of(whole)["checkpoint"]
+    again = client.run(workflow(LucidDream={"steps": 6, "seed": 41, "resume": name}))
+    assert torch.equal(ply_of(client, whole).means, ply_of(client, again).means)
+    assert summary_of(again)["evaluations"] == summary_of(whole)["evaluations"]
+
+
+def test_a_checkpoint_of_another_run_gives_its_splat_alone(client, broken_off):
+    _, checkpoint = broken_off
+    other = {"steps": 3, "seed": 42, "resume": checkpoint}
+    with pytest.raises(ComfyError, match=r"Lucid Dream: .* seed was 41, is 42; DreamConfig.steps was 6, is 3\."):
+        client.run(workflow(LucidDream=other))
+    assert summary_of(client.run(workflow(LucidDream={**other, "resume_splat_only": True})))["steps"] == 3
+
+
+def test_a_checkpoint_knows_its_model_and_prompt(client, broken_off):
+    _, checkpoint = broken_off
+    same = {"steps": 6, "seed": 41, "resume": checkpoint}
+    with pytest.raises(ComfyError, match=r"another run: model was \w+, is \w+\. Set"):
+        client.run(with_model("patched weights", LucidDream=same))
+    with pytest.raises(ComfyError, match=r"another run: prompt was a red mushroom, is a blue mug; conditioning was"):
+        client.run(workflow(LucidDream=same, LucidPrompt={"text": "a blue mug"}))
+
+
+@pytest.mark.parametrize("name", ["lucid/none.safetensors", "../../etc/hostname", "lucid"])
+def test_a_checkpoint_that_is_not_there_is_refused(client, name):
+    with pytest.raises(ComfyError, match=r"Lucid Dream: resume is '.*'; it must be the name of a file under"):
+        client.run(workflow(LucidDream={"resume": name}))
+
+
+def test_a_limit_on_the_time_ends_the_run_with_its_splat(client):
+    reached = []
+    graph = workflow(LucidDream={"steps": 100_000, "max_minutes": 0.05, "seed": 51})
+    entry = client.run(graph, lambda progress: reached.append(progress.step))
+    summary = summary_of(entry)
+    assert 1 < summary["steps"] < 1000 and summary["seconds"] < 10 and len(ply_of(client, entry)) > 0
+    assert 100_000 in reached  # the bar is full
+
+
+def test_views_that_do_not_fit_into_memory_together_are_asked_about_in_halves(client, server):
+    settings = {"steps": 3, "views": 4, "seed": 71}
+    whole = client.run(workflow(LucidDream=settings))
+    halves = client.run(with_model("memory for 4 rows", LucidDream=settings))
+    assert "no memory for 4 views at a time; going on with 2" in server.log_tail()
+    assert summary_of(halves)["evaluations"] == summary_of(whole)["evaluations"]
+    a, b = ply_of(client, whole), ply_of(client, halves)
+    assert (a.means - b.means).abs().mean() < 0.2 * 3 * 2.5e-3  # Adam's steps: three of at most 2.5e-3
+
+
+def test_no_memory_for_one_view_is_said_and_the_splat_is_kept(client, base):
+    before = set((base / "output" / "lucid").glob("unfinished_*.ply"))
+    graph = with_model("memory for 4 rows until call 12", LucidDream={"steps": 20, "views": 1, "seed": 72})
+    with pytest.raises(ComfyError, match="there is no memory for one view of 64 px; lower the resolution"):
+        client.run(graph)
+    assert len(set((base / "output" / "lucid").glob("unfinished_*.ply")) - before) == 1
+    client.run(workflow(LucidDream={"seed": 73}))
+
+
+def test_frozen_geometry_is_repainted_through_the_node(client):
+    """Of a splat far off and large, which is fitted to the view: what is saved has the same places to the bit."""
+    graph = workflow(
+        LucidPointCloud={"count": 301, "size": 40.0},
+        LucidDream={"steps": 3, "freeze_geometry": True, "fit_to_view": True, "strength": 0.5, "seed": 81},
+    )
+    before, after = ply_of(client, client.run(_only_start(graph, "test/frozen"))), ply_of(client, client.run(graph))
+    assert torch.equal(before.means, after.means) and torch.equal(before.scales, after.scales)
+    assert torch.equal(before.opacities, after.opacities) and not torch.equal(before.sh, after.sh)
+
+
+def with_selection(shape, x, extent, **changes):
+    graph = workflow(**changes)
+    place = {"x": x, "y": 0.0, "z": 0.0, "width": extent, "height": extent, "depth": extent}
+    graph["selection"] = {"class_type": "LucidSelection", "inputs": {"shape": shape, **place}}
+    graph[node_of(graph, "LucidDream")]["inputs"]["selection"] = ["selection", 0]
+    return graph
+
+
+def test_only_the_selection_changes_through_the_node(client):
+    graph = with_selection("box", 5.0, 10.0, LucidPointCloud={"count": 302}, LucidDream={"steps": 3, "views": 2, "seed": 82})
+    before, entry = ply_of(client, client.run(_only_start(graph, "test/part"))), client.run(graph)
+    after = ply_of(client, entry)
+    outside = before.map(lambda x: x[before.means[:, 0] < 0])
+    rest = after.map(lambda x: x[len(after) - len(outside) :])
+    assert all(torch.equal(a, b) for a, b in zip(vars(outside).values(), vars(rest).values()))
+    assert summary_of(entry)["splats"] == len(after) > len(outside)
+    part = {"steps": 1, "strength": 0.01, "resume": summary_of(entry)["checkpoint"], "resume_splat_only": True}
+    assert len(ply_of(client, client.run(workflow(LucidDream=part)))) == len(after)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"strength": 0.0}, "strength"),
+        ({"freeze_geometry": True, "freeze_color": True}, "Lucid Dream: freeze_color is True; it must be off"),
+    ],
+)
+def test_bad_refinements_are_refused(client, settings, message):
+    with pytest.raises(ComfyError, match=message):
+        client.run(workflow(LucidDream=settings))
+
+
+def test_a_selection_of_nothing_is_refused(client):
+    with pytest.raises(ComfyError, match="Lucid Dream: the selection holds none of 300 Gaussians; they lie at x"):
+        client.run(with_selection("sphere", 9.0, 1.0))

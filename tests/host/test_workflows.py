@@ -10,8 +10,8 @@ from lucid_core.ism import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-SOCKETS_ONLY = {"MODEL", "CLIP", "VAE", "SPLAT", "LUCID_PROMPT", "LUCID_GUIDANCE", "LUCID_CAMERAS", "LOAD3D_CAMERA",
-                "LOAD3D_MODEL_INFO"}  # fmt: skip
+SOCKETS_ONLY = {"MODEL", "CLIP", "VAE", "SPLAT", "LUCID_PROMPT", "LUCID_GUIDANCE", "LUCID_CAMERAS", "LUCID_SELECTION",
+                "LOAD3D_CAMERA", "LOAD3D_MODEL_INFO"}  # fmt: skip
 NO_API_FORM = {"MarkdownNote", "Note"}
 
 

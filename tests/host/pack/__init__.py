@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import time
 from types import SimpleNamespace
 
 import comfy.model_management
@@ -40,7 +41,13 @@ class LucidTestModel(IO.ComfyNode):
     @classmethod
     def define_schema(cls):
         options = ["video model", "flow model", "vae channels", "no vae", "patched weights"]
-        options += ["fails at call 4", "NaN from call 12"]
+        options += [
+            "fails at call 4",
+            "NaN from call 12",
+            "2 s from call 12",
+            "memory for 4 rows",
+            "memory for 4 rows until call 12",
+        ]
         return IO.Schema(
             node_id="LucidTestModel",
             inputs=[IO.Model.Input("model"), IO.Vae.Input("vae"), IO.Combo.Input("change", options=options)],
@@ -72,6 +79,11 @@ class LucidTestModel(IO.ComfyNode):
                 calls.n += 1
                 if change == "fails at call 4" and calls.n == 4:
                     raise RuntimeError("on purpose")
+                rows = 0 if change.endswith("12") and calls.n >= 12 else 4
+                if change.startswith("memory") and len(arguments["input"]) > rows:
+                    raise torch.cuda.OutOfMemoryError("on purpose")
+                if change == "2 s from call 12" and calls.n >= 12:
+                    time.sleep(2)
                 prediction = apply(arguments["input"], arguments["timestep"], **arguments["c"])
                 return prediction * float("nan") if change == "NaN from call 12" and calls.n >= 12 else prediction
 

@@ -1,0 +1,73 @@
+"""The state of a run: everything that changes from step to step, and so everything that a checkpoint holds."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from .checkpoint import Checkpoint
+from .densify import Densifier, Densify
+from .gaussians import Splats, parameters
+
+
+class Run:
+    """Parameters, their optimisers, what the densification has gathered, the generator and the counts after `step` steps.
+
+    `at` is the step of the schedules: `step`, or later where the time is limited.
+    """
+
+    def __init__(self, splats: Splats, densify: Densify, steps: int, adam_betas: tuple[float, float], seed: int) -> None:
+        self.params = parameters(splats)
+        self.optimizers = {name: Adam([param], lr=1.0, betas=adam_betas, eps=1e-15) for name, param in self.params.items()}
+        self.densifier = Densifier(densify, steps)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.step, self.at, self.loss, self.evaluations, self.seconds = 0, 0, 0.0, 0, 0.0
+        self.wanted: Tensor | None = None  # what the model last made of the views, for previews (B, C, h, w)
+        self._begun, self._drawn, self._whole = time.monotonic(), self.generator.get_state(), True
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from `checkpoint`; the splat lives where it did."""
+        device = self.params["means"].device
+        own = lambda x: x.to(device, copy=True)
+        for name, value in checkpoint.group("params").items():
+            param, optimizer = torch.nn.Parameter(own(value)), self.optimizers[name]
+            self.params[name] = optimizer.param_groups[0]["params"][0] = param
+            moments = checkpoint.group(f"adam.{name}")
+            optimizer.state[param] = {key: x.clone() if key == "step" else own(x) for key, x in moments.items()}
+        self.densifier.state.update({name: own(value) for name, value in checkpoint.group("densify").items()})
+        self.generator.set_state(checkpoint.tensors["generator"].clone())
+        self.step, self.at = checkpoint.step, checkpoint.at
+        self.loss, self.evaluations = checkpoint.loss, checkpoint.evaluations
+        self._begun, self._drawn = time.monotonic() - checkpoint.seconds, self.generator.get_state()
+        self.seconds = checkpoint.seconds
+
+    def undo(self) -> None:
+        """Back to the end of the last step, from anywhere before `begin_update`."""
+        self.generator.set_state(self._drawn)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+
+    def begin_update(self) -> None:
+        """From here to `finish` the parameters are of no step."""
+        self._whole = False
+
+    def finish(self, at: int, loss: float, evaluations: int) -> None:
+        """Count the step that was just made; `evaluations` are its own."""
+        self.step, self.at, self.loss, self.evaluations = self.step + 1, at, loss, self.evaluations + evaluations
+        self.seconds, self._drawn, self._whole = time.monotonic() - self._begun, self.generator.get_state(), True
+
+    def checkpoint(self) -> Checkpoint:
+        """A copy of the state after the last step, also while the next one asks the model."""
+        if not self._whole:
+            raise RuntimeError(f"step {self.step + 1} was left half made")
+        tensors: dict[str, Tensor] = {"generator": self._drawn}
+        for name, param in self.params.items():
+            tensors[f"params.{name}"] = param
+            tensors |= {f"adam.{name}.{key}": value for key, value in self.optimizers[name].state[param].items()}
+        gathered = self.densifier.state.items()
+        tensors |= {f"densify.{name}": value for name, value in gathered if isinstance(value, Tensor)}
+        tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+        return Checkpoint(self.step, self.at, self.loss, self.evaluations, self.seconds, tensors)
