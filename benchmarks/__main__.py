@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import argparse
 
-from . import gpu, quality, rasterize
+from . import gpu, pull, quality, rasterize
 
-BENCHMARKS = {"rasterize": rasterize.main, "gpu": gpu.main, "quality": quality.main}
+BENCHMARKS = {"rasterize": rasterize.main, "gpu": gpu.main, "pull": pull.main, "quality": quality.main}
 
 
 def main() -> None:
@@ -12,6 +12,7 @@ def main() -> None:
     names = parser.add_subparsers(dest="name", required=True)
     for name in BENCHMARKS:
         names.add_parser(name).add_argument("--json", action="store_true", help="print one line of JSON in place of the table")
+    pull.add_arguments(names.choices["pull"])
     quality.add_arguments(names.choices["quality"])
     options = vars(parser.parse_args())
     name, as_json = options.pop("name"), options.pop("json")
