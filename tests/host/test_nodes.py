@@ -161,7 +161,7 @@ def _only_start(graph, prefix="test/start"):
         ({"LucidPointCloud": {"count": 1}}, "count"),
         ({"LucidPointCloud": {"size": 0.0}}, "size"),
         ({"LucidPointCloud": {"color": "red"}}, "Lucid Point Cloud: color is 'red'"),
-        ({"LucidISM": {"preset.t_min": 0.6}}, "Lucid ISM: t_max"),
+        ({"LucidISM": {"preset.t_min": 0.75}}, "Lucid ISM: t_max"),
         ({"LucidISM": {"preset.cfg": -1.0}}, "cfg"),
         ({"LucidISM": {"preset": "mine"}}, "Lucid ISM: preset is not known; it must be official, fast, cpu"),
         ({"LucidCameras": {"radius_min": 9.0}}, "Lucid Cameras: radius_min is 9"),
@@ -178,7 +178,7 @@ def test_bad_values_are_refused_by_node_and_value(client, change, message):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"LucidISM": {"preset.t_min": 0.6}}, "Lucid ISM: t_max is 0.3; it must be above t_min"),
+        ({"LucidISM": {"preset.t_min": 0.75}}, "Lucid ISM: t_max is 0.7; it must be above t_min"),
         ({"LucidISM": {"preset": "mine"}}, "Lucid ISM: preset is not known"),
         ({"LucidPrompt": {"text": " "}}, "Lucid Prompt: text is empty"),
     ],
