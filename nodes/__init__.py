@@ -1,4 +1,4 @@
-"""The nodes: schemas and thin `execute`s. The maths is in lucid_core, the host's internals in host.py."""
+"""The nodes: schemas and thin `execute`s. The maths is in lucid_core, the host's internals in host/."""
 
 from comfy_api.latest import IO, ComfyExtension
 

@@ -13,7 +13,7 @@ from comfy_api.latest import IO, ComfyExtension, Types
 
 
 def pack_host():
-    """nodes/host.py of the pack under test, as the host imported it."""
+    """nodes/host of the pack under test, as the host imported it."""
     return next(m for name, m in sys.modules.items() if name.endswith("lucid_ism.nodes.host"))
 
 

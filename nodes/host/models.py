@@ -1,11 +1,10 @@
-"""The only file that touches the host's internals: models, conditionings, memory, progress, files and its splats."""
+"""MODEL, VAE and CONDITIONING of the host as lucid_core's Prior and Prompts."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -14,32 +13,19 @@ import comfy.conds
 import comfy.model_management
 import comfy.model_sampling
 import comfy.samplers
-import comfy.utils
-import folder_paths
 import torch
-from comfy_api.latest import Types
-from PIL import Image
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..lucid_core.cameras import Cameras, intrinsics, look
-from ..lucid_core.checkpoint import digest
-from ..lucid_core.checks import require
-from ..lucid_core.gaussians import Splats, validate
-from ..lucid_core.prior import OutOfMemory
-from ..lucid_core.video import to_uint8
-from ..lucid_core.views import VIEWS, Prompts
-from .types import Conditioning, LucidGuidanceData
+from ...lucid_core.checkpoint import digest
+from ...lucid_core.prior import OutOfMemory
+from ...lucid_core.views import VIEWS, Prompts
+from ..types import Conditioning, LucidGuidanceData
+from .page import check_interrupt
 
 T = TypeVar("T")
 HostCond = list[dict]  # a conditioning as the host's samplers hold it
-FLIP = torch.tensor([1.0, -1.0, -1.0])  # viewer (x right, y up, z to the viewer) <-> splat frame
-PREVIEW_SIZE = 512
 IDENTITY_WEIGHTS, IDENTITY_VALUES = 32, 4096  # how many weights, and values of each, tell two models apart
-
-
-# ---- text and models
-
 
 def require_clip(clip: Any) -> None:
     if clip is None:
@@ -223,113 +209,3 @@ def _blend_tensors(values: list[Tensor], weights: Tensor) -> Tensor:
         values = [value.repeat(1, length // value.shape[1], 1) for value in values]
     stacked = torch.cat(values)  # (V, ...)
     return torch.einsum("bv,v...->b...", weights.to(stacked), stacked)
-
-
-# ---- splats and cameras
-
-
-def from_splats(splats: Splats) -> Types.SPLAT:
-    s = splats.detach()
-    quats = torch.nn.functional.normalize(s.quats, dim=-1)
-    return Types.SPLAT(s.means[None], s.scales[None], quats[None], s.opacities[None, :, None], s.sh[None])
-
-
-def to_splats(splat: Types.SPLAT) -> list[Splats]:
-    """Each item of the host's batch on the CPU, checked. The host's tensors are shared and cached: these are copies."""
-    items = []
-    with torch.inference_mode(False):
-        for i in range(len(splat.positions)):
-            n = int(splat.counts[i]) if splat.counts is not None else splat.positions.shape[1]
-            take = lambda x, i=i, n=n: torch.clone(x[i, :n].cpu().float())
-            item = Splats(
-                take(splat.positions), take(splat.rotations), take(splat.scales), take(splat.opacities)[:, 0], take(splat.sh)
-            )
-            validate(item)
-            items.append(item)
-    if not items:
-        raise ValueError("the splat is empty (a batch of 0); connect a splat that has some Gaussians")
-    return items
-
-
-def one_splat(splat: Types.SPLAT) -> Splats:
-    items = to_splats(splat)
-    if len(items) > 1:
-        raise ValueError(f"this is a batch of {len(items)} splats; connect one, or join them with Merge Splat")
-    return items[0]
-
-
-def camera_of(info: dict, width: int, height: int) -> tuple[Cameras, Tensor]:
-    """The host's camera_info -> one camera and the point (3,) that it turns about, in the splat frame."""
-    if str(info.get("cameraType", "")).lower().startswith("ortho"):
-        raise ValueError("camera_info is orthographic; set its camera_type to perspective")
-    point = lambda key: torch.tensor([float(info.get(key, {}).get(axis, 0.0)) for axis in "xyz"]) * FLIP
-    position, target = point("position"), point("target")
-    fov_deg, zoom = float(info.get("fov") or 35.0), float(info.get("zoom") or 1.0)
-    require(0 < fov_deg < 180, "camera_info's fov", fov_deg, "between 0 and 180 degrees")
-    rotation = None
-    if info.get("quaternion"):
-        x, y, z, w = (float(info["quaternion"].get(axis, axis == "w")) for axis in "xyzw")
-        rotation = FLIP[:, None] * _rotation(w, x, y, z).T * FLIP  # three.js camera axes -> OpenCV, viewer -> splat
-    K = intrinsics(torch.tensor([math.radians(fov_deg)]), width, height)
-    K[:, :2, :2] *= zoom
-    return Cameras(look(position, target, rotation), K), target
-
-
-def _rotation(w: float, x: float, y: float, z: float) -> Tensor:
-    q = torch.nn.functional.normalize(torch.tensor([w, x, y, z]), dim=0)
-    w, v = q[0], q[1:]
-    cross = torch.linalg.cross(torch.eye(3), v.expand(3, 3))  # rows e_i x v
-    return torch.eye(3) * (w * w - v @ v) + 2 * torch.outer(v, v) + 2 * w * cross
-
-
-# ---- progress, cancel, files
-
-
-def check_interrupt() -> None:
-    comfy.model_management.throw_exception_if_processing_interrupted()
-
-
-def show_text(node_id: str | None, text: str) -> None:
-    """Write on the node in the web page; it stays there, also when the node is stopped."""
-    if node_id:
-        from server import PromptServer  # heavy, but there when a node runs
-
-        PromptServer.instance.send_progress_text(text, node_id)
-
-
-class Progress:
-    """The node's progress bar; `image` (H, W, 3) is shown on the node."""
-
-    def __init__(self, total: int) -> None:
-        self.bar, self.total = comfy.utils.ProgressBar(total), total
-
-    def update(self, done: int, image: Tensor | None = None) -> None:
-        preview = ("JPEG", Image.fromarray(to_uint8(image)), PREVIEW_SIZE) if image is not None else None
-        self.bar.update_absolute(done, self.total, preview)
-
-
-def output_path(prefix: str, extension: str) -> tuple[str, dict]:
-    """Next free path for `prefix` under the output folder by the host's rules, and its entry for the web page."""
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
-    file = f"{name}_{counter:05}_.{extension}"
-    return os.path.join(folder, file), {"filename": file, "subfolder": subfolder, "type": "output"}
-
-
-def name_of(entry: dict) -> str:
-    """A file's name under the output folder, as `output_file` takes it."""
-    return "/".join(filter(None, (entry["subfolder"].replace(os.sep, "/"), entry["filename"])))
-
-
-def output_file(field: str, name: str) -> str:
-    """Path of an existing file under the output folder. Raises ValueError that names the input `field`."""
-    folder = os.path.abspath(folder_paths.get_output_directory())
-    path = os.path.abspath(os.path.join(folder, name.strip()))
-    inside = folder_paths.is_within_directory(folder, path)
-    require(inside and os.path.isfile(path), field, repr(name), f"the name of a file under {folder}")
-    return path
-
-
-def output_stamp(name: str) -> str:
-    """Changes when a file under the output folder does."""
-    stat = os.stat(output_file("file", name))
-    return f"{stat.st_mtime_ns} {stat.st_size}"

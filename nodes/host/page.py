@@ -1,0 +1,66 @@
+"""What the user sees and keeps: progress, texts and pictures on the node, cancel, files."""
+
+from __future__ import annotations
+
+import os
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+from PIL import Image
+from torch import Tensor
+
+from ...lucid_core.checks import require
+from ...lucid_core.video import to_uint8
+
+PREVIEW_SIZE = 512
+
+
+def check_interrupt() -> None:
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def show_text(node_id: str | None, text: str) -> None:
+    """Write on the node in the web page; it stays there, also when the node is stopped."""
+    if node_id:
+        from server import PromptServer  # heavy, but there when a node runs
+
+        PromptServer.instance.send_progress_text(text, node_id)
+
+
+class Progress:
+    """The node's progress bar; `image` (H, W, 3) is shown on the node."""
+
+    def __init__(self, total: int) -> None:
+        self.bar, self.total = comfy.utils.ProgressBar(total), total
+
+    def update(self, done: int, image: Tensor | None = None) -> None:
+        preview = ("JPEG", Image.fromarray(to_uint8(image)), PREVIEW_SIZE) if image is not None else None
+        self.bar.update_absolute(done, self.total, preview)
+
+
+def output_path(prefix: str, extension: str) -> tuple[str, dict]:
+    """Next free path for `prefix` under the output folder by the host's rules, and its entry for the web page."""
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    file = f"{name}_{counter:05}_.{extension}"
+    return os.path.join(folder, file), {"filename": file, "subfolder": subfolder, "type": "output"}
+
+
+def name_of(entry: dict) -> str:
+    """A file's name under the output folder, as `output_file` takes it."""
+    return "/".join(filter(None, (entry["subfolder"].replace(os.sep, "/"), entry["filename"])))
+
+
+def output_file(field: str, name: str) -> str:
+    """Path of an existing file under the output folder. Raises ValueError that names the input `field`."""
+    folder = os.path.abspath(folder_paths.get_output_directory())
+    path = os.path.abspath(os.path.join(folder, name.strip()))
+    inside = folder_paths.is_within_directory(folder, path)
+    require(inside and os.path.isfile(path), field, repr(name), f"the name of a file under {folder}")
+    return path
+
+
+def output_stamp(name: str) -> str:
+    """Changes when a file under the output folder does."""
+    stat = os.stat(output_file("file", name))
+    return f"{stat.st_mtime_ns} {stat.st_size}"
