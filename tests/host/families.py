@@ -21,8 +21,8 @@ import torch
 
 UNET = {  # what the detection of SD 1, SD 2 and SDXL leaves free: one level, one block, no attention on the way up
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [1], "channel_mult": [1],
-    "transformer_depth": [1], "transformer_depth_output": [0, 0], "transformer_depth_middle": -1, "use_spatial_transformer": True,
-    "legacy": False, "use_temporal_attention": False, "use_temporal_resblock": False,
+    "transformer_depth": [1], "transformer_depth_output": [0, 0], "transformer_depth_middle": -1,
+    "use_spatial_transformer": True, "legacy": False, "use_temporal_attention": False, "use_temporal_resblock": False,
 }  # fmt: skip
 SD1 = {**UNET, "context_dim": 768, "num_heads": 8, "num_head_channels": -1, "use_linear_in_transformer": False}
 SD2 = {**UNET, "context_dim": 1024, "num_heads": -1, "num_head_channels": 64, "use_linear_in_transformer": True}
@@ -43,8 +43,12 @@ FLUX = {
 WAN = {"dim": 128, "ffn_dim": 256, "num_heads": 1, "num_layers": 1, "in_dim": 16, "out_dim": 16, "model_type": "t2v"}
 
 V_PREDICTION = {"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.tensor([-1.0, 1.0])}  # how SD 2.1-v is told
-CLASSES = {"SD": "comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel", "SD3": "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT",
-           "FLUX": "comfy.ldm.flux.model.Flux", "WAN": "comfy.ldm.wan.model.WanModel"}  # fmt: skip
+CLASSES = {
+    "SD": "comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel",
+    "SD3": "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT",
+    "FLUX": "comfy.ldm.flux.model.Flux",
+    "WAN": "comfy.ldm.wan.model.WanModel",
+}
 MODELS = {  # name of the file: the host's class, its configuration, weights that are only there to be seen
     "sd15": ("SD", SD1, {}),
     "sd15_inpaint": ("SD", {**SD1, "in_channels": 9}, {}),
@@ -93,7 +97,8 @@ def build(module: str, name: str, config: dict) -> torch.nn.Module:
 
     import comfy.ops
 
-    operations = {} if name == "TAESD" else {"operations": comfy.ops.disable_weight_init, "device": "meta", "dtype": torch.float32}
+    place = {"operations": comfy.ops.disable_weight_init, "device": "meta", "dtype": torch.float32}
+    operations = {} if name == "TAESD" else place
     with torch.device("meta"):
         return getattr(importlib.import_module(module), name)(**config, **operations)
 

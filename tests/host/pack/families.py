@@ -1,5 +1,6 @@
 """Nodes for the tests of the model families: what no small file can bring, and the host's samplers beside HostPrior."""
 
+import itertools
 import sys
 from types import SimpleNamespace
 
@@ -102,10 +103,10 @@ class LucidTestEuler(IO.ComfyNode):
         def body(prior, prompts):
             sigmas = [prior.sigma(t) for t in times]
             z = scaled + sigmas[0] * noise
-            for sigma, below in zip(sigmas, sigmas[1:]):
-                z0, z0_negative = prior.denoise(z, sigma, [prompts.views[0], prompts.negative])
-                guided = prior.guide(z, sigma, [z0, z0_negative], prompts.views[0], prompts.negative, cfg)
-                z = z + (below - sigma) * (z - guided) / sigma
+            asked = [prompts.views[0], prompts.negative]
+            for sigma, below in itertools.pairwise(sigmas):
+                e = [(z - z0) / sigma for z0 in prior.denoise(z, sigma, asked)]
+                z = z + (below - sigma) * prior.guide(z, sigma, asked, e, cfg)
             return {"z": z, "sigmas": sigmas, "ends": [prior.sigma(0.0), prior.sigma(1.0)]}
 
         guidance = SimpleNamespace(model=model, vae=vae, prompt=prompt)
