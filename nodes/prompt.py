@@ -88,7 +88,7 @@ class LucidPromptFromConditioning(IO.ComfyNode):
             node_id="LucidPromptFromConditioning",
             display_name="Lucid Prompt From Conditioning",
             category=CATEGORY,
-            search_aliases=["conditioning to lucid prompt", "flux guidance 3d", "regional prompt 3d", "prompt from conditioning"],
+            search_aliases=["conditioning to prompt", "view conditionings", "flux guidance 3d", "regional prompt 3d"],
             description="A prompt of ComfyUI's own CONDITIONINGs, one for each side of the object: with Flux Guidance, SDXL's "
             "sizes, prompt schedules, regions, or whatever other nodes make of a text.",
             inputs=[

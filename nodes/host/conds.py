@@ -9,6 +9,8 @@ import comfy.conds
 import torch
 from torch import Tensor
 
+from .families import family_of
+
 HostCond = list[dict]  # a conditioning as the host's samplers hold it
 TEXT = ("c_crossattn", "y", "clip_text_pooled", "guidance")  # what the models read of a text: means of these mean something
 WHERE = ("area", "mask", "mask_strength", "strength", "timestep_start", "timestep_end", "hooks", "control", "gligen", "default")
@@ -115,16 +117,18 @@ def _made_of(model: Any, name: str, text: Tensor, options: dict) -> dict:
     noise = torch.zeros(1, latents.latent_channels, 8, 8)
     size = {"width": 8 * latents.spacial_downscale_ratio, "height": 8 * latents.spacial_downscale_ratio, "prompt_type": name}
     try:
-        return model.extra_conds(**{**size, **options, "cross_attn": text, "noise": noise, "device": text.device, "seed": 0})
+        return model.extra_conds(
+            **{**size, "seed": 0, **options, "cross_attn": text, "noise": noise, "latent_image": noise, "device": text.device}
+        )
     except KeyError as error:
         raise ValueError(
-            f"model {type(model).__name__} needs {error.args[0]}, which the conditioning {name} does not hold; encode it with "
+            f"model {family_of(model)} needs {error.args[0]}, which the conditioning {name} does not hold; encode it with "
             "the text encoder of that model"
         ) from error
 
 
 def _require_fit(model: Any, name: str, text: Tensor, made: dict) -> None:
-    family, config = type(model).__name__, model.model_config.unet_config
+    family, config = family_of(model), model.model_config.unet_config
     if "c_concat" in made:
         raise ValueError(
             f"model {family} wants an image beside the noise (an inpainting, edit or upscaling model, or a conditioning that "

@@ -12,14 +12,15 @@ from comfy.patcher_extension import WrappersMP
 
 log = logging.getLogger(__name__)
 INSTEAD = "use a text-to-image model such as SD 1.5, SD 2.1, SDXL, SD3, Flux or Z-Image"
-NOT_FOR_VIEWS = {  # by class: what latents, channels and sampling do not give away
+NOT_FOR_VIEWS = {  # what latents, channels and sampling do not give away
     "SDXLRefiner": "knows the last fifth of the noise alone; use SDXL itself",
-    "StableCascade_C": f"makes a code for a second model and no image; {INSTEAD}",
-    "StableCascade_B": f"decodes what a first model made; {INSTEAD}",
+    "Stable_Cascade_C": f"makes a code for a second model and no image; {INSTEAD}",
+    "Stable_Cascade_B": f"decodes what a first model made; {INSTEAD}",
     "TripoSplat": "makes splats and no images; start from its splat (into Lucid Dream) and guide it with an image model",
     "ACEStep": f"makes sound; {INSTEAD}",
     "PiD": f"enlarges an image; {INSTEAD}",
     "SAM3": f"finds objects and makes none; {INSTEAD}",
+    "SAM31": f"finds objects and makes none; {INSTEAD}",
     "RT_DETR_v4": f"finds objects and makes none; {INSTEAD}",
     "DepthAnything3": f"estimates depth and makes no image; {INSTEAD}",
 }
@@ -30,7 +31,7 @@ def require_image_model(model: Any, vae: Any) -> None:
     """Raise ValueError unless `model` denoises images whose latents `vae` makes, in a way that its patches leave to us."""
     if vae is None:
         raise ValueError("vae is missing: this checkpoint holds none; load the model's VAE with Load VAE")
-    name, latents = type(model.model).__name__, model.model.latent_format
+    name, latents = family_of(model.model), model.model.latent_format
     if name in NOT_FOR_VIEWS:
         raise ValueError(f"model {name} {NOT_FOR_VIEWS[name]}")
     if latents.latent_dimensions != 2 or vae.latent_dim != 2:
@@ -52,6 +53,11 @@ def require_image_model(model: Any, vae: Any) -> None:
             f"them {ratio} times smaller; use the VAE that belongs to the model"
         )
     _require_patches(model)
+
+
+def family_of(model: Any) -> str:
+    """What the host's detection found: SD15, SDXL, FluxSchnell, ..."""
+    return type(model.model_config).__name__
 
 
 def predicts_clean_images(of: Any) -> bool:
@@ -81,15 +87,14 @@ def pixel_limit_of(model: Any) -> float:
 
 def log_needs(model: Any, own_limit: float) -> None:
     """Log what is set for the model's family, and what its user should know; `own_limit` is the method's pixel_limit."""
-    name, inner = type(model.model).__name__, model.model
+    name, inner = family_of(model.model), model.model
     limit = pixel_limit_of(inner)
     if limit < own_limit == math.inf:
         log.info("Lucid: model %s: no pixel pulls by more than %g (the method sets no limit of its own)", name, limit)
     of = model.get_model_object("model_sampling")
     if hasattr(of, "skip_steps"):
         log.info("Lucid: model %s is sampled as LCM: asked at its %d noise levels alone; cfg of 1 to 2", name, len(of.sigmas))
-    config = inner.model_config
-    if type(config).__name__ == "FluxSchnell":
+    if name == "FluxSchnell":
         log.info("Lucid: model %s learned to sample in few steps (schnell): cfg of 1; what it says at low noise is rough", name)
-    elif config.unet_config.get("guidance_embed"):
+    elif inner.model_config.unet_config.get("guidance_embed"):
         log.info("Lucid: model %s is guided by Flux Guidance in its conditioning: cfg of 1 to 4", name)

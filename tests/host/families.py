@@ -2,7 +2,8 @@
 
     python tests/host/families.py COMFYUI_DIR FOLDER
 
-writes them to FOLDER/diffusion_models (Load Diffusion Model) and FOLDER/vae (Load VAE). Names and shapes of the weights are
+writes them to FOLDER/diffusion_models (Load Diffusion Model) and FOLDER/vae (Load VAE), and for `sd15` what rides on it: two
+files in FOLDER/loras and a textual inversion in FOLDER/embeddings. Names and shapes of the weights are
 those of the host's own classes, built without memory on the meta device; what its detection leaves free is as small as it goes.
 
 Text: the host's loaders take no small text encoder for SD 2, SDXL, SD3 or Flux (CLIP-H, CLIP-G and T5 have fixed sizes). What
@@ -64,6 +65,8 @@ MODELS = {  # name of the file: the host's class, its configuration, weights tha
     "wan": ("WAN", WAN, {}),
 }
 TEXT = {"sd2": (1024, 1024), "sd2_v": (1024, 1024), "sdxl": (2048, 1280), "sdxl_v_ztsnr": (2048, 1280)}  # of others 768, 768
+LORAS = ("lora_a", "lora_b")  # of `sd15`
+WORD = "word"  # a textual inversion for CLIP-L: embedding:lucid_test_word
 VAES = {"taesd_16_channels": 16}  # the demo's checkpoint holds one of 4
 
 
@@ -85,6 +88,24 @@ def write(folder: Path) -> None:
         path = folder / "vae" / file_of(name)
         if is_due(path):
             save_file(random_weights(build("comfy.taesd.taesd", "TAESD", {"latent_channels": channels}), name), path)
+    for name in LORAS:
+        path = folder / "loras" / file_of(name)
+        if is_due(path):
+            save_file(lora(name), path)
+    path = folder / "embeddings" / file_of(WORD)
+    if is_due(path):
+        save_file({"emb_params": 0.05 * torch.randn(2, 768, generator=torch.Generator().manual_seed(2))}, path)
+
+
+def lora(name: str, rank: int = 4) -> dict[str, torch.Tensor]:
+    """For the attention of `sd15`, in the naming that the host's loader takes for every model."""
+    generator = torch.Generator().manual_seed(sum(map(ord, name)))
+    layer = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_"
+    state = {}
+    for part, width in (("q", 320), ("v", 768)):
+        state[f"{layer}{part}.lora_down.weight"] = torch.randn(rank, width, generator=generator) / width**0.5
+        state[f"{layer}{part}.lora_up.weight"] = torch.randn(320, rank, generator=generator)
+    return state
 
 
 def is_due(path: Path) -> bool:
