@@ -17,16 +17,43 @@ WHERE = ("area", "mask", "mask_strength", "strength", "timestep_start", "timeste
 LONGEST_REPEAT = 4  # as the host: more would cost more than it saves
 
 
-def blend(conds: list[HostCond], weights: Tensor) -> HostCond:
-    """Weighted sum of V conditionings for each of B views, weights (B, V): of the text where that is all they differ in.
+class Mixture(HostCond):
+    """V conditionings that no single one can stand for: the model is asked about each, the answers are averaged by `weights`
+    (B, V), a row per view.
 
-    Otherwise (regions, controls, LoRA hooks, texts of other lengths) of the answers: the host then asks the model about each
-    conditioning that has weight and averages what it says, which costs that many evaluations.
+    As a list it holds the entries of all with those weights as strengths, for patches that hand it to the host again.
+    """
+
+    def __init__(self, conds: list[HostCond], weights: Tensor) -> None:
+        self.conds, self.weights = conds, weights
+        rows = weights.float()[..., None, None, None]  # (B, V, 1, 1, 1)
+        super().__init__(
+            {**entry, "strength": entry.get("strength", 1.0) * rows[:, k]} for k, cond in enumerate(conds) for entry in cond
+        )
+
+
+def blend(conds: list[HostCond], weights: Tensor) -> HostCond:
+    """Weighted sum of V conditionings for each of B views, weights (B, V): of the texts where those are all they differ in.
+
+    Otherwise (regions, schedules, controls, LoRA hooks, texts of other lengths) of the model's answers, which costs an
+    evaluation for each conditioning that has weight in the batch.
     """
     if _differ_in_text_alone(conds):
         return [_blend_entries(entries, weights) for entries in zip(*conds)]
-    asked = [k for k in range(len(conds)) if weights[:, k].any()]
-    return [_weighted(entry, weights[:, k]) for k in asked for entry in conds[k]]
+    asked = weights.any(0).tolist()
+    return Mixture([cond for cond, has_weight in zip(conds, asked) if has_weight], weights[:, asked])
+
+
+def parts_of(cond: HostCond) -> list[HostCond]:
+    """What the model must be asked about for `cond`."""
+    return cond.conds if isinstance(cond, Mixture) else [cond]
+
+
+def mean_of(cond: HostCond, answers: list[Tensor]) -> Tensor:
+    """The answer to `cond` from those to its parts, each (B, C, h, w)."""
+    if not isinstance(cond, Mixture):
+        return answers[0].clone()
+    return torch.einsum("bv,vb...->b...", cond.weights.to(answers[0]), torch.stack(answers))
 
 
 def _differ_in_text_alone(conds: list[HostCond]) -> bool:
@@ -72,16 +99,6 @@ def _blend_tensors(values: list[Tensor], weights: Tensor) -> Tensor:
         values = [value.repeat(1, length // value.shape[1], 1) for value in values]
     stacked = torch.cat(values)  # (V, ...)
     return torch.einsum("bv,v...->b...", weights.to(stacked), stacked)
-
-
-def _weighted(entry: dict, weights: Tensor) -> dict:
-    """The entry with a strength for each of B views, beside its own: the host averages answers by strength."""
-    if "default" in entry:
-        raise ValueError(
-            "the conditionings of the views differ and hold a default (of Cond Pair Set Default Combine), whose region "
-            "depends on the others; give each view a conditioning of its own, without default"
-        )
-    return {**entry, "strength": entry.get("strength", 1.0) * weights.reshape(-1, 1, 1, 1).float()}
 
 
 def zeroed(conditioning: list) -> list:

@@ -18,7 +18,7 @@ from ...lucid_core.checkpoint import digest
 from ...lucid_core.prior import OutOfMemory, Prior
 from ...lucid_core.views import VIEWS, Prompts
 from ..types import Conditioning, LucidGuidanceData
-from .conds import HostCond, blend
+from .conds import HostCond, blend, mean_of, parts_of
 from .families import pixel_limit_of
 from .noise import NoiseLevels
 from .page import check_interrupt
@@ -147,18 +147,20 @@ class HostPrior(Prior):
 
     def denoise(self, z: Tensor, sigma: float, conds: list[HostCond]) -> list[Tensor]:
         check_interrupt()
-        self.evaluations += len(z) * sum(len(cond) for cond in conds)
-        roles = [int(any(cond is other for other in self._without_prompt)) for cond in conds]
+        parts = [parts_of(cond) for cond in conds]
+        asked = [part for some in parts for part in some]
+        self.evaluations += len(z) * sum(len(part) for part in asked)
+        roles = [int(any(part is other for other in self._without_prompt)) for part in asked]
         with _memory_errors(), torch.inference_mode():  # as under the host's samplers, where every patch expects to run
             x, levels = self._levels.to_host(z, sigma)
-            predictions = comfy.samplers.calc_cond_batch(self._model, conds, x, levels, with_roles(self._options, roles))
-        return [prediction.clone() for prediction in predictions]
+            answers = iter(comfy.samplers.calc_cond_batch(self._model, asked, x, levels, with_roles(self._options, roles)))
+        return [mean_of(cond, [next(answers) for _ in some]) for cond, some in zip(conds, parts)]
 
     def sigma(self, t: float) -> float:
         return self._levels.sigma(t)
 
     def blend(self, conds: list[HostCond], weights: Tensor) -> HostCond:
-        return blend(conds, weights)
+        return blend(conds, weights.to(self._device))
 
     def guide(self, z: Tensor, sigma: float, conds: list[HostCond], e: list[Tensor], cfg: float) -> Tensor:
         """As the host's sampler would: patches of the model (Rescale CFG, Mahiro, PAG) may combine the two in their own way."""

@@ -2,8 +2,8 @@
 
     python tests/host/families.py COMFYUI_DIR FOLDER
 
-writes them to FOLDER/diffusion_models (Load Diffusion Model) and FOLDER/vae (Load VAE), and for `sd15` what rides on it: two
-files in FOLDER/loras and a textual inversion in FOLDER/embeddings. Names and shapes of the weights are
+writes them to FOLDER/diffusion_models (Load Diffusion Model) and FOLDER/vae (Load VAE), and for `sd15` what rides on it: LoRAs
+in FOLDER/loras and a textual inversion in FOLDER/embeddings. Names and shapes of the weights are
 those of the host's own classes, built without memory on the meta device; what its detection leaves free is as small as it goes.
 
 Text: the host's loaders take no small text encoder for SD 2, SDXL, SD3 or Flux (CLIP-H, CLIP-G and T5 have fixed sizes). What
@@ -25,7 +25,10 @@ UNET = {  # what the detection of SD 1, SD 2 and SDXL leaves free: one level, on
     "transformer_depth": [1], "transformer_depth_output": [0, 0], "transformer_depth_middle": -1,
     "use_spatial_transformer": True, "legacy": False, "use_temporal_attention": False, "use_temporal_resblock": False,
 }  # fmt: skip
-SD1 = {**UNET, "context_dim": 768, "num_heads": 8, "num_head_channels": -1, "use_linear_in_transformer": False}
+SD1 = {  # with attention in the middle, where PAG works
+    **UNET, "context_dim": 768, "num_heads": 8, "num_head_channels": -1, "use_linear_in_transformer": False,
+    "transformer_depth_middle": 1,
+}  # fmt: skip
 SD2 = {**UNET, "context_dim": 1024, "num_heads": -1, "num_head_channels": 64, "use_linear_in_transformer": True}
 SDXL = {  # that of KOALA-700M, the smallest that is told by its depths
     **SD2, "context_dim": 2048, "num_res_blocks": [1, 1, 1], "channel_mult": [1, 1, 1], "transformer_depth": [0, 2, 5],
@@ -66,6 +69,7 @@ MODELS = {  # name of the file: the host's class, its configuration, weights tha
 }
 TEXT = {"sd2": (1024, 1024), "sd2_v": (1024, 1024), "sdxl": (2048, 1280), "sdxl_v_ztsnr": (2048, 1280)}  # of others 768, 768
 LORAS = ("lora_a", "lora_b")  # of `sd15`
+TEXT_LORA = "lora_text"  # of the last layers of CLIP-L, which do nothing in the demo's checkpoint
 WORD = "word"  # a textual inversion for CLIP-L: embedding:lucid_test_word
 VAES = {"taesd_16_channels": 16}  # the demo's checkpoint holds one of 4
 
@@ -92,6 +96,9 @@ def write(folder: Path) -> None:
         path = folder / "loras" / file_of(name)
         if is_due(path):
             save_file(lora(name), path)
+    path = folder / "loras" / file_of(TEXT_LORA)
+    if is_due(path):
+        save_file(text_lora(), path)
     path = folder / "embeddings" / file_of(WORD)
     if is_due(path):
         save_file({"emb_params": 0.05 * torch.randn(2, 768, generator=torch.Generator().manual_seed(2))}, path)
@@ -105,6 +112,17 @@ def lora(name: str, rank: int = 4) -> dict[str, torch.Tensor]:
     for part, width in (("q", 320), ("v", 768)):
         state[f"{layer}{part}.lora_down.weight"] = torch.randn(rank, width, generator=generator) / width**0.5
         state[f"{layer}{part}.lora_up.weight"] = torch.randn(320, rank, generator=generator)
+    return state
+
+
+def text_lora(rank: int = 4) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    state = {}
+    for layer in (10, 11):
+        for part, n_in, n_out in (("fc1", 768, 3072), ("fc2", 3072, 768)):
+            name = f"lora_te_text_model_encoder_layers_{layer}_mlp_{part}"
+            state[f"{name}.lora_down.weight"] = torch.randn(rank, n_in, generator=generator) / n_in**0.5
+            state[f"{name}.lora_up.weight"] = torch.randn(n_out, rank, generator=generator)
     return state
 
 

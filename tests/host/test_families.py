@@ -20,7 +20,7 @@ def found_by(client, graph, node):
 def test_ten_euler_steps_in_our_form_end_where_the_hosts_end(client, family):
     """v to eps, the change of variables of flows, and the shift: from the same noise to the same latent, with cfg."""
     graph = FamilyGraph(family)
-    found = found_by(client, graph, graph.ask("LucidTestEuler", cfg=3.0))
+    found = found_by(client, graph, graph.ask("LucidTestEuler", cfg=3.0, steps=10))
     assert found["after"][0] < 1e-4 * max(found["moved"][0], 1)
     assert found["moved"][0] > 1
 
@@ -38,7 +38,7 @@ def test_a_splat_is_distilled_from_every_family(client, server, family):
 @pytest.mark.parametrize("family", FLOWS)
 def test_a_flows_schedule_is_finite_at_its_ends_and_has_the_hosts_shift(client, family):
     graph = FamilyGraph(family)
-    found = found_by(client, graph, graph.ask("LucidTestEuler", cfg=1.0))
+    found = found_by(client, graph, graph.ask("LucidTestEuler", cfg=1.0, steps=10))
     shift = SHIFT[family]
     assert found["sigmas"] == pytest.approx([shift * t / (1 - t) for t in (0.9 - 0.085 * i for i in range(11))], rel=1e-3)
     assert found["ends"] == pytest.approx([shift * 1e-3, shift * 1e3], rel=2e-3)
@@ -48,7 +48,7 @@ def test_lcm_is_asked_at_the_noise_levels_it_knows(client, server):
     """Through the host's Model Sampling Discrete: z0 by its boundary condition, sigma of its table of 50."""
     graph = FamilyGraph("sd15")
     graph.patched("ModelSamplingDiscrete", sampling="lcm", zsnr=False)
-    found = found_by(client, graph, graph.ask("LucidTestEuler", cfg=1.0))
+    found = found_by(client, graph, graph.ask("LucidTestEuler", cfg=1.0, steps=10))
     assert found["after"][0] < 1e-4 * max(found["moved"][0], 1)
     levels = [0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * i / 999 for i in range(1000)]
     abar = 1.0

@@ -99,7 +99,7 @@ class LucidTestZImage(IO.ComfyNode):
 
 
 class LucidTestEuler(IO.ComfyNode):
-    """Ten Euler steps of the host's sampler and ten in variance-exploding form through HostPrior, from the same noise.
+    """Euler steps of the host's sampler and as many in variance-exploding form through HostPrior, from the same noise.
 
     "after": the largest difference between their latents. "moved": how far they went. "z": a few values of where ours ended.
     """
@@ -110,19 +110,19 @@ class LucidTestEuler(IO.ComfyNode):
             node_id="LucidTestEuler",
             inputs=[
                 IO.Model.Input("model"), IO.Vae.Input("vae"), IO.Custom("LUCID_PROMPT").Input("prompt"),
-                IO.Float.Input("cfg", default=1.0),
+                IO.Float.Input("cfg", default=1.0), IO.Int.Input("steps", default=10),
             ],
             outputs=[],
             is_output_node=True,
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, vae, prompt, cfg):
+    def execute(cls, model, vae, prompt, cfg, steps):
         channels = model.model.latent_format.latent_channels
         noise = torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(0))
         scaled = torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(1))
         start = model.model.process_latent_out(scaled)
-        times = torch.linspace(0.9, 0.05, 11).tolist()
+        times = torch.linspace(0.9, 0.05, steps + 1).tolist()
 
         def body(prior, prompts):
             sigmas = [prior.sigma(t) for t in times]
@@ -230,6 +230,21 @@ class LucidTestAttention(IO.ComfyNode):
         return IO.NodeOutput(model)
 
 
+class LucidTestBlocks(IO.ComfyNode):
+    """Patches of a UNet's blocks as FreeU's, which leaves a UNet as narrow as the tests' alone."""
+
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(node_id="LucidTestBlocks", inputs=[IO.Model.Input("model")], outputs=[IO.Model.Output()])
+
+    @classmethod
+    def execute(cls, model):
+        model = model.clone()
+        model.set_model_output_block_patch(lambda h, skip, options: (1.3 * h, 0.7 * skip))
+        model.set_model_input_block_patch(lambda h, options: 1.1 * h)
+        return IO.NodeOutput(model)
+
+
 class LucidTestRoles(IO.ComfyNode):
     """What LucidTestAttention saw of the questions of a guidance: [y, negative, another view], the inverse alone."""
 
@@ -255,5 +270,6 @@ class LucidTestRoles(IO.ComfyNode):
 
 
 NODES = [
-    LucidTestWiden, LucidTestSpoilt, LucidTestZImage, LucidTestEuler, LucidTestBlend, LucidTestAttention, LucidTestRoles,
+    LucidTestWiden, LucidTestSpoilt, LucidTestZImage, LucidTestEuler, LucidTestBlend, LucidTestAttention, LucidTestBlocks,
+    LucidTestRoles,
 ]  # fmt: skip
