@@ -1,8 +1,8 @@
 """The host's noise levels and ours: variance-exploding sigmas of fractions of a MODEL's training schedule.
 
-    kind of model               host's level         host's latent        ours
-    noise and v prediction      sigma                z0 + sigma * eps     the same
-    flow (SD3, Flux, Z-Image)   t, with its shift    z / (1 + sigma)      z = z0 + sigma * eps, sigma = t / (1 - t)
+kind of model               host's level         host's latent        ours
+noise and v prediction      sigma                z0 + sigma * eps     the same
+flow (SD3, Flux, Z-Image)   t, with its shift    z / (1 + sigma)      z = z0 + sigma * eps, sigma = t / (1 - t)
 """
 
 from __future__ import annotations

@@ -17,6 +17,12 @@ def euler(client, graph, prompt=None, cfg=3.0):
     return client.run(graph)["outputs"][node]
 
 
+def require_same_change(found, plain):
+    """Ours ends where the host's does, and well apart from where both end without the rider."""
+    assert found["after"][0] < 1e-4 * max(found["moved"][0], 1)
+    assert max(abs(a - b) for a, b in zip(found["z"], plain)) > max(10 * found["after"][0], 1e-3)
+
+
 def loras(graph, *names):
     for name in names:
         graph.patched("LoraLoaderModelOnly", lora_name=file_of(name), strength_model=0.8)
@@ -45,9 +51,7 @@ def plain(client):
 def test_what_rides_on_a_model_changes_the_prediction_as_in_the_host(client, plain, rider):
     graph = FamilyGraph("sd15")
     MODEL_RIDERS[rider](graph)
-    found = euler(client, graph)
-    assert found["after"][0] < 1e-4 * max(found["moved"][0], 1)
-    assert max(abs(a - b) for a, b in zip(found["z"], plain)) > 1e-2
+    require_same_change(euler(client, graph), plain)
 
 
 def half_of(graph, left):
@@ -94,9 +98,7 @@ TEXT_RIDERS = {
 @pytest.mark.parametrize("rider", TEXT_RIDERS)
 def test_what_rides_on_a_conditioning_changes_the_prediction_as_in_the_host(client, plain, rider):
     graph = FamilyGraph("sd15")
-    found = euler(client, graph, graph.prompt(TEXT_RIDERS[rider](graph)))
-    assert found["after"][0] < 1e-4 * max(found["moved"][0], 1)
-    assert max(abs(a - b) for a, b in zip(found["z"], plain)) > 1e-3
+    require_same_change(euler(client, graph, graph.prompt(TEXT_RIDERS[rider](graph))), plain)
 
 
 def test_clip_skip_and_a_lora_of_the_text_encoder_ride_on_the_conditioning(client):
@@ -108,10 +110,8 @@ def test_clip_skip_and_a_lora_of_the_text_encoder_ride_on_the_conditioning(clien
                          strength_model=1.0, strength_clip=1.0)  # fmt: skip
         graph.model = [both, 0]
         graph.clip = [graph.add("CLIPSetLastLayer", clip=[both, 1], stop_at_clip_layer=layer), 0]
-        found = euler(client, graph)
-        assert found["after"][0] < 1e-4 * max(found["moved"][0], 1)
-        ends.append(found["z"])
-    assert max(abs(a - b) for a, b in zip(*ends)) > 1e-3
+        ends.append(euler(client, graph))
+    require_same_change(ends[1], ends[0]["z"])
 
 
 def test_flux_guidance_rides_on_its_conditioning(client):
@@ -119,10 +119,8 @@ def test_flux_guidance_rides_on_its_conditioning(client):
     for strength in (1.0, 6.0):
         graph = FamilyGraph("flux")
         front = [graph.add("FluxGuidance", conditioning=graph.text("a red mushroom"), guidance=strength), 0]
-        found = euler(client, graph, graph.prompt(front), cfg=1.0)
-        assert found["after"][0] < 1e-4 * max(found["moved"][0], 1)
-        ends.append(found["z"])
-    assert max(abs(a - b) for a, b in zip(*ends)) > 1e-2
+        ends.append(euler(client, graph, graph.prompt(front), cfg=1.0))
+    require_same_change(ends[1], ends[0]["z"])
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
