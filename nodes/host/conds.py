@@ -103,8 +103,10 @@ def _blend_tensors(values: list[Tensor], weights: Tensor) -> Tensor:
 
 def zeroed(conditioning: list) -> list:
     """The host's CONDITIONING with nothing in it, as its Conditioning Zero Out makes it."""
-    pooled = lambda options: {"pooled_output": torch.zeros_like(options["pooled_output"])} if "pooled_output" in options else {}
-    return [[torch.zeros_like(text), {**options, **pooled(options)}] for text, options in conditioning]
+    zero = lambda name, value: torch.zeros_like(value) if name == "pooled_output" and value is not None else value
+    return [
+        [torch.zeros_like(text), {name: zero(name, value) for name, value in options.items()}] for text, options in conditioning
+    ]
 
 
 def require_text_of(model: Any, conditionings: dict[str, list]) -> None:

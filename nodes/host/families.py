@@ -10,6 +10,8 @@ import comfy.model_base
 import comfy.model_sampling as sampling
 from comfy.patcher_extension import WrappersMP
 
+from .noise import NoiseLevels
+
 log = logging.getLogger(__name__)
 INSTEAD = "use a text-to-image model such as SD 1.5, SD 2.1, SDXL, SD3, Flux or Z-Image"
 NOT_FOR_VIEWS = {  # what latents, channels and sampling do not give away
@@ -69,13 +71,13 @@ def predicts_clean_images(of: Any) -> bool:
 
 def _require_patches(model: Any) -> None:
     """What reaches into a sampler, which there is none of here, or reuses answers of its step before."""
-    replaces = {
+    carried = {
         "a patch that asks for both prompts itself (as SkipLayerGuidanceDiTSimple)":
             "sampler_calc_cond_batch_function" in model.model_options,
         "a patch of the sampler's prediction (as CFG Override or LazyCache)": model.get_all_wrappers(WrappersMP.PREDICT_NOISE),
         "EasyCache": model.get_wrappers(WrappersMP.CALC_COND_BATCH, "easycache"),
     }  # fmt: skip
-    for what, found in replaces.items():
+    for what, found in carried.items():
         if found:
             raise ValueError(f"the model carries {what}, which works inside a sampler's steps alone; take it off")
 
@@ -92,7 +94,7 @@ def log_needs(model: Any, own_limit: float) -> None:
     if limit < own_limit == math.inf:
         log.info("Lucid: model %s: no pixel pulls by more than %g (the method sets no limit of its own)", name, limit)
     of = model.get_model_object("model_sampling")
-    if hasattr(of, "skip_steps"):
+    if NoiseLevels(of).is_distilled:
         log.info("Lucid: model %s is sampled as LCM: asked at its %d noise levels alone; cfg of 1 to 2", name, len(of.sigmas))
     if name == "FluxSchnell":
         log.info("Lucid: model %s learned to sample in few steps (schnell): cfg of 1; what it says at low noise is rough", name)

@@ -88,7 +88,8 @@ def with_prior(guidance: LucidGuidanceData, views: int, resolution: int, body: C
 
     Patches, hooks, memory and clean-up of the model are the host's own, because `body` runs inside its sampling call.
     """
-    latents, ratio = guidance.model.model.latent_format, guidance.model.model.latent_format.spacial_downscale_ratio
+    latents = guidance.model.model.latent_format
+    ratio = latents.spacial_downscale_ratio
     if resolution % ratio:
         raise ValueError(f"resolution is {resolution}; it must be a multiple of {ratio} with this model")
     noise = torch.zeros(views, latents.latent_channels, resolution // ratio, resolution // ratio)
@@ -169,7 +170,7 @@ class HostPrior(Prior):
         with _memory_errors(), torch.inference_mode():
             x, levels = self._levels.to_host(z, sigma)
             z0 = guided(self._model, conds, x, levels, [z - sigma * noise for noise in e], cfg, self._options)
-            return (z - z0).clone() / sigma
+        return (z - z0.clone()) / sigma
 
 
 def with_roles(options: dict, roles: list[int]) -> dict:
@@ -191,7 +192,7 @@ def with_roles(options: dict, roles: list[int]) -> dict:
 
 
 def guided(model: Any, conds: list[HostCond], x: Tensor, levels: Tensor, z0: list[Tensor], cfg: float, options: dict) -> Tensor:
-    """The host's sampling_function after the model was asked."""
+    """The host's sampling_function after the model was asked: z0 of the prompt and of the negative one, combined by `cfg`."""
     for patch in options.get("sampler_pre_cfg_function", []):
         z0 = patch({"conds": conds, "conds_out": z0, "cond_scale": cfg, "timestep": levels, "input": x, "sigma": levels,
                     "model": model, "model_options": options})  # fmt: skip

@@ -33,11 +33,11 @@ class FamilyGraph(Graph):
             link = [self.add("LucidTestWiden", conditioning=link, width=width, pooled=pooled), 0]
         return link
 
-    def prompt(self, front="a red mushroom, front view", negative="blurry", **sides):
+    def prompt(self, front="a red mushroom, front view", negative="blurry", perp_neg=0.0, **sides):
         """A LUCID_PROMPT of texts, or of links to conditionings."""
         given = {"front": front, "negative": negative, **sides}
         links = {name: self.text(value) if isinstance(value, str) else value for name, value in given.items()}
-        return [self.add("LucidPromptFromConditioning", **links, **BLEND), 0]
+        return [self.add("LucidPromptFromConditioning", **links, **{**BLEND, "perp_neg": perp_neg}), 0]
 
     def patched(self, class_type, **inputs):
         """Puts a node of the host between the model and what asks it."""

@@ -155,6 +155,16 @@ def test_views_of_different_structure_are_asked_one_by_one_and_their_answers_ble
         ply_of(client, client.run(graph.dream(graph.prompt(back=back), seed=93)))
 
 
+def test_a_splat_is_distilled_through_patches_of_cfg(client):
+    """Also with Perp-Neg, and where the patch asks again about views of different structure."""
+    graph = FamilyGraph("sd15")
+    graph.patched("RescaleCFG", multiplier=0.7)
+    graph.patched("PerturbedAttentionGuidance", scale=3.0)
+    prompt = graph.prompt(back=regions(graph), perp_neg=2.0)
+    splats = ply_of(client, client.run(graph.dream(prompt, seed=95)))
+    assert len(splats) > 100 and all(x.isfinite().all() for x in vars(splats).values())
+
+
 def test_patches_know_what_is_asked_without_the_prompt(client):
     """An IP-Adapter's image must count for the prompts of all views, and for neither the negative one nor the inversion."""
     graph = FamilyGraph("sd15")
