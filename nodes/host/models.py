@@ -164,7 +164,10 @@ class HostPrior(Prior):
         return blend(conds, weights.to(self._device))
 
     def guide(self, z: Tensor, sigma: float, conds: list[HostCond], e: list[Tensor], cfg: float) -> Tensor:
-        """As the host's sampler would: patches of the model (Rescale CFG, Mahiro, PAG) may combine the two in their own way."""
+        """As the host's sampler would: patches of the model (Rescale CFG, Mahiro, PAG) may combine the two in their own way.
+
+        What they ask the model beside is not counted.
+        """
         if not any(self._options.get(name) for name in CFG_PATCHES):
             return super().guide(z, sigma, conds, e, cfg)
         with _memory_errors(), torch.inference_mode():
