@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -203,7 +204,7 @@ def backpropagate(
 
     # 2. what the prior would change about them, as the gradient of their latents
     images = guided_images(render, disparity, config, generator)
-    limit_pixels(images, guidance.pixel_limit)
+    limit_pixels(images, guidance.pixel_limit if guidance.pixel_limit < math.inf else prior.pixel_limit)
     z0 = prior.encode(images)
     conds = prompts.at(prior, views.azimuth_rad, views.elevation_rad)
     listening = Listening(prior, conds.y)

@@ -7,7 +7,7 @@ from .dream import LucidDream
 from .export import LucidSave
 from .guidance import LucidBaseline, LucidISM
 from .pointcloud import LucidPointCloud
-from .prompt import LucidPrompt
+from .prompt import LucidPrompt, LucidPromptFromConditioning
 from .render import LucidRender
 from .selection import LucidSelection
 
@@ -15,6 +15,6 @@ from .selection import LucidSelection
 class LucidExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[IO.ComfyNode]]:
         return [
-            LucidPrompt, LucidPointCloud, LucidISM, LucidBaseline, LucidCameras, LucidSelection, LucidDream, LucidRender,
-            LucidSave,
+            LucidPrompt, LucidPromptFromConditioning, LucidPointCloud, LucidISM, LucidBaseline, LucidCameras, LucidSelection,
+            LucidDream, LucidRender, LucidSave,
         ]  # fmt: skip

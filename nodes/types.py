@@ -10,7 +10,7 @@ from comfy_api.latest import IO
 from ..lucid_core.cameras import CameraRanges
 from ..lucid_core.refine import Selection
 from ..lucid_core.score import Guidance
-from ..lucid_core.views import ViewBlend
+from ..lucid_core.views import VIEWS, ViewBlend
 
 Conditioning = list  # the host's CONDITIONING: [[embedding, options], ...]
 
@@ -24,6 +24,10 @@ class LucidPromptData:
     negative: Conditioning = field(repr=False)
     inverse: Conditioning = field(repr=False)
     blend: ViewBlend
+
+    def conditionings(self) -> dict[str, Conditioning]:
+        """All of them by their names."""
+        return {**dict(zip(VIEWS, self.views)), "negative": self.negative, "inverse": self.inverse}
 
 
 @dataclass(frozen=True)
