@@ -56,6 +56,6 @@ class Relief:
         low, high = values.min(), values.max()
         far = 1 + self.depth * slope
         nearness = (values - low) / (high - low) if high > low else torch.ones_like(values)  # 1 = nearest
-        return torch.lerp(torch.tensor(far), torch.tensor(1.0), nearness) if self.encoding == "linear" else 1 / torch.lerp(
-            torch.tensor(1 / far), torch.tensor(1.0), nearness
-        )
+        if self.encoding == "linear":
+            return far + (1 - far) * nearness
+        return 1 / (1 / far + (1 - 1 / far) * nearness)

@@ -1,5 +1,6 @@
 """Text to a mesh by diffusers' real Shap-E pipeline, with few random weights (see tiny_shap_e)."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -45,19 +46,25 @@ def test_the_surface_is_in_the_worlds_axes(mesh):
     assert (colors - expected).abs().mean() < 0.03
 
 
-def test_our_front_view_is_shap_es_own_first_view(pipeline, mesh):
+def test_our_front_view_is_shap_es_own_first_view(pipeline, mesh, monkeypatch):
     """The first of Shap-E's own cameras, by its own renderer of its radiance field, against our splats seen from azimuth 0."""
+    from diffusers.pipelines.shap_e import renderer
+
+    cameras = renderer.create_pan_cameras(64)
+    first = {axis: getattr(cameras, axis)[:1] for axis in ("origin", "x", "y", "z")}
+    monkeypatch.setattr(renderer, "create_pan_cameras", lambda size: dataclasses.replace(cameras, **first, shape=(1, 1)))
     latents = pipeline("a red chair", num_inference_steps=3, guidance_scale=15.0,
                        generator=torch.Generator().manual_seed(0), output_type="latent").images  # fmt: skip
-    theirs = pipeline.shap_e_renderer.decode_to_image(latents, "cpu", size=32, ray_batch_size=32 * 32 * 4)[0]
+    theirs = pipeline.shap_e_renderer.decode_to_image(latents, "cpu", size=64)[0]
     points, colors, normals = sample_surface(mesh, 20_000, torch.Generator().manual_seed(0))
-    splats = Start(size=0, opacity=0.95, thickness=0.1).splats(points, colors, 0, normals)
+    splats = Start(size=0, opacity=0.5, thickness=0.1).splats(points, colors, 0, normals)
     one = torch.ones(1)
-    camera = orbit(0 * one, math.atan(0.5) * one, 4 * one, 0.7 * one, 32, 32)
-    ours = rasterize(splats, camera, 32, 32, background=torch.ones(3)).rgb[0]
-    assert (theirs - ours).abs().mean() < 0.03
-    shifted = theirs.roll(3, dims=1)
-    assert (shifted - ours).abs().mean() > 0.06  # the measure tells views apart
+    camera = orbit(0 * one, math.atan(0.5) * one, 4 * one, 0.7 * one, 64, 64)
+    ours = rasterize(splats, camera, 64, 64, background=torch.ones(3)).rgb[0]
+    seen = lambda image: image.mean(-1) < 0.75
+    both = seen(ours) & seen(theirs)
+    assert both.sum() / (seen(ours) | seen(theirs)).sum() > 0.7 and (theirs - ours)[both].abs().mean() < 0.05
+    assert (theirs.flip(1) - ours)[both].abs().mean() > 0.15 < (theirs.flip(0) - ours)[both].abs().mean()
 
 
 def test_the_same_seed_gives_the_same_mesh_and_another_does_not(pipeline, mesh):
