@@ -28,9 +28,10 @@ class Mesh:
         """Its vertices multiplied by `rotation` (3, 3)."""
         return replace(self, vertices=self.vertices @ rotation.T)
 
-    @property
-    def is_coloured(self) -> bool:
-        return self.colors is not None or (self.uvs is not None and self.texture is not None)
+    def coloured(self, linear: Tensor) -> Mesh:
+        """With linear RGB (3,) at every vertex if it has no colours of its own."""
+        has = self.colors is not None or (self.uvs is not None and self.texture is not None)
+        return self if has else replace(self, colors=linear.expand(len(self.vertices), 3))
 
 
 def validate(mesh: Mesh) -> None:
@@ -41,8 +42,8 @@ def validate(mesh: Mesh) -> None:
     require(low >= 0 and high < v, "the largest vertex of a face", high if low >= 0 else low, f"0 to {v - 1}")
     require(bool(torch.isfinite(mesh.vertices).all()), "a vertex", "not finite", "finite; repair the mesh first")
     for name in ("colors", "uvs"):
-        value = getattr(mesh, name)
-        require(value is None or len(value) == v, f"the number of {name}", value is not None and len(value), f"{v}, one a vertex")
+        n = v if getattr(mesh, name) is None else len(getattr(mesh, name))
+        require(n == v, f"the number of {name}", n, f"{v}, one a vertex")
 
 
 def sample_surface(mesh: Mesh, count: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.nn import Module
 
 from .checks import check_bounds, require, setting
 from .extras import load as load_package
@@ -36,25 +36,31 @@ class ShapE:
     def __post_init__(self) -> None:
         check_bounds(self)
 
-    def mesh(self, pipeline: Any, text: str, seed: int, on_progress: Callable[[int, int], None]) -> Mesh:
+    @property
+    def evaluations(self) -> int:
+        """Of its two networks: Heun's method asks twice a step but for the last, the surface once for each batch of points."""
+        return 2 * self.steps - 1 + -(-(self.grid**3) // BATCH)
+
+    def mesh(self, pipeline: Any, text: str, seed: int, on_progress: Callable[[int], None]) -> Mesh:
         """The surface for `text` in the world frame, as large as Shap-E makes it (within [-1, 1]^3).
 
-        The pipeline runs on its own device and is left there. `on_progress(done, total)` is called after every evaluation of
-        its networks and may raise to stop. Raises ValueError where the text is empty or the surface is.
+        The pipeline runs on its own device and is left there. `on_progress(done)` is called after each of the
+        `evaluations` and may raise to stop. Raises ValueError where the text is empty or the surface is.
         """
         require(bool(text.strip()), "text", "empty", "a description of the object")
         pipeline.set_progress_bar_config(disable=True)
         renderer, device = pipeline.shap_e_renderer, pipeline.device
-        total, done = 2 * self.steps - 1 + -(-(self.grid**3) // BATCH), 0  # Heun's method evaluates twice but for the last
+        done = 0
 
         def advance(*_: Any) -> None:
             nonlocal done
             done += 1
-            on_progress(min(done, total), total)
+            on_progress(min(done, self.evaluations))  # the colours take a few more
 
         with ExitStack() as hooks, torch.no_grad():
-            for network, hook in ((pipeline.prior, advance), (renderer.mlp, advance), (renderer.mesh_decoder, _require_surface)):
-                hooks.callback(network.register_forward_hook(hook).remove)
+            for network in (pipeline.prior, renderer.mlp):
+                hooks.callback(network.register_forward_hook(advance).remove)
+            hooks.callback(renderer.mesh_decoder.register_forward_hook(_require_surface).remove)
             latents = pipeline(
                 text, num_inference_steps=self.steps, guidance_scale=self.guidance_scale,
                 generator=torch.Generator().manual_seed(seed), output_type="latent",
@@ -68,13 +74,13 @@ def _require_surface(decoder: Any, arguments: Any, mesh: Any) -> None:
     require(len(mesh.faces) > 0, "the shape for this text", "empty", "another: change the seed or the text")
 
 
-def in_hub_cache() -> Path:
-    """The folder of the model in the user's cache of the Hugging Face hub. Raises ValueError where there is none."""
+def in_hub_cache() -> Path | None:
+    """The folder of the model in the user's cache of the Hugging Face hub, if it is there. Nothing is downloaded."""
     hub = load_package("huggingface_hub", "huggingface_hub")
     try:
         return Path(hub.snapshot_download(REPOSITORY, local_files_only=True))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model is {REPOSITORY}, which the hub's cache does not hold") from error
+    except (OSError, ValueError):
+        return None
 
 
 def is_pipeline(folder: Path) -> bool:
@@ -91,14 +97,15 @@ def load(folder: Path, half: bool) -> Any:
     What decodes the surface stays in float32, because it tells apart positions by frequencies up to 2**14. Raises
     ImportError where diffusers is missing and ValueError where the folder is not whole.
     """
-    load_package("diffusers", "diffusers")
+    diffusers = load_package("diffusers", "diffusers")
     load_package("transformers", "transformers")
     require(is_pipeline(folder), "model", repr(str(folder)), f"a folder whose model_index.json names {PIPELINE}")
-    kind = load_package("diffusers", "diffusers").ShapEPipeline
     weights = [path.name for path in (folder / "prior").glob("*") if path.suffix in (".safetensors", ".bin")]
     variant = "fp16" if weights and all(".fp16." in name for name in weights) else None
     try:
-        pipeline = kind.from_pretrained(folder, local_files_only=True, variant=variant, torch_dtype=torch.float32)
+        pipeline = diffusers.ShapEPipeline.from_pretrained(
+            folder, local_files_only=True, variant=variant, torch_dtype=torch.float32
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"the model in {folder} is not whole: {error}") from error
     if half:
@@ -107,10 +114,6 @@ def load(folder: Path, half: bool) -> Any:
     return pipeline
 
 
-def size_of(pipeline: Any) -> int:
-    """Bytes of its weights."""
-    tensors: list[Tensor] = []
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            tensors += [*part.parameters(), *part.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def networks_of(pipeline: Any) -> list[Module]:
+    """What of it takes memory, to be moved to a device together."""
+    return [part for part in pipeline.components.values() if isinstance(part, Module)]

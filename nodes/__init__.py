@@ -10,11 +10,13 @@ from .pointcloud import LucidPointCloud
 from .prompt import LucidPrompt
 from .render import LucidRender
 from .selection import LucidSelection
+from .shap_e import LucidShapE
+from .starts import LucidPointsFromDepth, LucidPointsFromFile, LucidPointsFromMesh
 
 
 class LucidExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[IO.ComfyNode]]:
         return [
-            LucidPrompt, LucidPointCloud, LucidISM, LucidBaseline, LucidCameras, LucidSelection, LucidDream, LucidRender,
-            LucidSave,
+            LucidPrompt, LucidPointCloud, LucidShapE, LucidPointsFromMesh, LucidPointsFromDepth, LucidPointsFromFile, LucidISM,
+            LucidBaseline, LucidCameras, LucidSelection, LucidDream, LucidRender, LucidSave,
         ]  # fmt: skip

@@ -34,7 +34,7 @@ def pipeline(folder):
 
 @pytest.fixture(scope="module")
 def mesh(pipeline):
-    return SMALL.mesh(pipeline, "a red chair", 0, lambda done, total: None)
+    return SMALL.mesh(pipeline, "a red chair", 0, lambda done: None)
 
 
 def test_the_surface_is_in_the_worlds_axes(mesh):
@@ -68,17 +68,17 @@ def test_our_front_view_is_shap_es_own_first_view(pipeline, mesh, monkeypatch):
 
 
 def test_the_same_seed_gives_the_same_mesh_and_another_does_not(pipeline, mesh):
-    again, other = (SMALL.mesh(pipeline, "a red chair", seed, lambda done, total: None) for seed in (0, 1))
+    again, other = (SMALL.mesh(pipeline, "a red chair", seed, lambda done: None) for seed in (0, 1))
     assert torch.equal(mesh.vertices, again.vertices) and torch.equal(mesh.colors, again.colors)
     assert mesh.vertices.shape != other.vertices.shape or not torch.equal(mesh.vertices, other.vertices)
 
 
 def test_progress_goes_to_its_end_and_can_stop(pipeline):
     seen = []
-    SMALL.mesh(pipeline, "a chair", 0, lambda done, total: seen.append((done, total)))
-    assert seen[-1][0] == seen[-1][1] and [done for done, _ in seen] == sorted(done for done, _ in seen)
+    SMALL.mesh(pipeline, "a chair", 0, seen.append)
+    assert seen[0] == 1 and seen[-1] == SMALL.evaluations and seen == sorted(seen)
 
-    def stop(done, total):
+    def stop(done):
         if done == 2:
             raise KeyboardInterrupt
 
@@ -93,28 +93,26 @@ def test_it_works_offline(folder, monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    assert shap_e.size_of(shap_e.load(folder, half=False)) > 0
+    assert len(shap_e.networks_of(shap_e.load(folder, half=False))) == 3
 
 
 def test_half_precision_keeps_the_decoder_whole(folder):
     pipeline = shap_e.load(folder, half=True)
     assert pipeline.prior.dtype == pipeline.text_encoder.dtype == torch.float16
     assert pipeline.shap_e_renderer.dtype == torch.float32
-    assert shap_e.size_of(pipeline) < shap_e.size_of(shap_e.load(folder, half=False))
-    assert len(SMALL.mesh(pipeline, "a chair", 0, lambda done, total: None).faces) > 100
+    assert len(SMALL.mesh(pipeline, "a chair", 0, lambda done: None).faces) > 100
 
 
 def test_half_precision_files_are_found(folder, tmp_path):
     shap_e.load(folder, half=False).save_pretrained(tmp_path, variant="fp16")
-    assert shap_e.size_of(shap_e.load(tmp_path, half=False)) > 0
+    assert len(shap_e.networks_of(shap_e.load(tmp_path, half=False))) == 3
 
 
-def test_the_hubs_cache_is_read_and_its_lack_is_said(folder, tmp_path, monkeypatch):
+def test_the_hubs_cache_is_read(folder, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match="model is openai/shap-e, which the hub's cache does not hold"):
-        shap_e.in_hub_cache()
+    assert shap_e.in_hub_cache() is None
     repository = tmp_path / "models--openai--shap-e"
     shutil.copytree(folder, repository / "snapshots" / "0123abcd")
     (repository / "refs").mkdir()
@@ -123,7 +121,7 @@ def test_the_hubs_cache_is_read_and_its_lack_is_said(folder, tmp_path, monkeypat
 
 
 def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="model_index.json names ShapEPipeline"):
+    with pytest.raises(ValueError, match=r"model_index\.json names ShapEPipeline"):
         shap_e.load(tmp_path, half=False)
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}), encoding="utf-8")
     assert not shap_e.is_pipeline(tmp_path)
@@ -136,9 +134,9 @@ def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path):
 
 def test_an_empty_surface_or_text_is_said(pipeline, folder):
     with pytest.raises(ValueError, match="text is empty"):
-        SMALL.mesh(pipeline, "  ", 0, lambda done, total: None)
+        SMALL.mesh(pipeline, "  ", 0, lambda done: None)
     empty = shap_e.load(folder, half=False)
     with torch.no_grad():
         empty.shap_e_renderer.mlp.mlp[6].bias[0] = -10.0
     with pytest.raises(ValueError, match="the shape for this text is empty; it must be another"):
-        SMALL.mesh(empty, "a chair", 0, lambda done, total: None)
+        SMALL.mesh(empty, "a chair", 0, lambda done: None)

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from lucid_core import ply, pointfile, rasterize
-from lucid_core.cameras import Cameras, intrinsics
 from lucid_core.gaussians import SH_C0, Splats
 from lucid_core.mesh import Mesh, sample_surface, to_linear, to_srgb
 from lucid_core.relief import Relief
@@ -19,7 +18,7 @@ def colors_of(splats):
 
 
 def cube():
-    """Two triangles a side, four vertices of its own each: (Mesh without colours, the side (0 to 5) of each face)."""
+    """Two triangles a side, four vertices of its own each: -x, +x, -y, ... outwards, without colours."""
     vertices, faces = [], []
     for axis in range(3):
         for sign in (-1.0, 1.0):
@@ -28,7 +27,7 @@ def cube():
             n = len(vertices)
             faces += [[n, n + 1, n + 2], [n, n + 2, n + 3]]
             vertices += corners if sign > 0 else [corners[i] for i in (0, 3, 2, 1)]
-    return Mesh(torch.stack(vertices), torch.tensor(faces)), torch.arange(6).repeat_interleave(2)
+    return Mesh(torch.stack(vertices), torch.tensor(faces))
 
 
 def test_points_are_even_over_the_area():
@@ -37,11 +36,11 @@ def test_points_are_even_over_the_area():
     vertices = torch.rand(60, 3, generator=g, dtype=torch.float64).float() * torch.tensor([1.0, 4.0, 0.2])
     mesh = Mesh(vertices, torch.arange(60).reshape(20, 3))
     corners = vertices[mesh.faces].double()
-    areas = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=-1) / 2
     n = 20_000
     points, _, normals = sample_surface(mesh, n, g)
-    # each point in the barycentric coordinates of the triangle that it was drawn from: draws are in order of the faces
-    face = torch.repeat_interleave(torch.arange(20), torch.bincount(_faces_of(points, normals, corners), minlength=20))
+    cross = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    face = (normals.double() @ torch.nn.functional.normalize(cross, dim=-1).T).argmax(-1)  # no two have one normal
+    areas = cross.norm(dim=-1)
     expected = areas / areas.sum() * n
     assert (torch.bincount(face, minlength=20) - expected).abs().max() < 2.5
     largest = int(areas.argmax())
@@ -54,14 +53,8 @@ def test_points_are_even_over_the_area():
     assert chi2 < 16.3  # 3 degrees of freedom, p = 0.001
 
 
-def _faces_of(points, normals, corners):
-    """Which plane each point lies in: nearest by distance among those of its normal."""
-    cross = torch.nn.functional.normalize(torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), dim=-1)
-    return ((normals.double() @ cross.T) - 1).abs().argmin(-1)
-
-
 def test_each_side_of_a_cube_keeps_its_colour_and_its_normal():
-    mesh, sides = cube()
+    mesh = cube()
     palette = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]]) * 0.7
     by_vertex = Mesh(mesh.vertices, mesh.faces, colors=to_linear(palette.repeat_interleave(4, 0)))
     texture = palette[None].repeat(8, 1, 1).repeat_interleave(4, 1)  # (8, 24, 3): a column of 4 texels for each side
@@ -105,7 +98,7 @@ def test_srgb_inverts_linear():
     ],
 )
 def test_bad_meshes_are_refused(change, message):
-    mesh, _ = cube()
+    mesh = cube()
     with pytest.raises(ValueError, match=message):
         sample_surface(Mesh(**{"vertices": mesh.vertices, "faces": mesh.faces, **change}), 100, generator())
 
@@ -172,17 +165,12 @@ def test_an_image_with_depth_renders_back_to_itself(encoding):
     focal = 48 / np.tan(np.radians(15))
     side = int(max(rows.max() - rows.min(), columns.max() - columns.min())) + 1
     true_depth = float((far - near) / near) / (side / focal)
-    relief = Relief(encoding, fov_deg=30.0, depth=true_depth)
+    relief = Relief(encoding, fov_deg=30.0, depth_share=true_depth)
     points = relief.points(picture[encoding], mask)
     scale = 1 if encoding == "distance" else float(near)
     torch.testing.assert_close(points[:, 2] * scale, z[mask], atol=1e-4, rtol=0)
 
-    start = Start(opacity=0.95)
-    splats = start.splats(points, image[mask], 0)
-    centre, factor = start.placement(points)
-    pose = torch.eye(4)[None].clone()
-    pose[0, :3, 3] = centre * factor  # the camera stands at -centre * factor
-    camera = Cameras(pose, intrinsics(torch.tensor([np.radians(30.0)]).float(), 96, 96))
+    splats, camera = relief.splats(image, picture[encoding], mask, Start(opacity=0.95), 0)
     seen = rasterize.rasterize(splats, camera, 96, 96, background=torch.zeros(3))
     inner = torch.nn.functional.avg_pool2d(mask[None, None].float(), 5, 1, 2)[0, 0] == 1
     assert (seen.rgb[0][inner] - image[inner]).abs().mean() < 0.01
@@ -190,6 +178,13 @@ def test_an_image_with_depth_renders_back_to_itself(encoding):
     assert (seen.alpha[0, ..., 0][inner] > 0.9).all() and (seen.alpha[0, ..., 0][~around] < 0.1).all()
     low, high = splats.means.amin(dim=0), splats.means.amax(dim=0)
     assert float((high - low).max()) == pytest.approx(1.0, rel=1e-4) and (low + high).abs().max() < 1e-5
+
+
+def test_depth_and_mask_of_another_size_are_stretched():
+    image, z, mask = scene()
+    coarse, _ = Relief("distance", 30.0).splats(image, z[::2, ::2], mask[::2, ::2], Start(size=0), 0)
+    whole, _ = Relief("distance", 30.0).splats(image, z, None, Start(size=0), 0)
+    assert len(whole) == 96 * 96 and abs(len(coarse) - int(mask.sum())) < 0.05 * len(coarse)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +220,9 @@ def ply_file(path, points, colors=None, names=("red", "green", "blue"), faces=No
 
 
 @pytest.mark.parametrize("text", [False, True])
-@pytest.mark.parametrize("kind, names", [("u1", ("red", "green", "blue")), ("f4", ("diffuse_red", "diffuse_green", "diffuse_blue"))])
+@pytest.mark.parametrize(
+    "kind, names", [("u1", ("red", "green", "blue")), ("f4", ("diffuse_red", "diffuse_green", "diffuse_blue"))]
+)
 def test_points_of_a_ply_round_trip(tmp_path, text, kind, names):
     points = np.random.default_rng(0).random((50, 3)).astype(np.float32)
     whole = np.random.default_rng(1).integers(0, 256, (50, 3))
@@ -272,7 +269,10 @@ def test_files_that_hold_no_points_are_refused(tmp_path):
     for name, kind in (("a.ply", ".ply"), ("a.npz", ".npz")):
         (tmp_path / name).write_bytes(b"hello")
         refused(name, f"{name} is not a {kind} file that can be read")
-    ply.write(tmp_path / "splat.ply", Splats(torch.zeros(2, 3), torch.rand(2, 4), torch.ones(2, 3), torch.ones(2), torch.zeros(2, 1, 3)))
+    ply.write(
+        tmp_path / "splat.ply",
+        Splats(torch.zeros(2, 3), torch.rand(2, 4), torch.ones(2, 3), torch.ones(2), torch.zeros(2, 1, 3)),
+    )
     refused("splat.ply", "splat.ply holds a Gaussian splat, not points; load it with Load 3D and Get Splat")
     np.savez(tmp_path / "b.npz", positions=np.zeros((4, 3)))
     refused("b.npz", r"b\.npz is with the arrays positions; it must be one with points \(N, 3\)")
