@@ -8,6 +8,7 @@ import socket
 
 import pytest
 import torch
+from tiny_shap_e import COLOR_SLOPE, RADII, save
 
 from lucid_core import shap_e
 from lucid_core.cameras import orbit
@@ -15,8 +16,6 @@ from lucid_core.mesh import sample_surface
 from lucid_core.rasterize import rasterize
 from lucid_core.shap_e import ShapE
 from lucid_core.starts import AXES, Start
-
-from .tiny_shap_e import COLOR_SLOPE, RADII, save
 
 SMALL = ShapE(steps=3, grid=32)
 

@@ -30,9 +30,9 @@ def base(host_path, tmp_path_factory) -> Path:
     """A base directory with this pack, the tests' own nodes and the demo's checkpoint; its input and output are empty."""
     prepare_base(TREE, sys.executable)
     base = tmp_path_factory.mktemp("base")
-    for folder in ("custom_nodes", "input", "output"):
+    for folder in ("custom_nodes", "input", "output", "models"):
         (base / folder).mkdir()
-    link_folder(base / "models", TREE.base / "models")
+    link_folder(base / "models" / "checkpoints", TREE.checkpoints)
     link_folder(base / "custom_nodes" / PACK, TREE.root)
     link_folder(base / "custom_nodes" / "lucid_test", Path(__file__).parent / "pack")
     return base
