@@ -47,7 +47,7 @@ class LucidShapE(IO.ComfyNode):
                 progress.update(done)
 
             pipeline = shap_e.load(host.shap_e_folder(model), host.half_is_faster())
-            with host.on_device(shap_e.networks_of(pipeline), shap_e.WORKING_BYTES):
+            with host.on_device(shap_e.networks_of(pipeline), config.working_bytes):
                 mesh = config.mesh(pipeline, text, seed, advance)
             points, colors, normals = sample_surface(mesh, count, torch.Generator().manual_seed(seed))
             return IO.NodeOutput(host.from_splats(start.splats(points, colors, seed, normals)))

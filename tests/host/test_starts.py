@@ -119,7 +119,7 @@ def test_an_image_with_depth_is_rendered_back(client, landmarks):  # noqa: F811
     entry = client.run(graph)
     was, now, front, mask = (image(client, entry, node)[0] for node in nodes.values())
     solid = mask[..., 0] > 0.9
-    assert solid.sum() > 2000 and np.abs(was - now)[solid].mean() < 0.03
+    assert solid.sum() > 2000 and np.abs(was - now)[solid].mean() < 0.05
     assert front[80, 96].max() > 0.2 and np.abs(front[75:85, 90:102].mean((0, 1)) - [1, 0, 0]).max() < 0.25
 
 
