@@ -65,19 +65,24 @@ def sample_surface(mesh: Mesh, count: int, generator: Generator) -> tuple[Tensor
     root = u.sqrt()  # even over the triangle (Osada et al. 2002, equation 1)
     weights = torch.stack([1 - root, root * (1 - v), root * v], -1)  # (N, 3) barycentric
 
-    between = lambda values: torch.einsum("nk,nkc->nc", weights, values[mesh.faces[face]])  # at the vertices -> at the points
-    normals = torch.nn.functional.normalize(cross[face], dim=-1)
-    return between(mesh.vertices), to_srgb(_linear_colors(mesh, between)), normals
+    vertices = mesh.faces[face]
+    points = _between(mesh.vertices, vertices, weights)
+    return points, to_srgb(_linear_colors(mesh, vertices, weights)), torch.nn.functional.normalize(cross[face], dim=-1)
 
 
-def _linear_colors(mesh: Mesh, between) -> Tensor:
-    colors = torch.ones(1, 3).expand(len(between(mesh.vertices)), 3)
+def _between(values: Tensor, vertices: Tensor, weights: Tensor) -> Tensor:
+    """Values (V, C) at the vertices -> (N, C) at points in triangles of `vertices` (N, 3), by barycentric `weights` (N, 3)."""
+    return torch.einsum("nk,nkc->nc", weights, values[vertices])
+
+
+def _linear_colors(mesh: Mesh, vertices: Tensor, weights: Tensor) -> Tensor:
+    colors = torch.ones(len(weights), 3)
     if mesh.texture is not None and mesh.uvs is not None:
-        grid = (between(mesh.uvs) * 2 - 1)[None, None]
+        grid = (_between(mesh.uvs, vertices, weights) * 2 - 1)[None, None]
         picture = to_linear(mesh.texture).movedim(-1, 0)[None]
         found = torch.nn.functional.grid_sample(picture, grid, padding_mode="border", align_corners=False)
         colors = colors * found[0, :, 0].T
-    return colors * between(mesh.colors) if mesh.colors is not None else colors
+    return colors if mesh.colors is None else colors * _between(mesh.colors, vertices, weights)
 
 
 def to_linear(srgb: Tensor) -> Tensor:

@@ -63,8 +63,12 @@ def _triangles(faces: np.ndarray | None) -> Tensor | None:
     lists = [name for name in ("vertex_indices", "vertex_index") if faces is not None and name in faces.dtype.names]
     if not lists or not len(faces):
         return None
-    polygons = [np.asarray(polygon, np.int64) for polygon in faces[lists[0]]]
-    fans = [np.stack([np.broadcast_to(p[0], len(p) - 2), p[1:-1], p[2:]], -1) for p in polygons if len(p) > 2]
+    polygons = faces[lists[0]]
+    sides = np.array([len(polygon) for polygon in polygons])
+    fans = []
+    for n in np.unique(sides[sides > 2]):
+        corners = np.stack(list(polygons[sides == n])).astype(np.int64)
+        fans += [corners[:, [0, i, i + 1]] for i in range(1, n - 1)]
     return torch.from_numpy(np.concatenate(fans)) if fans else None
 
 

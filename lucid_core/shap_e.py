@@ -107,11 +107,11 @@ def load(folder: Path, half: bool) -> Any:
     weights = [path.name for path in (folder / "prior").glob("*") if path.suffix in (".safetensors", ".bin")]
     variant = "fp16" if weights and all(".fp16." in name for name in weights) else None
     try:
-        pipeline = diffusers.ShapEPipeline.from_pretrained(
-            folder, local_files_only=True, variant=variant, torch_dtype=torch.float32
-        )
+        pipeline = diffusers.ShapEPipeline.from_pretrained(folder, local_files_only=True, variant=variant)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"the model in {folder} is not whole: {error}") from error
+    for network in networks_of(pipeline):
+        network.float()
     if half:
         pipeline.prior.half()
         pipeline.text_encoder.half()

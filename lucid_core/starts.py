@@ -45,11 +45,11 @@ class Start:
         are flattened to `thickness`. Raises ValueError where there are too few points.
         """
         require_points(points)
+        centre, factor = self.placement(points)
         if len(points) > self.count:
             chosen = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[: self.count].sort().values
             points, colors = points[chosen], colors[chosen]
             normals = normals[chosen] if normals is not None else None
-        centre, factor = self.placement(points)
         splats = from_points((points - centre) * factor, colors, self.opacity)
         return flattened(splats, normals, self.thickness) if normals is not None and self.thickness < 1 else splats
 

@@ -180,10 +180,13 @@ def test_an_image_with_depth_renders_back_to_itself(encoding):
     assert float((high - low).max()) == pytest.approx(1.0, rel=1e-4) and (low + high).abs().max() < 1e-5
 
 
-def test_depth_and_mask_of_another_size_are_stretched():
+def test_depth_and_mask_of_another_size_are_stretched_and_a_part_keeps_its_place():
     image, z, mask = scene()
     coarse, _ = Relief("distance", 30.0).splats(image, z[::2, ::2], mask[::2, ::2], Start(size=0), 0)
     whole, _ = Relief("distance", 30.0).splats(image, z, None, Start(size=0), 0)
+    part, camera = Relief("distance", 30.0).splats(image, z, mask, Start(count=50), 0)
+    full, same = Relief("distance", 30.0).splats(image, z, mask, Start(), 0)
+    assert torch.equal(camera.viewmats, same.viewmats) and (part.means[:, None] == full.means).all(-1).any(-1).all()
     assert len(whole) == 96 * 96 and abs(len(coarse) - int(mask.sum())) < 0.05 * len(coarse)
 
 
@@ -232,9 +235,11 @@ def test_points_of_a_ply_round_trip(tmp_path, text, kind, names):
     torch.testing.assert_close(srgb, torch.from_numpy(whole / 255).float(), atol=1e-5, rtol=0)
 
 
-def test_a_ply_without_colours_is_grey_and_its_faces_are_sampled(tmp_path):
+@pytest.mark.parametrize("polygon", [False, True])
+def test_a_ply_without_colours_is_grey_and_its_faces_are_sampled(tmp_path, polygon):
     points = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], np.float32)
-    found, colors = pointfile.read(ply_file(tmp_path / "a.ply", points, faces=[[0, 1, 2, 3]]), 400, 0)
+    faces = [[0, 1, 2, 3]] if polygon else [[0, 1, 2], [0, 2, 3]]
+    found, colors = pointfile.read(ply_file(tmp_path / "a.ply", points, faces=faces), 400, 0)
     assert found.shape == (400, 3) and (found[:, 2] == 0).all() and (found.mean(0)[:2] - 0.5).abs().max() < 0.05
     torch.testing.assert_close(colors, torch.full((400, 3), 0.5), atol=1e-5, rtol=0)
 
