@@ -10,11 +10,13 @@ from .pointcloud import LucidPointCloud
 from .prompt import LucidPrompt, LucidPromptFromConditioning
 from .render import LucidRender
 from .selection import LucidSelection
+from .shap_e import LucidShapE
+from .starts import LucidPointsFromDepth, LucidPointsFromFile, LucidPointsFromMesh
 
 
 class LucidExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[IO.ComfyNode]]:
         return [
             LucidPrompt, LucidPromptFromConditioning, LucidPointCloud, LucidISM, LucidBaseline, LucidCameras, LucidSelection,
-            LucidDream, LucidRender, LucidSave,
+            LucidDream, LucidRender, LucidSave, LucidShapE, LucidPointsFromMesh, LucidPointsFromDepth, LucidPointsFromFile,
         ]  # fmt: skip

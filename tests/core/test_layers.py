@@ -33,14 +33,15 @@ def test_only_nodes_host_touches_the_hosts_internals(path):
 
 def test_importing_the_core_loads_nothing_heavy():
     modules = ["dream", "ism", "methods", "diffusers_prior", "views", "cameras", "pointcloud", "ply", "video", "rasterize",
-               "checkpoint"]  # fmt: skip
+               "checkpoint", "starts", "mesh", "relief", "pointfile", "shap_e"]  # fmt: skip
     code = f"""
 import sys
 sys.path.append({str(ROOT)!r})
 import torch
 before = set(sys.modules)
 {chr(10).join(f"import lucid_core.{m}" for m in modules)}
-print([m for m in ("gsplat", "numba", "safetensors", "diffusers", "cv2", "plyfile", "scipy") if m in set(sys.modules) - before])
+heavy = ("gsplat", "numba", "safetensors", "diffusers", "transformers", "cv2", "plyfile", "scipy")
+print([m for m in heavy if m in set(sys.modules) - before])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -17,8 +17,8 @@ from .test_nodes import summary_of, with_model
 TEXT = 3  # the host's kind of binary message that writes on a node
 
 
-async def cancelled(client, graph, when_step, wait_s):
-    """Queue `graph`, interrupt it `wait_s` after step `when_step` of LucidDream, 0 = its begin.
+async def cancelled(client, graph, when_step, wait_s, node="LucidDream"):
+    """Queue `graph`, interrupt it `wait_s` after step `when_step` of `node`, 0 = its begin.
 
     Returns the seconds until it ended, and what the nodes said.
     """
@@ -36,7 +36,7 @@ async def cancelled(client, graph, when_step, wait_s):
             event = message.json()
             if event["data"].get("prompt_id") != prompt:
                 continue
-            begun = graph.get(event["data"].get("node"), {}).get("class_type") == "LucidDream"
+            begun = graph.get(event["data"].get("node"), {}).get("class_type") == node
             if begun and event["data"].get("value", 0) >= when_step and asked is None:
                 await asyncio.sleep(wait_s)
                 asked = time.monotonic()

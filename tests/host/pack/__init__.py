@@ -1,6 +1,7 @@
 """Nodes for the tests alone: inputs that no user can make by hand, and looks inside the running host."""
 
 import copy
+import itertools
 import sys
 import time
 from types import SimpleNamespace
@@ -34,6 +35,36 @@ class LucidTestSplat(IO.ComfyNode):
         else:
             fields["positions"][0, 7, 1] = float("nan")
         return IO.NodeOutput(Types.SPLAT(**fields))
+
+
+class LucidTestMesh(IO.ComfyNode):
+    """A cube in the host's axes (y up, front at +z): red in front, green at +x, white on top, blue elsewhere."""
+
+    @classmethod
+    def define_schema(cls):
+        options = ["vertex colours", "texture", "plain", "batch", "empty"]
+        return IO.Schema(node_id="LucidTestMesh", inputs=[IO.Combo.Input("kind", options=options)], outputs=[IO.Mesh.Output()])
+
+    @classmethod
+    def execute(cls, kind):
+        paint = {(2, 1): (1.0, 0, 0), (0, 1): (0, 1.0, 0), (1, 1): (1.0, 1, 1)}
+        vertices, faces, colors = [], [], []
+        for axis, sign in itertools.product(range(3), (-1, 1)):
+            n = len(vertices)
+            corner = torch.full((4, 3), float(sign))
+            corner[:, (axis + 1) % 3], corner[:, (axis + 2) % 3] = torch.tensor([[-1.0, 1, 1, -1], [-1, -1, 1, 1]])
+            vertices += list(corner)
+            faces += [[n, n + 1, n + 2], [n, n + 2, n + 3]]
+            colors += [paint.get((axis, sign), (0, 0, 1.0))] * 4
+        vertices, faces, colors = torch.stack(vertices)[None], torch.tensor(faces)[None], torch.tensor(colors)[None]
+        if kind == "vertex colours":
+            return IO.NodeOutput(Types.MESH(vertices, faces, vertex_colors=torch.cat([colors, torch.ones(1, 24, 1)], -1)))
+        if kind == "texture":
+            uvs = torch.stack([(torch.arange(24) // 4 + 0.5) / 6, torch.full((24,), 0.5)], -1)
+            return IO.NodeOutput(Types.MESH(vertices, faces, uvs=uvs[None], texture=colors[:, None, ::4].repeat(1, 6, 1, 1)))
+        if kind == "batch":
+            return IO.NodeOutput(Types.MESH(vertices.repeat(2, 1, 1), faces.repeat(2, 1, 1)))
+        return IO.NodeOutput(Types.MESH(vertices, faces[:, :0] if kind == "empty" else faces))
 
 
 class LucidTestModel(IO.ComfyNode):
@@ -194,6 +225,7 @@ class LucidTestExtension(ComfyExtension):
     async def get_node_list(self):
         return [
             LucidTestNeverLoaded, LucidTestSplat, LucidTestModel, LucidTestLoaded, LucidTestPrior, LucidTestEps, *NODES,
+            LucidTestMesh,
         ]  # fmt: skip
 
 

@@ -1,0 +1,138 @@
+import torch
+from comfy_api.latest import IO
+
+from ..lucid_core import pointfile
+from ..lucid_core.checks import require
+from ..lucid_core.mesh import sample_surface, to_linear
+from ..lucid_core.relief import ENCODINGS, Relief
+from ..lucid_core.starts import AXES, Start
+from . import host
+from .inputs import CATEGORY, errors_of, fold_seed, hex_color, inputs_of, seed_input
+
+SPLAT_TOOLTIP = "Gaussians on the points, as large as the points are apart: the start for Lucid Dream."
+
+
+class LucidPointsFromMesh(IO.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(
+            node_id="LucidPointsFromMesh",
+            display_name="Lucid Points from Mesh",
+            category=CATEGORY,
+            search_aliases=["mesh to splat", "mesh to point cloud", "sample mesh surface", "init splat from mesh"],
+            description="Gaussians spread evenly over the surface of a mesh, in its colours: a start for Lucid Dream.",
+            inputs=[
+                IO.Mesh.Input("mesh", tooltip="One mesh; its front looks at +z and y is up, as in the host's 3D viewer."),
+                *inputs_of(Start, "count", "size"),
+                IO.Color.Input(
+                    "color", default="#808080", tooltip="Colour of a mesh without. Grey leaves the choice to the model."
+                ),
+                seed_input(),
+                *inputs_of(Start, "opacity", "thickness"),
+            ],
+            outputs=[IO.Splat.Output(display_name="splat", tooltip=SPLAT_TOOLTIP)],
+        )
+
+    @classmethod
+    def execute(cls, mesh, count, size, color, seed, opacity, thickness) -> IO.NodeOutput:
+        with errors_of(cls):
+            start, seed = Start(count, size, opacity, thickness), fold_seed(seed)
+            surface = host.to_mesh(mesh).turned(AXES["y up"]).coloured(to_linear(torch.tensor(hex_color(color))))
+            points, colors, normals = sample_surface(surface, count, torch.Generator().manual_seed(seed))
+            return IO.NodeOutput(host.from_splats(start.splats(points, colors, seed, normals)))
+
+
+class LucidPointsFromDepth(IO.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(
+            node_id="LucidPointsFromDepth",
+            display_name="Lucid Points from Depth",
+            category=CATEGORY,
+            search_aliases=["image to splat", "depth to splat", "depth to point cloud", "rgbd to splat", "unproject depth"],
+            description="Gaussians on the visible side of an object, from its image and a depth map: a start for Lucid Dream, "
+            "which makes up the other sides.",
+            inputs=[
+                IO.Image.Input("image", tooltip="One image. It becomes the front: what a camera at azimuth 0 sees."),
+                IO.MultiType.Input(
+                    "depth", types=[IO.Image, IO.Mask], tooltip="Its depth map, from Depth Anything, MiDaS, MoGe or any other."
+                ),
+                IO.Mask.Input(
+                    "mask", optional=True,
+                    tooltip="1 = the object, 0 = background, left out (invert the mask of Load Image). Empty = keep all.",
+                ),
+                IO.Combo.Input(
+                    "encoding", options=list(ENCODINGS),
+                    tooltip="disparity: near is bright, in steps of 1 / distance (Depth Anything, MiDaS, MoGe). linear: near "
+                    "is bright, in steps of distance (Lucid Render). distance: the values are distances, in any unit.",
+                ),
+                *inputs_of(Relief),
+                *inputs_of(Start, "count", "size"),
+                seed_input(),
+                *inputs_of(Start, "opacity"),
+            ],
+            outputs=[
+                IO.Splat.Output(display_name="splat", tooltip=SPLAT_TOOLTIP),
+                IO.Load3DCamera.Output(
+                    display_name="camera_info", tooltip="The camera of the image: with it Lucid Render shows the same."
+                ),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, image, depth, encoding, fov_deg, depth_share, count, size, seed, opacity, mask=None) -> IO.NodeOutput:
+        with errors_of(cls):
+            relief, start = Relief(encoding, fov_deg, depth_share), Start(count, size, opacity)
+            for name, value in (("image", image), ("depth", depth), ("mask", mask)):
+                n = 1 if value is None else len(value)
+                require(n == 1, name, f"a batch of {n}", "one picture")
+            grey = depth[0].float().cpu()
+            grey = grey[..., :3].mean(-1) if grey.ndim == 3 else grey
+            kept = mask[0].float().cpu() if mask is not None else None
+            splats, camera = relief.splats(image[0, ..., :3].float().cpu(), grey, kept, start, fold_seed(seed))
+            position = -camera.viewmats[0, :3, 3]
+            distance = float((splats.means - position)[:, 2].mean())
+            return IO.NodeOutput(host.from_splats(splats), host.camera_info_of(position, distance, fov_deg))
+
+
+class LucidPointsFromFile(IO.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(
+            node_id="LucidPointsFromFile",
+            display_name="Lucid Points from File",
+            category=CATEGORY,
+            search_aliases=["load point cloud", "ply to splat", "npz to splat", "point cloud to splat", "import points"],
+            description="Gaussians on the points of a .ply or .npz file, in their colours: a start for Lucid Dream.",
+            inputs=[
+                IO.Combo.Input(
+                    "file", options=host.point_files(),
+                    tooltip="A .ply (points, or a mesh, whose surface is sampled) or .npz (points, colors) in the input folder "
+                    "or in input/3d. Load a Gaussian splat with Load 3D and Get Splat instead.",
+                ),
+                IO.Combo.Input(
+                    "axes", options=list(AXES),
+                    tooltip="The file's own axes. y up: meshes, front at +z. z up: Blender and scanners, front at -y. y down: "
+                    "splats and COLMAP, front at -z.",
+                ),
+                *inputs_of(Start, "count", "size"),
+                seed_input(),
+                *inputs_of(Start, "opacity"),
+            ],
+            outputs=[IO.Splat.Output(display_name="splat", tooltip=SPLAT_TOOLTIP)],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, file):
+        return host.input_exists(file) or f"file is {file!r}; it must be the name of a file in the input folder"
+
+    @classmethod
+    def fingerprint_inputs(cls, file, **others):
+        return host.input_stamp(file)
+
+    @classmethod
+    def execute(cls, file, axes, count, size, seed, opacity) -> IO.NodeOutput:
+        with errors_of(cls):
+            start, seed = Start(count, size, opacity), fold_seed(seed)
+            points, colors = pointfile.read(host.input_file(file), count, seed)
+            return IO.NodeOutput(host.from_splats(start.splats(points @ AXES[axes].T, colors, seed)))
