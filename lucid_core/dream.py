@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from torch.nn import Parameter
 from torch.optim import Adam
 
-from . import losses
+from . import hints, losses
 from .cameras import CameraRanges
 from .checkpoint import Checkpoint
 from .checks import check_bounds, require, setting
@@ -133,6 +133,7 @@ def dream(
     """Optimise `splats` until the prior finds `prompts` in its views; yields after every step.
 
     `fixed` splats are seen beside them, but neither changed nor yielded.
+    Where `prompts` have hints, `prior` is shown them for every batch of views: a ControlledPrior.
     Where the views do not fit into memory together, the prior is asked about fewer at a time, with the same draws.
     Where `config` limits the time, steps of the schedules are left out, so that they reach their ends when it is over.
     Everything random follows from `seed` and is drawn on the CPU. The splats live where `backend` renders. A run that is given
@@ -202,8 +203,10 @@ def backpropagate(
     disparity = losses.disparity(render.depth, render.alpha, seen_by.Ks[:, 0, 0] / config.resolution)
 
     # 2. what the prior would change about them, as the gradient of their latents
-    images = guided_images(render, disparity, config, generator)
+    images, mirrored = guided_images(render, disparity, config, generator)
     limit_pixels(images, guidance.pixel_limit)
+    if prompts.hints:
+        prior.show(hints.images(prompts.hints, render, seen_by, mirrored, backend))
     z0 = prior.encode(images)
     conds = prompts.at(prior, views.azimuth_rad, views.elevation_rad)
     listening = Listening(prior, conds.y)
@@ -318,8 +321,9 @@ def jitter(splats: Splats, config: DreamConfig, generator: Generator) -> Splats:
     )
 
 
-def guided_images(render: Render, disparity: Tensor, config: DreamConfig, generator: Generator) -> Tensor:
-    """What the guidance sees: the views, or in a share of the steps their disparity; some steps mirrored."""
+def guided_images(render: Render, disparity: Tensor, config: DreamConfig, generator: Generator) -> tuple[Tensor, bool]:
+    """What the guidance sees: the views, or in a share of the steps their disparity; and whether they are mirrored."""
     as_disparity, flipped = torch.rand(2, generator=generator)
     images = disparity.expand(-1, -1, -1, 3) if as_disparity < config.disparity_share else render.rgb
-    return images.flip(2) if flipped < config.flip_share else images
+    mirrored = bool(flipped < config.flip_share)
+    return images.flip(2) if mirrored else images, mirrored

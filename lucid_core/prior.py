@@ -51,6 +51,13 @@ class Prior(Protocol):
         """Weighted sum of V conditionings for each of B views; weights (B, V) -> a conditioning of B rows."""
 
 
+class ControlledPrior(Prior, Protocol):
+    """A prior with ControlNets, on some of its conditionings, that want to see the views."""
+
+    def show(self, hints: list[Tensor]) -> None:
+        """The pictures (B, H, W, 3) in [0, 1] for the B views that `denoise` is asked about from now on, one for each hint."""
+
+
 class Listening:
     """A prior that remembers what it last said to the conditioning `cond`: what the model wants to see."""
 
@@ -88,6 +95,7 @@ class SplitPrior:
     def __init__(self, prior: Prior, size: int) -> None:
         self.prior, self.size = prior, size
         self.decode, self.sigma = prior.decode, prior.sigma
+        self._hints: list[Tensor] = []
 
     @property
     def evaluations(self) -> int:
@@ -98,11 +106,16 @@ class SplitPrior:
         again = lambda part: checkpoint(self.prior.encode, part, use_reentrant=False, preserve_rng_state=False)
         return torch.cat([again(part) for part in images.split(self.size)])
 
+    def show(self, hints: list[Tensor]) -> None:
+        self._hints = hints
+
     def denoise(self, z: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor]:
-        answers = [
-            self.prior.denoise(part, sigma, [cond.conds[i] if isinstance(cond, Parts) else cond for cond in conds])
-            for i, part in enumerate(z.split(self.size))
-        ]
+        answers = []
+        for i, part in enumerate(z.split(self.size)):
+            if self._hints:
+                self.prior.show([hint.split(self.size)[i] for hint in self._hints])
+            asked = [cond.conds[i] if isinstance(cond, Parts) else cond for cond in conds]
+            answers.append(self.prior.denoise(part, sigma, asked))
         return [torch.cat(rows) for rows in zip(*answers)]
 
     def blend(self, conds: list[Cond], weights: Tensor) -> Parts:
