@@ -3,6 +3,7 @@
 from comfy_api.latest import IO, ComfyExtension
 
 from .cameras import LucidCameras
+from .control import LucidControlNet
 from .dream import LucidDream
 from .export import LucidSave
 from .guidance import LucidBaseline, LucidISM
@@ -15,6 +16,6 @@ from .selection import LucidSelection
 class LucidExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[IO.ComfyNode]]:
         return [
-            LucidPrompt, LucidPointCloud, LucidISM, LucidBaseline, LucidCameras, LucidSelection, LucidDream, LucidRender,
-            LucidSave,
+            LucidPrompt, LucidControlNet, LucidPointCloud, LucidISM, LucidBaseline, LucidCameras, LucidSelection, LucidDream,
+            LucidRender, LucidSave,
         ]  # fmt: skip

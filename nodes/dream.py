@@ -15,6 +15,7 @@ from ..lucid_core.checkpoint import read as read_checkpoint
 from ..lucid_core.checkpoint import write as write_checkpoint
 from ..lucid_core.dream import PRESETS, DreamConfig, Step, dream
 from ..lucid_core.gaussians import Splats
+from ..lucid_core.hints import placed
 from ..lucid_core.rasterize import device_for, rasterize, to_device
 from ..lucid_core.refine import Subject, joined, whole_splat
 from . import host
@@ -114,6 +115,7 @@ class LucidDream(IO.ComfyNode):
             device_for(backend)  # a backend that cannot be used is named before models are loaded
 
             def body(prior, prompts):
+                prompts = dataclasses.replace(prompts, hints=placed(prompts.hints, subject.frame))
                 try:
                     for step in dream(subject.free, prior, guidance.method, prompts, ranges, config, seed, backend, checkpoint,
                                       subject.fixed):  # fmt: skip

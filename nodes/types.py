@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import IO
 
 from ..lucid_core.cameras import CameraRanges
+from ..lucid_core.hints import Hint
 from ..lucid_core.refine import Selection
 from ..lucid_core.score import Guidance
 from ..lucid_core.views import ViewBlend
@@ -16,14 +17,29 @@ Conditioning = list  # the host's CONDITIONING: [[embedding, options], ...]
 
 
 @dataclass(frozen=True)
+class Control:
+    """A CONTROL_NET and the hint that it is shown of every view, with the settings of the host's Apply ControlNet.
+
+    Without a `net` it stands for the ControlNets that the CONDITIONINGs bring along; strength and range are then theirs.
+    """
+
+    hint: Hint = field(repr=False)
+    net: Any | None = field(repr=False)
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+@dataclass(frozen=True)
 class LucidPromptData:
-    """One CONDITIONING for each of VIEWS, the negative one and that of the inversion."""
+    """One CONDITIONING for each of VIEWS, the negative one and that of the inversion, and what controls them."""
 
     text: str
     views: tuple[Conditioning, Conditioning, Conditioning, Conditioning] = field(repr=False)  # reprs go into error reports
     negative: Conditioning = field(repr=False)
     inverse: Conditioning = field(repr=False)
     blend: ViewBlend
+    controls: tuple[Control, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,15 @@ import comfy.model_management
 import comfy.model_sampling
 import comfy.samplers
 import torch
+from comfy.controlnet import ControlBase
 from torch import Tensor
 from torch.nn import Parameter
 
 from ...lucid_core.checkpoint import digest
 from ...lucid_core.prior import OutOfMemory
 from ...lucid_core.views import VIEWS, Prompts
-from ..types import Conditioning, LucidGuidanceData
+from ..types import Conditioning, Control, LucidGuidanceData
+from . import control
 from .page import check_interrupt
 
 T = TypeVar("T")
@@ -63,7 +65,13 @@ def identity(guidance: LucidGuidanceData) -> dict[str, str]:
         "conditioning": _fingerprint([prompt.views, prompt.negative, prompt.inverse, dataclasses.asdict(prompt.blend)]),
         "model": _fingerprint_of_model(guidance.model),
         "vae": _fingerprint_of_model(guidance.vae.patcher),
+        **({"controls": _fingerprint([_parts_of(each) for each in prompt.controls])} if prompt.controls else {}),
     }
+
+
+def _parts_of(control: Control) -> list:
+    guide = control.hint.guide
+    return [control.hint.kind, guide and vars(guide), control.net, control.strength, control.start, control.end]
 
 
 def _fingerprint_of_model(patcher: Any) -> str:
@@ -85,6 +93,8 @@ def _fingerprint(value: Any) -> str:
         parts = [_fingerprint(item) for item in value]
     elif isinstance(value, (str, int, float, bool, type(None))):
         parts = [repr(value)]
+    elif isinstance(value, ControlBase):
+        parts = [_fingerprint(control.parts_of(value))]
     else:
         parts = [type(value).__name__, _fingerprint(getattr(value, "weights", None))]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
@@ -111,13 +121,15 @@ def with_prior(guidance: LucidGuidanceData, views: int, resolution: int, body: C
     noise = torch.zeros(views, latents.latent_channels, side, side)
     prompt = guidance.prompt
     guider = comfy.samplers.CFGGuider(guidance.model)
-    guider.inner_set_conds({**dict(zip(VIEWS, prompt.views)), "negative": prompt.negative, "inverse": prompt.inverse})
+    conds = {**dict(zip(VIEWS, prompt.views)), "negative": prompt.negative, "inverse": prompt.inverse}
+    conds, shown = control.controlled(conds, prompt.controls, guidance.model, guidance.vae)
+    guider.inner_set_conds(conds)
 
     def inside(guider: comfy.samplers.CFGGuider, model_options: dict) -> T:
-        conds = guider.conds
-        prompts = Prompts(tuple(conds[view] for view in VIEWS), conds["negative"], conds["inverse"], prompt.blend)
+        conds, hints = guider.conds, tuple(each.hint for each in prompt.controls)
+        prompts = Prompts(tuple(conds[view] for view in VIEWS), conds["negative"], conds["inverse"], prompt.blend, hints)
         with torch.inference_mode(False), torch.enable_grad():
-            prior = HostPrior(guider, model_options, guidance.vae, views, resolution)
+            prior = HostPrior(guider, model_options, guidance.vae, views, resolution, shown)
             try:
                 return body(prior, prompts)
             finally:
@@ -131,8 +143,10 @@ def with_prior(guidance: LucidGuidanceData, views: int, resolution: int, body: C
 class HostPrior:
     """lucid_core's Prior over a MODEL and VAE of the host. Lives inside `with_prior`."""
 
-    def __init__(self, guider: Any, model_options: dict, vae: Any, views: int, resolution: int) -> None:
-        self.evaluations = 0
+    def __init__(
+        self, guider: Any, model_options: dict, vae: Any, views: int, resolution: int, shown: list[control.Shown]
+    ) -> None:  # fmt: skip
+        self.evaluations, self._shown = 0, shown
         self._model, self._options, self._vae = guider.inner_model, model_options, vae
         self._device = guider.model_patcher.load_device
         self._sampling = guider.model_patcher.get_model_object("model_sampling")
@@ -141,7 +155,8 @@ class HostPrior:
         self._vae_copy.model.requires_grad_(False)
         shape = (views, 3, resolution, resolution)
         comfy.model_management.load_models_gpu(
-            [guider.model_patcher, self._vae_copy], memory_required=2 * vae.memory_used_encode(shape, vae.vae_dtype)
+            [guider.model_patcher, *guider.loaded_models, self._vae_copy],  # ControlNets are among the loaded ones
+            memory_required=2 * vae.memory_used_encode(shape, vae.vae_dtype),
         )
 
     def release(self) -> None:
@@ -169,6 +184,10 @@ class HostPrior:
             predictions = comfy.samplers.calc_cond_batch(self._model, conds, z, sigmas, self._options)
         return [prediction.clone() for prediction in predictions]
 
+    def show(self, hints: list[Tensor]) -> None:
+        for nets, hint in zip(self._shown, hints, strict=True):
+            control.show(nets, hint)
+
     def sigma(self, t: float) -> float:
         return float(self._sampling.sigma(torch.tensor(t * (len(self._sampling.sigmas) - 1))))
 
@@ -193,6 +212,7 @@ def _memory_errors() -> Iterator[None]:
 
 def _blend_entries(entries: tuple[dict, ...], weights: Tensor) -> dict:
     """Replace the text tensors of the first entry by weighted sums with a row per view."""
+    control.require_same(entries)
     model_conds = dict(entries[0]["model_conds"])
     for name in ("c_crossattn", "y"):
         if name in model_conds:

@@ -1,4 +1,4 @@
-"""What ControlNets are shown: closed forms of planes and spheres, and that it belongs to the views that the model is asked about."""
+"""What ControlNets are shown: closed forms of planes and spheres, and that it belongs to the views of the batch."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ Ks = intrinsics(torch.tensor([FOV], dtype=torch.float64), SIDE, SIDE)
 
 
 def rays():
-    """(1, H, W, 3) directions with z = 1 through the middles of the pixels, in the camera's axes (x right, y down, z forward)."""
+    """(1, H, W, 3) directions with z = 1 through the middles of the pixels, in the camera's axes."""
     steps = (torch.arange(SIDE, dtype=torch.float64) + 0.5 - SIDE / 2) / Ks[0, 0, 0]
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     return torch.stack([x, y, torch.ones_like(x)], -1)[None]
@@ -69,9 +69,14 @@ def test_normals_of_a_sphere():
 
 @pytest.mark.parametrize(
     "normal, color",
-    [((0, 0, -1), (0.5, 0.5, 1)), ((-1, 0, -1), (0.85, 0.5, 0.85)), ((1, 0, -1), (0.15, 0.5, 0.85)), ((0, -1, -1), (0.5, 0.85, 0.85))],
+    [
+        ((0, 0, -1), (0.5, 0.5, 1)),
+        ((-1, 0, -1), (0.85, 0.5, 0.85)),
+        ((1, 0, -1), (0.15, 0.5, 0.85)),
+        ((0, -1, -1), (0.5, 0.85, 0.85)),
+    ],
     ids=["facing", "to the left", "to the right", "up"],
-)  # fmt: skip
+)
 def test_colours_of_normals(normal, color):
     """Red is left, green is up, blue is to the viewer, as in Bae's maps of ScanNet."""
     render, _ = plane(normal, 3.0)
@@ -201,8 +206,8 @@ def test_a_hint_follows_the_splat_and_a_guide_does_not():
     prior = Shown()
     both = dataclasses.replace(PROMPTS, hints=(Hint("depth"), Hint("depth", ball())))
     still = CameraRanges(
-        azimuth_min_deg=0, azimuth_max_deg=0, elevation_min_deg=0, elevation_max_deg=0, radius_min=5, radius_max=5, radius_min_end=5,
-        radius_max_end=5, fovy_min_deg=30, fovy_max_deg=30, fovy_min_end_deg=30, fovy_max_end_deg=30, jitter_center=0,
+        azimuth_min_deg=0, azimuth_max_deg=0, elevation_min_deg=0, elevation_max_deg=0, radius_min=5, radius_max=5,
+        radius_min_end=5, radius_max_end=5, fovy_min_deg=30, fovy_max_deg=30, fovy_min_end_deg=30, fovy_max_end_deg=30, jitter_center=0,
         jitter_target=0, jitter_up=0,
     )  # fmt: skip
     config = dataclasses.replace(CONFIG, flip_share=0.0, scale_jitter=0.0)
