@@ -207,8 +207,8 @@ def test_a_hint_follows_the_splat_and_a_guide_does_not():
     both = dataclasses.replace(PROMPTS, hints=(Hint("depth"), Hint("depth", ball())))
     still = CameraRanges(
         azimuth_min_deg=0, azimuth_max_deg=0, elevation_min_deg=0, elevation_max_deg=0, radius_min=5, radius_max=5,
-        radius_min_end=5, radius_max_end=5, fovy_min_deg=30, fovy_max_deg=30, fovy_min_end_deg=30, fovy_max_end_deg=30, jitter_center=0,
-        jitter_target=0, jitter_up=0,
+        radius_min_end=5, radius_max_end=5, fovy_min_deg=30, fovy_max_deg=30, fovy_min_end_deg=30, fovy_max_end_deg=30,
+        jitter_center=0, jitter_target=0, jitter_up=0,
     )  # fmt: skip
     config = dataclasses.replace(CONFIG, flip_share=0.0, scale_jitter=0.0)
     list(dream(PointCloud(count=200, size=1.2).splats(0), prior, ISM(), both, still, config, seed=0))

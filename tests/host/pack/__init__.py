@@ -11,6 +11,8 @@ import comfy.samplers
 import torch
 from comfy_api.latest import IO, ComfyExtension, Types
 
+from . import control
+
 
 def pack_host():
     """nodes/host of the pack under test, as the host imported it."""
@@ -197,7 +199,9 @@ class LucidTestEps(IO.ComfyNode):
 
 class LucidTestExtension(ComfyExtension):
     async def get_node_list(self):
-        return [LucidTestNeverLoaded, LucidTestSplat, LucidTestModel, LucidTestLoaded, LucidTestPrior, LucidTestEps]
+        return [
+            LucidTestNeverLoaded, LucidTestSplat, LucidTestModel, LucidTestLoaded, LucidTestPrior, LucidTestEps, *control.NODES,
+        ]  # fmt: skip
 
 
 async def comfy_entrypoint():
