@@ -87,7 +87,8 @@ def _taken(theirs: ControlBase | None, added: dict) -> ControlBase | None:
     what = (id(weights_of(theirs)), theirs.strength, theirs.timestep_percent_range, repr(theirs.extra_args), previous)
     if what not in added:
         require_control(theirs)
-        added[what] = _own(theirs).set_previous_controlnet(previous)
+        net = added[what] = _own(theirs).set_previous_controlnet(previous)
+        net.cond_hint_original = None  # their image, which nobody is to see any more
     return added[what]
 
 
@@ -164,7 +165,7 @@ def _difference(control: ControlBase, net: torch.nn.Module, names: dict[str, tup
         return None
     if isinstance(weights, comfy.cldm.cldm.ControlNet):
         return _difference_of_encoders(weights, names)
-    return "it is none of a UNet, which the model is" if weights and isinstance(net, UNetModel) else None
+    return "it is none for a UNet, which the model is" if weights is not None and isinstance(net, UNetModel) else None
 
 
 def _difference_of_encoders(control: torch.nn.Module, names: dict[str, tuple]) -> str | None:
