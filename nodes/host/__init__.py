@@ -1,4 +1,4 @@
-"""The only folder that touches the host's internals: models and conditionings, splats and cameras, page and files."""
+"""The only folder that touches the host's internals: models and conditionings, VAE, splats and cameras, page and files."""
 
 from .models import encode_text, identity, require_clip, require_image_model, with_prior
 from .page import Progress, check_interrupt, name_of, output_file, output_path, output_stamp, show_text

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import comfy.conds
@@ -18,10 +17,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ...lucid_core.checkpoint import digest
-from ...lucid_core.prior import OutOfMemory
 from ...lucid_core.views import VIEWS, Prompts
 from ..types import Conditioning, LucidGuidanceData
+from .memory import memory_errors
 from .page import check_interrupt
+from .vae import GradientVAE
 
 T = TypeVar("T")
 HostCond = list[dict]  # a conditioning as the host's samplers hold it
@@ -133,38 +133,32 @@ class HostPrior:
 
     def __init__(self, guider: Any, model_options: dict, vae: Any, views: int, resolution: int) -> None:
         self.evaluations = 0
-        self._model, self._options, self._vae = guider.inner_model, model_options, vae
+        self._model, self._options = guider.inner_model, model_options
         self._device = guider.model_patcher.load_device
         self._sampling = guider.model_patcher.get_model_object("model_sampling")
-        # The cached VAE's weights were made in inference mode: no gradient passes them, so work on a copy made outside.
-        self._vae_copy = vae.patcher.clone(force_deepcopy=True)
-        self._vae_copy.model.requires_grad_(False)
-        shape = (views, 3, resolution, resolution)
+        self._vae = GradientVAE(vae)
         comfy.model_management.load_models_gpu(
-            [guider.model_patcher, self._vae_copy], memory_required=2 * vae.memory_used_encode(shape, vae.vae_dtype)
+            [guider.model_patcher, self._vae.patcher], memory_required=self._vae.memory_required(views, resolution)
         )
 
     def release(self) -> None:
         """Drop the copy of the VAE; also called after an error."""
-        self._vae_copy.detach()
-        del self._vae_copy, self._model
+        self._vae.release()
+        del self._model
         comfy.model_management.cleanup_models()
         comfy.model_management.soft_empty_cache()
 
     def encode(self, images: Tensor) -> Tensor:
-        with _memory_errors():
-            pixels = self._vae.process_input(images.movedim(-1, 1).to(self._vae.device)).to(self._vae.vae_dtype)
-            latents = self._vae_copy.model.encode(pixels)
-            return self._model.process_latent_in(latents.float().to(self._device))
+        with memory_errors():
+            return self._model.process_latent_in(self._vae.encode(images).to(self._device))
 
     def decode(self, latents: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return self._vae.decode(self._model.process_latent_out(latents)).clone()
+        return self._vae.decode(self._model.process_latent_out(latents))
 
     def denoise(self, z: Tensor, sigma: float, conds: list[HostCond]) -> list[Tensor]:
         check_interrupt()
         self.evaluations += len(z) * len(conds)
-        with _memory_errors(), torch.inference_mode():  # as under the host's samplers, where every patch expects to run
+        with memory_errors(), torch.inference_mode():  # as under the host's samplers, where every patch expects to run
             sigmas = torch.full((len(z),), sigma, device=z.device)
             predictions = comfy.samplers.calc_cond_batch(self._model, conds, z, sigmas, self._options)
         return [prediction.clone() for prediction in predictions]
@@ -178,17 +172,6 @@ class HostPrior:
         if len(counts) > 1:
             raise ValueError("the prompts of the views differ in structure (scheduled or regional prompts); use plain ones")
         return [_blend_entries(entries, weights) for entries in zip(*conds)]
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """The host's errors of a full memory as the core's."""
-    try:
-        yield
-    except Exception as error:
-        if comfy.model_management.is_oom(error):
-            raise OutOfMemory(str(error)) from error
-        raise
 
 
 def _blend_entries(entries: tuple[dict, ...], weights: Tensor) -> dict:
