@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+
+from .encoder import encode_in_parts
 
 Cond = Any  # a conditioning; only the prior that made it looks inside
 
@@ -94,9 +95,7 @@ class SplitPrior:
         return self.prior.evaluations
 
     def encode(self, images: Tensor) -> Tensor:
-        """Backpropagation encodes each part again, so that it needs the memory of one part alone."""
-        again = lambda part: checkpoint(self.prior.encode, part, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([again(part) for part in images.split(self.size)])
+        return encode_in_parts(self.prior.encode, images, self.size)
 
     def denoise(self, z: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor]:
         answers = [

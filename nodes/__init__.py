@@ -6,6 +6,7 @@ from .cameras import LucidCameras
 from .dream import LucidDream
 from .export import LucidSave
 from .guidance import LucidBaseline, LucidISM
+from .mix import LucidMix
 from .pointcloud import LucidPointCloud
 from .prompt import LucidPrompt
 from .render import LucidRender
@@ -15,6 +16,6 @@ from .selection import LucidSelection
 class LucidExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[IO.ComfyNode]]:
         return [
-            LucidPrompt, LucidPointCloud, LucidISM, LucidBaseline, LucidCameras, LucidSelection, LucidDream, LucidRender,
-            LucidSave,
+            LucidPrompt, LucidPointCloud, LucidISM, LucidBaseline, LucidMix, LucidCameras, LucidSelection, LucidDream,
+            LucidRender, LucidSave,
         ]  # fmt: skip

@@ -10,6 +10,7 @@ from comfy_api.latest import IO
 from ..lucid_core.cameras import CameraRanges
 from ..lucid_core.refine import Selection
 from ..lucid_core.score import Guidance
+from ..lucid_core.teacher import Mix
 from ..lucid_core.views import ViewBlend
 
 Conditioning = list  # the host's CONDITIONING: [[embedding, options], ...]
@@ -36,11 +37,20 @@ class LucidGuidanceData:
     method: Guidance
 
 
+@dataclass(frozen=True)
+class LucidMixData:
+    """Two guidances, each of which may be a mix again."""
+
+    first: LucidGuidanceData | LucidMixData
+    second: LucidGuidanceData | LucidMixData
+    mix: Mix
+
+
 LucidPromptType = IO.Custom("LUCID_PROMPT")
 LucidGuidanceType = IO.Custom("LUCID_GUIDANCE")
 LucidCamerasType = IO.Custom("LUCID_CAMERAS")
 LucidSelectionType = IO.Custom("LUCID_SELECTION")
 LucidPromptType.Type = LucidPromptData
-LucidGuidanceType.Type = LucidGuidanceData
+LucidGuidanceType.Type = LucidGuidanceData | LucidMixData
 LucidCamerasType.Type = CameraRanges
 LucidSelectionType.Type = Selection

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import comfy.conds
 import comfy.model_management
 import comfy.model_sampling
+import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch.nn import Parameter
 from ...lucid_core.checkpoint import digest
 from ...lucid_core.views import VIEWS, Prompts
 from ..types import Conditioning, LucidGuidanceData
-from .memory import memory_errors
+from .memory import are_loaded, free_memory, load, memory_errors
 from .page import check_interrupt
 from .vae import GradientVAE
 
@@ -134,12 +135,27 @@ class HostPrior:
     def __init__(self, guider: Any, model_options: dict, vae: Any, views: int, resolution: int) -> None:
         self.evaluations = 0
         self._model, self._options = guider.inner_model, model_options
-        self._device = guider.model_patcher.load_device
-        self._sampling = guider.model_patcher.get_model_object("model_sampling")
+        self._patcher = guider.model_patcher
+        self._device = self._patcher.load_device
+        self._sampling = self._patcher.get_model_object("model_sampling")
         self._vae = GradientVAE(vae)
-        comfy.model_management.load_models_gpu(
-            [guider.model_patcher, self._vae.patcher], memory_required=self._vae.memory_required(views, resolution)
-        )
+        latents = self._model.latent_format
+        noise = (views, latents.latent_channels, *(resolution // latents.spacial_downscale_ratio,) * 2)
+        required, least = comfy.sampler_helpers.estimate_memory(self._patcher, noise, guider.conds)
+        view = self._vae.memory_required(resolution)
+        self._memory = required + views * view, least + view
+        self._load()
+        self._vae.fit(views, resolution, free_memory(vae.device) - least)
+
+    def _load(self) -> None:
+        load([self._patcher, self._vae.patcher], *self._memory)
+
+    def _ready(self) -> None:
+        """Load again what a preview or another model has driven out, or patched: LoRAs on one checkpoint share its weights."""
+        if self._model.current_patcher is self._patcher and are_loaded([self._patcher, self._vae.patcher]):
+            return
+        self._load()
+        self._patcher.pre_run()
 
     def release(self) -> None:
         """Drop the copy of the VAE; also called after an error."""
@@ -150,6 +166,7 @@ class HostPrior:
 
     def encode(self, images: Tensor) -> Tensor:
         with memory_errors():
+            self._ready()
             return self._model.process_latent_in(self._vae.encode(images).to(self._device))
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -158,9 +175,11 @@ class HostPrior:
     def denoise(self, z: Tensor, sigma: float, conds: list[HostCond]) -> list[Tensor]:
         check_interrupt()
         self.evaluations += len(z) * len(conds)
-        with memory_errors(), torch.inference_mode():  # as under the host's samplers, where every patch expects to run
-            sigmas = torch.full((len(z),), sigma, device=z.device)
-            predictions = comfy.samplers.calc_cond_batch(self._model, conds, z, sigmas, self._options)
+        with memory_errors():
+            self._ready()
+            with torch.inference_mode():  # as under the host's samplers, where every patch expects to run
+                sigmas = torch.full((len(z),), sigma, device=z.device)
+                predictions = comfy.samplers.calc_cond_batch(self._model, conds, z, sigmas, self._options)
         return [prediction.clone() for prediction in predictions]
 
     def sigma(self, t: float) -> float:
