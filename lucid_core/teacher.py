@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -72,7 +73,8 @@ class Teacher:
 
     def pull(self, images: Tensor, views: Views, progress: float, generator: Generator) -> Pull:
         """`images` (B, H, W, 3) are what `views` see at `progress` of the run; randomness comes from `generator`."""
-        limit_pixels(images, self.guidance.pixel_limit)
+        limit = self.guidance.pixel_limit
+        limit_pixels(images, limit if limit < math.inf else self.prior.pixel_limit)
         z0 = self.prior.encode(images)
         conds = self.prompts.at(self.prior, views.azimuth_rad, views.elevation_rad)
         listening = Listening(self.prior, conds.y)

@@ -11,7 +11,7 @@ from ..lucid_core.cameras import CameraRanges
 from ..lucid_core.refine import Selection
 from ..lucid_core.score import Guidance
 from ..lucid_core.teacher import Mix
-from ..lucid_core.views import ViewBlend
+from ..lucid_core.views import VIEWS, ViewBlend
 
 Conditioning = list  # the host's CONDITIONING: [[embedding, options], ...]
 
@@ -25,6 +25,10 @@ class LucidPromptData:
     negative: Conditioning = field(repr=False)
     inverse: Conditioning = field(repr=False)
     blend: ViewBlend
+
+    def conditionings(self) -> dict[str, Conditioning]:
+        """All of them by their names."""
+        return {**dict(zip(VIEWS, self.views)), "negative": self.negative, "inverse": self.inverse}
 
 
 @dataclass(frozen=True)

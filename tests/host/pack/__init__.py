@@ -6,10 +6,11 @@ import time
 from types import SimpleNamespace
 
 import comfy.model_management
-import comfy.model_sampling
 import comfy.samplers
 import torch
 from comfy_api.latest import IO, ComfyExtension, Types
+
+from .families import NODES
 
 
 def pack_host():
@@ -40,7 +41,7 @@ class LucidTestModel(IO.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        options = ["video model", "flow model", "vae channels", "no vae", "patched weights"]
+        options = ["video model", "vae channels", "no vae", "patched weights"]
         options += [
             "fails at call 4",
             "NaN from call 12",
@@ -66,12 +67,6 @@ class LucidTestModel(IO.ComfyNode):
         elif change == "patched weights":
             key = "diffusion_model.out.2.bias"
             model.add_patches({key: ("diff", (torch.full((4,), 0.1),))})
-        elif change == "flow model":
-
-            class Flow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
-                pass
-
-            model.add_object_patch("model_sampling", Flow(model.model.model_config))
         else:
             calls = SimpleNamespace(n=0)
 
@@ -197,7 +192,9 @@ class LucidTestEps(IO.ComfyNode):
 
 class LucidTestExtension(ComfyExtension):
     async def get_node_list(self):
-        return [LucidTestNeverLoaded, LucidTestSplat, LucidTestModel, LucidTestLoaded, LucidTestPrior, LucidTestEps]
+        return [
+            LucidTestNeverLoaded, LucidTestSplat, LucidTestModel, LucidTestLoaded, LucidTestPrior, LucidTestEps, *NODES,
+        ]  # fmt: skip
 
 
 async def comfy_entrypoint():
