@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from lucid_core.prior import Prior
 from lucid_core.views import VIEWS, Prompts, ViewBlend
 
 from . import captions, taesd, unet
@@ -32,7 +33,7 @@ class Caption:
     bias: Tensor
 
 
-class DemoPrior:
+class DemoPrior(Prior):
     """The prior of `path` (the repository's own file) on the CPU. Latents have a deviation of about 1, as in the host."""
 
     def __init__(self, path: str | Path = PRIOR) -> None:

@@ -14,12 +14,13 @@ from torch.nn import Module
 
 from .checks import require
 from .extras import load
+from .prior import Prior
 
 SD15_UNET = {"cross_attention_dim": 768, "sample_size": 64}  # what differs from diffusers' defaults
 SD15_BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-class DiffusersPrior:
+class DiffusersPrior(Prior):
     """A Prior over a diffusers UNet of noise or v prediction and a VAE (None where nothing is encoded).
 
     A conditioning is the text's embedding (1 or B, T, D). `alphas_cumprod` (N,) is the training schedule.

@@ -44,7 +44,7 @@ class Hint:
 
 
 @torch.no_grad()
-def images(hints: tuple[Hint, ...], render: Render, cameras: Cameras, mirrored: bool, backend: str) -> list[Tensor]:
+def images_of(hints: tuple[Hint, ...], render: Render, cameras: Cameras, mirrored: bool, backend: str) -> list[Tensor]:
     """A picture (B, H, W, 3) in [0, 1] for each hint, of the views in `render` or of their mirror images.
 
     Guides are seen by the same `cameras` on black; what they show is at its own place, not at that of the splat.

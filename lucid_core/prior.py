@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+
+from .encoder import encode_in_parts
 
 Cond = Any  # a conditioning; only the prior that made it looks inside
 
@@ -30,10 +32,12 @@ class Prior(Protocol):
     """A diffusion model in variance-exploding form, z_sigma = z0 + sigma * eps, as in k-diffusion.
 
     Then eps = (z - z0) / sigma for every parameterisation: a v-prediction or a flow model needs no branch in a guidance.
-    Latents are (B, C, h, w). A conditioning has one row for all views, or one row per view.
+    Latents are (B, C, h, w). A conditioning has one row for all views, or one row per view. `guide` and `pixel_limit` are
+    those of a plain model: priors that inherit from this class have them.
     """
 
     evaluations: int  # latents denoised so far, counting every conditioning: the budget that methods are compared at
+    pixel_limit = math.inf  # see Guidance; the need of the model, for guidances without a limit of their own
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, H, W, 3) in [0, 1] -> latents; differentiable."""
@@ -49,6 +53,12 @@ class Prior(Protocol):
 
     def blend(self, conds: list[Cond], weights: Tensor) -> Cond:
         """Weighted sum of V conditionings for each of B views; weights (B, V) -> a conditioning of B rows."""
+
+    def guide(self, z: Tensor, sigma: float, conds: list[Cond], e: list[Tensor], cfg: float) -> Tensor:
+        """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): the noise that follows from that under the prompt
+        and that under the negative one; `conds` and `e` hold these two, both predicted from `z` at `sigma`."""
+        e_y, e_negative = e
+        return e_negative + cfg * (e_y - e_negative)
 
 
 class ControlledPrior(Prior, Protocol):
@@ -89,12 +99,12 @@ class Parts:
     conds: tuple[Cond, ...]
 
 
-class SplitPrior:
+class SplitPrior(Prior):
     """A prior that asks another one about at most `size` views at a time: the same answers and gradients in less memory."""
 
     def __init__(self, prior: Prior, size: int) -> None:
         self.prior, self.size = prior, size
-        self.decode, self.sigma = prior.decode, prior.sigma
+        self.decode, self.sigma, self.pixel_limit = prior.decode, prior.sigma, prior.pixel_limit
         self._hints: list[Tensor] = []
 
     @property
@@ -102,21 +112,29 @@ class SplitPrior:
         return self.prior.evaluations
 
     def encode(self, images: Tensor) -> Tensor:
-        """Backpropagation encodes each part again, so that it needs the memory of one part alone."""
-        again = lambda part: checkpoint(self.prior.encode, part, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([again(part) for part in images.split(self.size)])
+        return encode_in_parts(self.prior.encode, images, self.size)
 
     def show(self, hints: list[Tensor]) -> None:
         self._hints = hints
 
+    def _to(self, i: int) -> Prior:
+        """The other one, shown the hints of the part `i`."""
+        if self._hints:
+            self.prior.show([hint.split(self.size)[i] for hint in self._hints])
+        return self.prior
+
     def denoise(self, z: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor]:
-        answers = []
-        for i, part in enumerate(z.split(self.size)):
-            if self._hints:
-                self.prior.show([hint.split(self.size)[i] for hint in self._hints])
-            asked = [cond.conds[i] if isinstance(cond, Parts) else cond for cond in conds]
-            answers.append(self.prior.denoise(part, sigma, asked))
+        answers = [self._to(i).denoise(part, sigma, of_part(i, conds)) for i, part in enumerate(z.split(self.size))]
         return [torch.cat(rows) for rows in zip(*answers)]
+
+    def guide(self, z: Tensor, sigma: float, conds: list[Cond], e: list[Tensor], cfg: float) -> Tensor:
+        parts = zip(*(x.split(self.size) for x in (z, *e)))
+        guided = [self._to(i).guide(part, sigma, of_part(i, conds), es, cfg) for i, (part, *es) in enumerate(parts)]
+        return torch.cat(guided)
 
     def blend(self, conds: list[Cond], weights: Tensor) -> Parts:
         return Parts(tuple(self.prior.blend(conds, rows) for rows in weights.split(self.size)))
+
+
+def of_part(i: int, conds: list[Cond]) -> list[Cond]:
+    return [cond.conds[i] if isinstance(cond, Parts) else cond for cond in conds]

@@ -78,7 +78,9 @@ def eps(prior: Prior, z: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor
 def guided_eps(prior: Prior, z: Tensor, sigma: float, conds: Conds, cfg: float) -> Tensor:
     """Noise under the prompts by classifier-free guidance (and Perp-Neg), all of it in one model call."""
     e_y, e_negative, *e_others = eps(prior, z, sigma, [conds.y, conds.negative, *conds.others])
-    return e_negative + cfg * towards(e_y - e_negative, [e - e_negative for e in e_others], conds.weights)
+    if e_others:
+        e_y = e_negative + towards(e_y - e_negative, [e - e_negative for e in e_others], conds.weights)
+    return prior.guide(z, sigma, [conds.y, conds.negative], [e_y, e_negative], cfg)
 
 
 def towards(main: Tensor, others: list[Tensor], weights: Tensor | None) -> Tensor:

@@ -7,8 +7,9 @@ from .control import LucidControlNet
 from .dream import LucidDream
 from .export import LucidSave
 from .guidance import LucidBaseline, LucidISM
+from .mix import LucidMix
 from .pointcloud import LucidPointCloud
-from .prompt import LucidPrompt
+from .prompt import LucidPrompt, LucidPromptFromConditioning
 from .render import LucidRender
 from .selection import LucidSelection
 
@@ -16,6 +17,6 @@ from .selection import LucidSelection
 class LucidExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[IO.ComfyNode]]:
         return [
-            LucidPrompt, LucidControlNet, LucidPointCloud, LucidISM, LucidBaseline, LucidCameras, LucidSelection, LucidDream,
-            LucidRender, LucidSave,
+            LucidPrompt, LucidPromptFromConditioning, LucidControlNet, LucidPointCloud, LucidISM, LucidBaseline, LucidMix,
+            LucidCameras, LucidSelection, LucidDream, LucidRender, LucidSave,
         ]  # fmt: skip

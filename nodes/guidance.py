@@ -8,7 +8,7 @@ from ..lucid_core.methods import METHODS
 from ..lucid_core.score import Guidance
 from . import host
 from .inputs import CATEGORY, errors_of, inputs_of
-from .types import LucidGuidanceData, LucidGuidanceType, LucidPromptType
+from .types import LucidGuidanceData, LucidGuidanceType, LucidPromptData, LucidPromptType
 
 
 def options_of(choices: dict[str, Guidance]) -> list[IO.DynamicCombo.Option]:
@@ -20,9 +20,9 @@ def options_of(choices: dict[str, Guidance]) -> list[IO.DynamicCombo.Option]:
 def sources() -> list[IO.Input]:
     """Lazy, so that the host asks `check_lazy_status` about the settings before it loads a model."""
     return [
-        IO.Model.Input("model", lazy=True, tooltip="Any image model, with its LoRAs and patches."),
+        IO.Model.Input("model", lazy=True, tooltip="Any text-to-image model, with its LoRAs and patches."),
         IO.Vae.Input("vae", lazy=True, tooltip="The VAE of that model."),
-        LucidPromptType.Input("prompt", lazy=True, tooltip="From Lucid Prompt."),
+        LucidPromptType.Input("prompt", lazy=True, tooltip="From Lucid Prompt, or Lucid Prompt From Conditioning."),
     ]
 
 
@@ -38,6 +38,14 @@ def method_of(kinds: dict[str, type[Guidance]], combo: str, chosen: dict[str, An
         raise ValueError(f"{combo} is not known; it must be {', '.join(kinds)}")
     chosen = {name: value[0] if isinstance(value, tuple) else value for name, value in chosen.items()}  # as lazy ones come
     return kinds[chosen[combo]](**{name: value for name, value in chosen.items() if name != combo})
+
+
+def guidance_of(model: Any, vae: Any, prompt: LucidPromptData, method: Guidance) -> LucidGuidanceData:
+    """Raises ValueError unless the method can ask this model about this prompt."""
+    host.require_image_model(model, vae)
+    host.require_text_of(model, prompt.conditionings())
+    host.log_needs(model, method.pixel_limit)
+    return LucidGuidanceData(model, vae, prompt, method)
 
 
 class LucidISM(IO.ComfyNode):
@@ -69,9 +77,8 @@ class LucidISM(IO.ComfyNode):
     @classmethod
     def execute(cls, model, vae, prompt, preset) -> IO.NodeOutput:
         with errors_of(cls):
-            host.require_image_model(model, vae)
             method = method_of(dict.fromkeys(PRESETS, ISM), "preset", preset)
-            return IO.NodeOutput(LucidGuidanceData(model, vae, prompt, method))
+            return IO.NodeOutput(guidance_of(model, vae, prompt, method))
 
 
 class LucidBaseline(IO.ComfyNode):
@@ -102,5 +109,4 @@ class LucidBaseline(IO.ComfyNode):
     @classmethod
     def execute(cls, model, vae, prompt, method) -> IO.NodeOutput:
         with errors_of(cls):
-            host.require_image_model(model, vae)
-            return IO.NodeOutput(LucidGuidanceData(model, vae, prompt, method_of(METHODS, "method", method)))
+            return IO.NodeOutput(guidance_of(model, vae, prompt, method_of(METHODS, "method", method)))

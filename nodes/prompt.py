@@ -72,3 +72,45 @@ def texts_of(text: str, front_words: str) -> tuple[str, str]:
     if not rest:
         raise ValueError(f"front_words is {front_words!r}, which leaves nothing of text; name fewer words")
     return text.strip(), rest
+
+
+class LucidPromptFromConditioning(IO.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        sides = [
+            IO.Conditioning.Input(
+                view, optional=True,
+                tooltip=f"What the model is asked for where a camera sees the {view}; not connected = front.",
+            )
+            for view in VIEWS[1:]
+        ]  # fmt: skip
+        return IO.Schema(
+            node_id="LucidPromptFromConditioning",
+            display_name="Lucid Prompt From Conditioning",
+            category=CATEGORY,
+            search_aliases=["conditioning to prompt", "view conditionings", "flux guidance 3d", "regional prompt 3d"],
+            description="A prompt of ComfyUI's own CONDITIONINGs, one for each side of the object: with Flux Guidance, SDXL's "
+            "sizes, prompt schedules, regions, or whatever other nodes make of a text.",
+            inputs=[
+                IO.Conditioning.Input("front", tooltip="What the model is asked for where a camera sees the front."),
+                *sides,
+                IO.Conditioning.Input(
+                    "negative", optional=True,
+                    tooltip="What it must not be; not connected = front with all its text zeroed, as Conditioning Zero Out "
+                    "does it.",
+                ),
+                IO.Conditioning.Input(
+                    "inverse", optional=True,
+                    tooltip="Prompt of the DDIM inversion (ISM), by the paper an empty text; not connected = negative.",
+                ),
+                *inputs_of(ViewBlend),
+            ],
+            outputs=[LucidPromptType.Output(display_name="prompt", tooltip="The conditionings of every side.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, front, side=None, back=None, overhead=None, negative=None, inverse=None, **blend) -> IO.NodeOutput:
+        with errors_of(cls):
+            views = tuple(view or front for view in (front, side, back, overhead))
+            negative = negative or host.zeroed(front)
+            return IO.NodeOutput(LucidPromptData("", views, negative, inverse or negative, ViewBlend(**blend)))

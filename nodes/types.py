@@ -11,7 +11,8 @@ from ..lucid_core.cameras import CameraRanges
 from ..lucid_core.hints import Hint
 from ..lucid_core.refine import Selection
 from ..lucid_core.score import Guidance
-from ..lucid_core.views import ViewBlend
+from ..lucid_core.teacher import Mix
+from ..lucid_core.views import VIEWS, ViewBlend
 
 Conditioning = list  # the host's CONDITIONING: [[embedding, options], ...]
 
@@ -41,6 +42,10 @@ class LucidPromptData:
     blend: ViewBlend
     controls: tuple[Control, ...] = ()
 
+    def conditionings(self) -> dict[str, Conditioning]:
+        """All of them by their names."""
+        return {**dict(zip(VIEWS, self.views)), "negative": self.negative, "inverse": self.inverse}
+
 
 @dataclass(frozen=True)
 class LucidGuidanceData:
@@ -52,11 +57,20 @@ class LucidGuidanceData:
     method: Guidance
 
 
+@dataclass(frozen=True)
+class LucidMixData:
+    """Two guidances, each of which may be a mix again."""
+
+    first: LucidGuidanceData | LucidMixData
+    second: LucidGuidanceData | LucidMixData
+    mix: Mix
+
+
 LucidPromptType = IO.Custom("LUCID_PROMPT")
 LucidGuidanceType = IO.Custom("LUCID_GUIDANCE")
 LucidCamerasType = IO.Custom("LUCID_CAMERAS")
 LucidSelectionType = IO.Custom("LUCID_SELECTION")
 LucidPromptType.Type = LucidPromptData
-LucidGuidanceType.Type = LucidGuidanceData
+LucidGuidanceType.Type = LucidGuidanceData | LucidMixData
 LucidCamerasType.Type = CameraRanges
 LucidSelectionType.Type = Selection

@@ -20,6 +20,7 @@ from lucid_core.cameras import CameraRanges
 from lucid_core.checks import bounds_of, require
 from lucid_core.dream import PRESETS, DreamConfig
 from lucid_core.pointcloud import PointCloud
+from lucid_core.prior import Prior
 from lucid_core.score import Guidance
 from lucid_core.views import Prompts, ViewBlend
 
@@ -127,7 +128,7 @@ def evaluations_a_step(case: Case) -> float:
     return prior.evaluations / DRAWS
 
 
-class _Counter:
+class _Counter(Prior):
     """A prior that predicts nothing and counts what it is asked."""
 
     def __init__(self) -> None:

@@ -128,15 +128,6 @@ def warn_of_fixed_hints(controls: Shown) -> None:
         )
 
 
-def require_same(entries: tuple[dict, ...]) -> None:
-    """Raise ValueError where the prompts of the views, which become one batch, carry different controls."""
-    if len({id(entry.get("control")) for entry in entries}) > 1:
-        raise ValueError(
-            "the prompts of the views carry different ControlNets; apply the same one to all of them, with the same strength "
-            "and range, by Lucid ControlNet"
-        )
-
-
 def require_fit(model: Any, controls: Shown) -> None:
     """Raise ValueError, naming both sides, for a ControlNet of another family: the host would fail in the run or ignore it."""
     net = model.model.diffusion_model

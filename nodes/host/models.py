@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-import comfy.conds
 import comfy.model_management
-import comfy.model_sampling
+import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from comfy.controlnet import ControlBase
@@ -19,14 +16,20 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ...lucid_core.checkpoint import digest
-from ...lucid_core.prior import OutOfMemory
+from ...lucid_core.prior import Prior
 from ...lucid_core.views import VIEWS, Prompts
 from ..types import Conditioning, Control, LucidGuidanceData
 from . import control
+from .conds import HostCond, blend
+from .families import pixel_limit_of
+from .memory import are_loaded, free_memory, load, memory_errors
+from .noise import NoiseLevels
 from .page import check_interrupt
+from .vae import GradientVAE
 
 T = TypeVar("T")
-HostCond = list[dict]  # a conditioning as the host's samplers hold it
+CFG_PATCHES = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
+WITHOUT_PROMPT = ("negative", "inverse")
 IDENTITY_WEIGHTS, IDENTITY_VALUES = 32, 4096  # how many weights, and values of each, tell two models apart
 
 def require_clip(clip: Any) -> None:
@@ -36,25 +39,6 @@ def require_clip(clip: Any) -> None:
 
 def encode_text(clip: Any, text: str) -> Conditioning:
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
-
-
-def require_image_model(model: Any, vae: Any) -> None:
-    """Raise ValueError unless `model` denoises images by noise or v prediction and `vae` makes its latents."""
-    if vae is None:
-        raise ValueError("vae is missing: this checkpoint holds none; load the model's VAE with Load VAE")
-    name = type(model.model).__name__
-    latents = model.model.latent_format
-    sampling = model.get_model_object("model_sampling")
-    known = isinstance(sampling, comfy.model_sampling.EPS) and isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete)
-    if latents.latent_dimensions != 2 or vae.latent_dim != 2:
-        raise ValueError(f"model {name} does not make images; use an image model such as SD 1.5, SD 2.1 or SDXL")
-    if not known:
-        raise ValueError(f"model {name} is not a noise or v prediction model; use one such as SD 1.5, SD 2.1 or SDXL")
-    if latents.latent_channels != vae.latent_channels:
-        raise ValueError(
-            f"model {name} works on {latents.latent_channels} latent channels, but this vae makes {vae.latent_channels}; "
-            "use the VAE that belongs to the model"
-        )
 
 
 def identity(guidance: LucidGuidanceData) -> dict[str, str]:
@@ -116,13 +100,13 @@ def with_prior(guidance: LucidGuidanceData, views: int, resolution: int, body: C
 
     Patches, hooks, memory and clean-up of the model are the host's own, because `body` runs inside its sampling call.
     """
-    latents = guidance.model.model.latent_format
-    side = resolution // latents.spacial_downscale_ratio
-    noise = torch.zeros(views, latents.latent_channels, side, side)
-    prompt = guidance.prompt
+    latents, ratio = guidance.model.model.latent_format, guidance.model.model.latent_format.spacial_downscale_ratio
+    if resolution % ratio:
+        raise ValueError(f"resolution is {resolution}; it must be a multiple of {ratio} with this model")
+    noise = torch.zeros(views, latents.latent_channels, resolution // ratio, resolution // ratio)
     guider = comfy.samplers.CFGGuider(guidance.model)
-    conds = {**dict(zip(VIEWS, prompt.views)), "negative": prompt.negative, "inverse": prompt.inverse}
-    conds, shown = control.controlled(conds, prompt.controls, guidance.model, guidance.vae)
+    prompt = guidance.prompt
+    conds, shown = control.controlled(prompt.conditionings(), prompt.controls, guidance.model, guidance.vae)
     guider.inner_set_conds(conds)
 
     def inside(guider: comfy.samplers.CFGGuider, model_options: dict) -> T:
@@ -140,48 +124,63 @@ def with_prior(guidance: LucidGuidanceData, views: int, resolution: int, body: C
     return sampler.result
 
 
-class HostPrior:
+class HostPrior(Prior):
     """lucid_core's Prior over a MODEL and VAE of the host. Lives inside `with_prior`."""
 
     def __init__(
         self, guider: Any, model_options: dict, vae: Any, views: int, resolution: int, shown: list[control.Shown]
     ) -> None:  # fmt: skip
         self.evaluations, self._shown = 0, shown
-        self._model, self._options, self._vae = guider.inner_model, model_options, vae
-        self._device = guider.model_patcher.load_device
-        self._sampling = guider.model_patcher.get_model_object("model_sampling")
-        # The cached VAE's weights were made in inference mode: no gradient passes them, so work on a copy made outside.
-        self._vae_copy = vae.patcher.clone(force_deepcopy=True)
-        self._vae_copy.model.requires_grad_(False)
-        shape = (views, 3, resolution, resolution)
-        comfy.model_management.load_models_gpu(
-            [guider.model_patcher, *guider.loaded_models, self._vae_copy],  # ControlNets are among the loaded ones
-            memory_required=2 * vae.memory_used_encode(shape, vae.vae_dtype),
-        )
+        self._model, self._options = guider.inner_model, model_options
+        self._patcher = guider.model_patcher
+        self._device = self._patcher.load_device
+        self._levels = NoiseLevels(self._patcher.get_model_object("model_sampling"))
+        self._without_prompt = [guider.conds[name] for name in WITHOUT_PROMPT]
+        self.pixel_limit = pixel_limit_of(self._model)
+        self._vae = GradientVAE(vae)
+        self._loaded = [self._patcher, *guider.loaded_models, self._vae.patcher]  # with its ControlNets
+        latents = self._model.latent_format
+        noise = (views, latents.latent_channels, *(resolution // latents.spacial_downscale_ratio,) * 2)
+        required, least = comfy.sampler_helpers.estimate_memory(self._patcher, noise, guider.conds)
+        view = self._vae.memory_required(resolution)
+        self._memory = required + views * view, least + view
+        self._load()
+        self._vae.fit(views, resolution, free_memory(vae.device) - least)
+
+    def _load(self) -> None:
+        load(self._loaded, *self._memory)
+
+    def _ready(self) -> None:
+        """Load again what a preview or another model has driven out, or patched: LoRAs on one checkpoint share its weights."""
+        if self._model.current_patcher is self._patcher and are_loaded(self._loaded):
+            return
+        self._load()
+        self._patcher.pre_run()
 
     def release(self) -> None:
         """Drop the copy of the VAE; also called after an error."""
-        self._vae_copy.detach()
-        del self._vae_copy, self._model
+        self._vae.release()
+        del self._model
         comfy.model_management.cleanup_models()
         comfy.model_management.soft_empty_cache()
 
     def encode(self, images: Tensor) -> Tensor:
-        with _memory_errors():
-            pixels = self._vae.process_input(images.movedim(-1, 1).to(self._vae.device)).to(self._vae.vae_dtype)
-            latents = self._vae_copy.model.encode(pixels)
-            return self._model.process_latent_in(latents.float().to(self._device))
+        with memory_errors():
+            self._ready()
+            return self._model.process_latent_in(self._vae.encode(images).to(self._device))
 
     def decode(self, latents: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return self._vae.decode(self._model.process_latent_out(latents)).clone()
+        return self._vae.decode(self._model.process_latent_out(latents))
 
     def denoise(self, z: Tensor, sigma: float, conds: list[HostCond]) -> list[Tensor]:
         check_interrupt()
-        self.evaluations += len(z) * len(conds)
-        with _memory_errors(), torch.inference_mode():  # as under the host's samplers, where every patch expects to run
-            sigmas = torch.full((len(z),), sigma, device=z.device)
-            predictions = comfy.samplers.calc_cond_batch(self._model, conds, z, sigmas, self._options)
+        self.evaluations += len(z) * sum(len(cond) for cond in conds)
+        roles = [int(any(cond is other for other in self._without_prompt)) for cond in conds]
+        with memory_errors():
+            self._ready()
+            with torch.inference_mode():  # as under the host's samplers, where every patch expects to run
+                x, levels = self._levels.to_host(z, sigma)
+                predictions = comfy.samplers.calc_cond_batch(self._model, conds, x, levels, with_roles(self._options, roles))
         return [prediction.clone() for prediction in predictions]
 
     def show(self, hints: list[Tensor]) -> None:
@@ -189,43 +188,43 @@ class HostPrior:
             control.show(nets, hint)
 
     def sigma(self, t: float) -> float:
-        return float(self._sampling.sigma(torch.tensor(t * (len(self._sampling.sigmas) - 1))))
+        return self._levels.sigma(t)
 
     def blend(self, conds: list[HostCond], weights: Tensor) -> HostCond:
-        """Blend entry by entry; all of `conds` must have as many entries."""
-        counts = {len(cond) for cond in conds}
-        if len(counts) > 1:
-            raise ValueError("the prompts of the views differ in structure (scheduled or regional prompts); use plain ones")
-        return [_blend_entries(entries, weights) for entries in zip(*conds)]
+        return blend(conds, weights)
+
+    def guide(self, z: Tensor, sigma: float, conds: list[HostCond], e: list[Tensor], cfg: float) -> Tensor:
+        """As the host's sampler would: patches of the model (Rescale CFG, Mahiro, PAG) may combine the two in their own way."""
+        if not any(self._options.get(name) for name in CFG_PATCHES):
+            return super().guide(z, sigma, conds, e, cfg)
+        with memory_errors(), torch.inference_mode():
+            x, levels = self._levels.to_host(z, sigma)
+            z0 = guided(self._model, conds, x, levels, [z - sigma * noise for noise in e], cfg, self._options)
+            return (z - z0).clone() / sigma
 
 
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """The host's errors of a full memory as the core's."""
-    try:
-        yield
-    except Exception as error:
-        if comfy.model_management.is_oom(error):
-            raise OutOfMemory(str(error)) from error
-        raise
+def with_roles(options: dict, roles: list[int]) -> dict:
+    """Model options under which patches see which of the conditionings asked about are without the prompt (1; with it: 0).
+
+    The host numbers them by their place, 0 the prompt and 1 the negative, which is how an IP-Adapter knows whether its image
+    counts. Here there may be more than two, or the inversion's alone.
+    """
+    wrapped = options.get("model_function_wrapper")
+
+    def ask(apply_model: Callable, arguments: dict) -> Tensor:
+        told = [roles[place] for place in arguments["cond_or_uncond"]]
+        arguments["c"]["transformer_options"]["cond_or_uncond"] = told
+        if wrapped:
+            return wrapped(apply_model, {**arguments, "cond_or_uncond": told})
+        return apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
+
+    return {**options, "model_function_wrapper": ask}
 
 
-def _blend_entries(entries: tuple[dict, ...], weights: Tensor) -> dict:
-    """Replace the text tensors of the first entry by weighted sums with a row per view."""
-    control.require_same(entries)
-    model_conds = dict(entries[0]["model_conds"])
-    for name in ("c_crossattn", "y"):
-        if name in model_conds:
-            values = [entry["model_conds"][name].cond for entry in entries]
-            model_conds[name] = model_conds[name]._copy_with(_blend_tensors(values, weights))
-    return {**entries[0], "model_conds": model_conds}
-
-
-def _blend_tensors(values: list[Tensor], weights: Tensor) -> Tensor:
-    """V tensors (1, ...) and weights (B, V) -> (B, ...). Token sequences of unequal length are repeated to one length,
-    which changes nothing in attention; the host does the same when it batches prompts."""
-    if values[0].ndim == 3:
-        length = math.lcm(*(value.shape[1] for value in values))
-        values = [value.repeat(1, length // value.shape[1], 1) for value in values]
-    stacked = torch.cat(values)  # (V, ...)
-    return torch.einsum("bv,v...->b...", weights.to(stacked), stacked)
+def guided(model: Any, conds: list[HostCond], x: Tensor, levels: Tensor, z0: list[Tensor], cfg: float, options: dict) -> Tensor:
+    """The host's sampling_function after the model was asked."""
+    for patch in options.get("sampler_pre_cfg_function", []):
+        z0 = patch({"conds": conds, "conds_out": z0, "cond_scale": cfg, "timestep": levels, "input": x, "sigma": levels,
+                    "model": model, "model_options": options})  # fmt: skip
+    y, negative = conds
+    return comfy.samplers.cfg_function(model, *z0, cfg, x, levels, model_options=options, cond=y, uncond=negative)

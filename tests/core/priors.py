@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lucid_core.prior import Prior
 
-class GaussianPrior:
+
+class GaussianPrior(Prior):
     """Ideal denoiser of latents ~ N(cond, variance): the conditioning is the mean. Latents are the images, channels first."""
 
     def __init__(self, variance: float = 0.0) -> None:

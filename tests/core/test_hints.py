@@ -10,13 +10,14 @@ from lucid_core.cameras import CameraRanges, intrinsics, orbit
 from lucid_core.densify import Densify
 from lucid_core.dream import DreamConfig, backpropagate, dream
 from lucid_core.gaussians import Splats
-from lucid_core.hints import FARTHEST, KINDS, Hint, images, mirror, normals_of, placed
+from lucid_core.hints import FARTHEST, KINDS, Hint, images_of, mirror, normals_of, placed
 from lucid_core.ism import ISM
 from lucid_core.pointcloud import PointCloud, from_points
 from lucid_core.prior import SplitPrior
 from lucid_core.rasterize import Render, rasterize
 from lucid_core.refine import RADIUS, Frame
 from lucid_core.run import Run
+from lucid_core.teacher import Teacher
 from lucid_core.views import Prompts
 
 from .priors import GaussianPrior
@@ -168,7 +169,7 @@ def gradients(prior, **changes):
     """What one batch of five views gives the parameters."""
     config = dataclasses.replace(CONFIG, **changes)
     run = Run(PointCloud(count=200, size=1.2).splats(0), config.densify, config.steps, config.adam_betas, seed=5)
-    backpropagate(run, None, prior, ISM(), PROMPTS, CameraRanges(), config, 0.4, 0, "numba")
+    backpropagate(run, None, Teacher(prior, ISM(), PROMPTS), CameraRanges(), config, 0.4, 0, "numba")
     return {name: param.grad for name, param in run.params.items()}
 
 
@@ -224,7 +225,7 @@ def test_a_guide_is_seen_by_the_same_cameras():
     cameras = orbit(angles, *torch.tensor([[0.1], [5.0], [0.4]]).expand(-1, 2), 64, 64)
     render = rasterize(part, cameras, 64, 64, backend="numba")
     for kind in KINDS:
-        own, guided = images((Hint(kind), Hint(kind, part)), render, cameras, True, "numba")
+        own, guided = images_of((Hint(kind), Hint(kind, part)), render, cameras, True, "numba")
         assert torch.equal(own, guided) and not torch.equal(own[0], own[1]) and own.shape == (2, 64, 64, 3)
         assert own.min() >= 0 and own.max() <= 1
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lucid_core.prior import Conds
+from lucid_core.prior import Conds, SplitPrior
 from lucid_core.score import guided_eps, towards
 from lucid_core.views import VIEWS, Prompts, ViewBlend, without
 
@@ -132,6 +132,25 @@ def test_guidance_with_perp_neg_is_one_model_call_over_all_views():
         e[i] = (of(negative)[i].flatten() + 7.5 * (delta + float(weights[i, 0]) * away_from)).reshape(4, 3, 3)
     torch.testing.assert_close(found, e)
     assert prior.calls == 1 and prior.evaluations == 6
+
+
+@pytest.mark.parametrize("size", [0, 2])
+def test_a_priors_own_guidance_takes_the_place_of_the_plain_one(size):
+    """It is told the prompts, row by row also where the views are asked about in parts; Perp-Neg is in the prompt's noise."""
+
+    class Halved(GaussianPrior):
+        def guide(self, z, sigma, conds, e, cfg):
+            assert all(torch.equal(x, (z - z0) / sigma) for x, z0 in zip(e, self.denoise(z, sigma, conds)))
+            return super().guide(z, sigma, conds, e, cfg) / 2
+
+    rand = lambda seed, rows=1: torch.randn(
+        rows, 4, 3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )  # fmt: skip
+    own, plain = Halved(0.5), GaussianPrior(0.5)
+    own = SplitPrior(own, size) if size else own
+    z, weights, views = rand(0, 5), torch.rand(5, 2).double(), [rand(1), rand(2)]
+    at = lambda prior: guided_eps(prior, z, 2.0, Conds(prior.blend(views, weights), rand(3), rand(3)), 7.5)
+    torch.testing.assert_close(at(own), at(plain) / 2)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A running ComfyUI with this pack, one for all tests. `python dev.py test` sets it up."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from demo.host import Server
 from demo.tree import Tree
 
 TREE = Tree(Path(__file__).resolve().parents[2])
+FAMILIES = TREE.cache / "families"  # what families.py writes, kept from one session to the next
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +32,12 @@ def base(host_path, tmp_path_factory) -> Path:
     """A base directory with this pack, the tests' own nodes and the demo's checkpoint; its input and output are empty."""
     prepare_base(TREE, sys.executable)
     base = tmp_path_factory.mktemp("base")
-    for folder in ("custom_nodes", "input", "output"):
+    for folder in ("custom_nodes", "input", "output", "models"):
         (base / folder).mkdir()
-    link_folder(base / "models", TREE.base / "models")
+    link_folder(base / "models" / "checkpoints", TREE.checkpoints)
+    for folder in ("diffusion_models", "vae", "loras", "embeddings", "controlnet"):
+        (FAMILIES / folder).mkdir(parents=True, exist_ok=True)
+        link_folder(base / "models" / folder, FAMILIES / folder)
     link_folder(base / "custom_nodes" / PACK, TREE.root)
     link_folder(base / "custom_nodes" / "lucid_test", Path(__file__).parent / "pack")
     return base
@@ -47,3 +52,11 @@ def server(host_path, base, tmp_path_factory):
 @pytest.fixture(scope="session")
 def client(server) -> Client:
     return Client(server.address, server.log_tail)
+
+
+@pytest.fixture(scope="session")
+def families(host_path, base) -> Path:
+    """The folder with a small model of every family; the host lists them by `families.file_of`."""
+    builder = Path(__file__).with_name("families.py")
+    subprocess.run([sys.executable, builder, host_path, FAMILIES], check=True)
+    return FAMILIES

@@ -292,7 +292,6 @@ def test_a_broken_splat_is_refused(client, node, change, message):
     "change, message",
     [
         ("video model", "Lucid ISM: model .* does not make images"),
-        ("flow model", "Lucid ISM: model .* is not a noise or v prediction model"),
         ("vae channels", "works on 4 latent channels, but this vae makes 16"),
         ("no vae", "Lucid ISM: vae is missing"),
     ],

@@ -6,12 +6,11 @@ import time
 from types import SimpleNamespace
 
 import comfy.model_management
-import comfy.model_sampling
 import comfy.samplers
 import torch
 from comfy_api.latest import IO, ComfyExtension, Types
 
-from . import control
+from . import control, families
 
 
 def pack_host():
@@ -42,7 +41,7 @@ class LucidTestModel(IO.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        options = ["video model", "flow model", "vae channels", "no vae", "patched weights"]
+        options = ["video model", "vae channels", "no vae", "patched weights"]
         options += [
             "fails at call 4",
             "NaN from call 12",
@@ -68,12 +67,6 @@ class LucidTestModel(IO.ComfyNode):
         elif change == "patched weights":
             key = "diffusion_model.out.2.bias"
             model.add_patches({key: ("diff", (torch.full((4,), 0.1),))})
-        elif change == "flow model":
-
-            class Flow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
-                pass
-
-            model.add_object_patch("model_sampling", Flow(model.model.model_config))
         else:
             calls = SimpleNamespace(n=0)
 
@@ -200,7 +193,8 @@ class LucidTestEps(IO.ComfyNode):
 class LucidTestExtension(ComfyExtension):
     async def get_node_list(self):
         return [
-            LucidTestNeverLoaded, LucidTestSplat, LucidTestModel, LucidTestLoaded, LucidTestPrior, LucidTestEps, *control.NODES,
+            LucidTestNeverLoaded, LucidTestSplat, LucidTestModel, LucidTestLoaded, LucidTestPrior, LucidTestEps,
+            *control.NODES, *families.NODES,
         ]  # fmt: skip
 
 

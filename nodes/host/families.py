@@ -1,0 +1,100 @@
+"""Which MODELs can guide a splat, what their families need, and what of their patches has no place here."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import comfy.model_base
+import comfy.model_sampling as sampling
+from comfy.patcher_extension import WrappersMP
+
+log = logging.getLogger(__name__)
+INSTEAD = "use a text-to-image model such as SD 1.5, SD 2.1, SDXL, SD3, Flux or Z-Image"
+NOT_FOR_VIEWS = {  # what latents, channels and sampling do not give away
+    "SDXLRefiner": "knows the last fifth of the noise alone; use SDXL itself",
+    "Stable_Cascade_C": f"makes a code for a second model and no image; {INSTEAD}",
+    "Stable_Cascade_B": f"decodes what a first model made; {INSTEAD}",
+    "TripoSplat": "makes splats and no images; start from its splat (into Lucid Dream) and guide it with an image model",
+    "ACEStep": f"makes sound; {INSTEAD}",
+    "PiD": f"enlarges an image; {INSTEAD}",
+    "SAM3": f"finds objects and makes none; {INSTEAD}",
+    "SAM31": f"finds objects and makes none; {INSTEAD}",
+    "RT_DETR_v4": f"finds objects and makes none; {INSTEAD}",
+    "DepthAnything3": f"estimates depth and makes no image; {INSTEAD}",
+}
+SDXL_PIXEL_LIMIT = 0.05  # Dreamer XL (arXiv 2405.11252), whose SDXL gradients are unstable without
+
+
+def require_image_model(model: Any, vae: Any) -> None:
+    """Raise ValueError unless `model` denoises images whose latents `vae` makes, in a way that its patches leave to us."""
+    if vae is None:
+        raise ValueError("vae is missing: this checkpoint holds none; load the model's VAE with Load VAE")
+    name, latents = family_of(model.model), model.model.latent_format
+    if name in NOT_FOR_VIEWS:
+        raise ValueError(f"model {name} {NOT_FOR_VIEWS[name]}")
+    if latents.latent_dimensions != 2 or vae.latent_dim != 2:
+        raise ValueError(
+            f"model {name} does not make images one by one: it or its VAE works on video, sound or 3D "
+            f"({latents.latent_dimensions} latent dimensions, the VAE {vae.latent_dim}); {INSTEAD}"
+        )
+    if not predicts_clean_images(model.get_model_object("model_sampling")):
+        raise ValueError(f"model {name} turns one image into another, or samples in a way of its own; {INSTEAD}")
+    if latents.latent_channels != vae.latent_channels:
+        raise ValueError(
+            f"model {name} works on {latents.latent_channels} latent channels, but this vae makes {vae.latent_channels}; "
+            "use the VAE that belongs to the model"
+        )
+    ratio = vae.spacial_compression_encode()
+    if ratio != latents.spacial_downscale_ratio:
+        raise ValueError(
+            f"model {name} works on latents {latents.spacial_downscale_ratio} times smaller than the image, but this vae makes "
+            f"them {ratio} times smaller; use the VAE that belongs to the model"
+        )
+    _require_patches(model)
+
+
+def family_of(model: Any) -> str:
+    """What the host's detection found: SD15, SDXL, FluxSchnell, ..."""
+    return type(model.model_config).__name__
+
+
+def predicts_clean_images(of: Any) -> bool:
+    """Does a `model_sampling` predict z0 from z0 plus noise: by noise, v, EDM or x0 prediction, or by flow?"""
+    if isinstance(of, (sampling.IMG_TO_IMG, sampling.IMG_TO_IMG_FLOW)):
+        return False
+    return isinstance(of, (sampling.EPS, sampling.CONST))
+
+
+def _require_patches(model: Any) -> None:
+    """What reaches into a sampler, which there is none of here, or reuses answers of its step before."""
+    replaces = {
+        "a patch that asks for both prompts itself (as SkipLayerGuidanceDiTSimple)":
+            "sampler_calc_cond_batch_function" in model.model_options,
+        "a patch of the sampler's prediction (as CFG Override or LazyCache)": model.get_all_wrappers(WrappersMP.PREDICT_NOISE),
+        "EasyCache": model.get_wrappers(WrappersMP.CALC_COND_BATCH, "easycache"),
+    }  # fmt: skip
+    for what, found in replaces.items():
+        if found:
+            raise ValueError(f"the model carries {what}, which works inside a sampler's steps alone; take it off")
+
+
+def pixel_limit_of(model: Any) -> float:
+    """What a pixel may pull (see lucid_core.score.limit_pixels) with this model when the method sets no limit."""
+    return SDXL_PIXEL_LIMIT if isinstance(model, comfy.model_base.SDXL) else math.inf
+
+
+def log_needs(model: Any, own_limit: float) -> None:
+    """Log what is set for the model's family, and what its user should know; `own_limit` is the method's pixel_limit."""
+    name, inner = family_of(model.model), model.model
+    limit = pixel_limit_of(inner)
+    if limit < own_limit == math.inf:
+        log.info("Lucid: model %s: no pixel pulls by more than %g (the method sets no limit of its own)", name, limit)
+    of = model.get_model_object("model_sampling")
+    if hasattr(of, "skip_steps"):
+        log.info("Lucid: model %s is sampled as LCM: asked at its %d noise levels alone; cfg of 1 to 2", name, len(of.sigmas))
+    if name == "FluxSchnell":
+        log.info("Lucid: model %s learned to sample in few steps (schnell): cfg of 1; what it says at low noise is rough", name)
+    elif inner.model_config.unet_config.get("guidance_embed"):
+        log.info("Lucid: model %s is guided by Flux Guidance in its conditioning: cfg of 1 to 4", name)

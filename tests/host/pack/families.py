@@ -1,0 +1,259 @@
+"""Nodes for the tests of the model families: what no small file can bring, and the host's samplers beside HostPrior."""
+
+import itertools
+import sys
+from types import SimpleNamespace
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.samplers
+import comfy.supported_models
+import torch
+from comfy_api.latest import IO
+
+Z_IMAGE = {
+    "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 256, "cap_feat_dim": 768, "n_layers": 1,
+    "qk_norm": True, "n_heads": 8, "n_kv_heads": 8, "axes_dims": [8, 12, 12], "axes_lens": [1536, 512, 512],
+    "rope_theta": 256.0, "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True, "time_scale": 1000.0,
+    "pad_tokens_multiple": 32,
+}  # fmt: skip
+
+
+def pack_host():
+    """nodes/host of the pack under test, as the host imported it."""
+    return next(m for name, m in sys.modules.items() if name.endswith("lucid_ism.nodes.host"))
+
+
+def difference(a, b):
+    return float((a - b).abs().max())
+
+
+class LucidTestWiden(IO.ComfyNode):
+    """CONDITIONING as wide as another family's text: its channels repeated, with a fixed sign pattern."""
+
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(
+            node_id="LucidTestWiden",
+            inputs=[IO.Conditioning.Input("conditioning"), IO.Int.Input("width"), IO.Int.Input("pooled")],
+            outputs=[IO.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, conditioning, width, pooled):
+        widened = [
+            [widen(tokens, width), options | {"pooled_output": widen(options["pooled_output"], pooled)}]
+            for tokens, options in conditioning
+        ]
+        return IO.NodeOutput(widened)
+
+
+def widen(values, width):
+    repeated = values.repeat(*[1] * (values.ndim - 1), width // values.shape[-1] + 1)[..., :width]
+    return repeated * torch.linspace(-1, 1, width).cos()
+
+
+class LucidTestSpoilt(IO.ComfyNode):
+    """CONDITIONING that lacks, or holds, what no stock node of a small graph would make."""
+
+    @classmethod
+    def define_schema(cls):
+        changes = ["no pooled text", "77 tokens more", "GLIGEN boxes"]
+        return IO.Schema(
+            node_id="LucidTestSpoilt",
+            inputs=[IO.Conditioning.Input("conditioning"), IO.Combo.Input("change", options=changes)],
+            outputs=[IO.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, conditioning, change):
+        (text, options) = conditioning[0]
+        if change == "no pooled text":
+            options = {name: value for name, value in options.items() if name != "pooled_output"}
+        elif change == "77 tokens more":
+            text = torch.cat([text, 0.5 * text.flip(1)], 1)
+        else:
+            options = options | {"gligen": ("position", None, [])}
+        return IO.NodeOutput([[text, options]])
+
+
+class LucidTestZImage(IO.ComfyNode):
+    """A small Z-Image of the host's own classes, whose detection knows none but the full width."""
+
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(node_id="LucidTestZImage", inputs=[], outputs=[IO.Model.Output()])
+
+    @classmethod
+    def execute(cls):
+        config = comfy.supported_models.ZImage(dict(Z_IMAGE))
+        config.set_inference_dtype(torch.float32, None)
+        device = comfy.model_management.get_torch_device()
+        model = config.get_model({}, device=comfy.model_management.unet_offload_device())
+        generator = torch.Generator().manual_seed(1)
+        for name, weight in sorted(model.diffusion_model.named_parameters()):
+            noise = torch.randn(weight.shape, generator=generator)
+            one_sided = weight.ndim == 1 and "norm" in name
+            weight.data.copy_(1 + 0.1 * noise if one_sided else noise / max(weight[0].numel(), 100) ** 0.5)
+        return IO.NodeOutput(comfy.model_patcher.ModelPatcher(model, device, comfy.model_management.unet_offload_device()))
+
+
+class LucidTestEuler(IO.ComfyNode):
+    """Ten Euler steps of the host's sampler and ten in variance-exploding form through HostPrior, from the same noise.
+
+    "after": the largest difference between their latents. "moved": how far they went. "z": a few values of where ours ended.
+    """
+
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(
+            node_id="LucidTestEuler",
+            inputs=[
+                IO.Model.Input("model"), IO.Vae.Input("vae"), IO.Custom("LUCID_PROMPT").Input("prompt"),
+                IO.Float.Input("cfg", default=1.0),
+            ],
+            outputs=[],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, vae, prompt, cfg):
+        channels = model.model.latent_format.latent_channels
+        noise = torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+        scaled = torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(1))
+        start = model.model.process_latent_out(scaled)
+        times = torch.linspace(0.9, 0.05, 11).tolist()
+
+        def body(prior, prompts):
+            sigmas = [prior.sigma(t) for t in times]
+            z = scaled + sigmas[0] * noise
+            asked = [prompts.views[0], prompts.negative]
+            for sigma, below in itertools.pairwise(sigmas):
+                e = [(z - z0) / sigma for z0 in prior.denoise(z, sigma, asked)]
+                z = z + (below - sigma) * prior.guide(z, sigma, asked, e, cfg)
+            return {"z": z, "sigmas": sigmas, "ends": [prior.sigma(0.0), prior.sigma(1.0)]}
+
+        guidance = SimpleNamespace(model=model, vae=vae, prompt=prompt)
+        ours = pack_host().with_prior(guidance, 2, 64, body)
+        sampling = model.get_model_object("model_sampling")
+        flow = hasattr(sampling, "shift") and not hasattr(sampling, "log_sigmas")
+        levels = [sigma / (1 + sigma) if flow else sigma for sigma in ours["sigmas"]]
+        theirs = comfy.samplers.sample(
+            model, noise, prompt.views[0], prompt.negative, cfg, model.load_device, comfy.samplers.sampler_object("euler"),
+            torch.tensor(levels), latent_image=start, disable_pbar=True, seed=0,
+        )  # fmt: skip
+        # The host's sampler gives the noisy latent divided by 1 - level, which in a flow is our form too.
+        theirs = model.model.process_latent_in(theirs)
+        return IO.NodeOutput(
+            ui={
+                "after": [difference(ours["z"], theirs)],
+                "moved": [difference(theirs, scaled + ours["sigmas"][0] * noise)],
+                "sigmas": ours["sigmas"],
+                "ends": ours["ends"],
+                "z": ours["z"].flatten()[::37].tolist(),
+            }
+        )
+
+
+class LucidTestBlend(IO.ComfyNode):
+    """What HostPrior says to blended views, beside what the host's sampler and the views alone say.
+
+    "average": two views blended half and half, against one Euler step of the host with the CONDITIONING `average`; "alone":
+    rows of one view each, against that view by itself; "mixed": the same half and half, against the mean of both answers.
+    """
+
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(
+            node_id="LucidTestBlend",
+            inputs=[
+                IO.Model.Input("model"), IO.Vae.Input("vae"), IO.Custom("LUCID_PROMPT").Input("prompt"),
+                IO.Conditioning.Input("average", optional=True),
+            ],
+            outputs=[],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, vae, prompt, average=None):
+        z = 3 * torch.randn(2, model.model.latent_format.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+        half, alone = torch.tensor([[0.5, 0, 0.5, 0]] * 2), torch.tensor([[1.0, 0, 0, 0], [0, 0, 1.0, 0]])
+
+        def body(prior, prompts):
+            views = list(prompts.views)
+            ask = lambda cond: prior.denoise(z, 3.0, [cond])[0]
+            front, back = ask(views[0]), ask(views[2])
+            both, rows = (ask(prior.blend(views, weights)) for weights in (half, alone))
+            found = {
+                "alone": [max(difference(rows[0], front[0]), difference(rows[1], back[1]))],
+                "mixed": [difference(both, (front + back) / 2)],
+                "apart": [difference(front, back)],
+                "entries": [len(prior.blend(views, half))],
+            }
+            if average is not None:
+                found["average"] = [difference(both, one_step(model, average, z))]
+            return found
+
+        return IO.NodeOutput(ui=pack_host().with_prior(SimpleNamespace(model=model, vae=vae, prompt=prompt), 2, 64, body))
+
+
+def one_step(model, conditioning, z):
+    """z0 at sigma 3 by one Euler step of the host's sampler on noise prediction: x' = x + (s' - s) (x - z0) / s."""
+    stepped = comfy.samplers.sample(
+        model, z / 3, conditioning, conditioning, 1.0, model.load_device, comfy.samplers.sampler_object("euler"),
+        torch.tensor([3.0, 2.5]), latent_image=torch.zeros_like(z), disable_pbar=True, seed=0,
+    )  # fmt: skip
+    return z - 3.0 * (model.model.process_latent_in(stepped) - z) / (2.5 - 3.0)
+
+
+SEEN = []  # of LucidTestAttention
+
+
+class LucidTestAttention(IO.ComfyNode):
+    """An attention patch as an IP-Adapter's: it adds to what is asked with the prompt, and not to what is asked without."""
+
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(node_id="LucidTestAttention", inputs=[IO.Model.Input("model")], outputs=[IO.Model.Output()])
+
+    @classmethod
+    def execute(cls, model):
+        model = model.clone()
+
+        def add(out, options):
+            roles = options["cond_or_uncond"]
+            SEEN.append(list(roles))
+            parts = zip(roles, out.chunk(len(roles)))
+            return torch.cat([part + (part.abs().mean() if role == 0 else 0) for role, part in parts])
+
+        model.set_model_attn2_output_patch(add)
+        return IO.NodeOutput(model)
+
+
+class LucidTestRoles(IO.ComfyNode):
+    """What LucidTestAttention saw of the questions of a guidance: [y, negative, another view], the inverse alone."""
+
+    @classmethod
+    def define_schema(cls):
+        inputs = [IO.Model.Input("model"), IO.Vae.Input("vae"), IO.Custom("LUCID_PROMPT").Input("prompt")]
+        return IO.Schema(node_id="LucidTestRoles", inputs=inputs, outputs=[], is_output_node=True)
+
+    @classmethod
+    def execute(cls, model, vae, prompt):
+        z = torch.randn(2, model.model.latent_format.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+
+        def body(prior, prompts):
+            y = prior.blend(list(prompts.views), torch.full((2, 4), 0.25))
+            SEEN.clear()
+            prior.denoise(z, 1.0, [y, prompts.negative, prompts.views[2]])
+            together = sorted(SEEN[0])
+            SEEN.clear()
+            prior.denoise(z, 1.0, [prompts.inverse])
+            return {"together": together, "inverse": SEEN[0]}
+
+        return IO.NodeOutput(ui=pack_host().with_prior(SimpleNamespace(model=model, vae=vae, prompt=prompt), 2, 64, body))
+
+
+NODES = [
+    LucidTestWiden, LucidTestSpoilt, LucidTestZImage, LucidTestEuler, LucidTestBlend, LucidTestAttention, LucidTestRoles,
+]  # fmt: skip

@@ -1,0 +1,96 @@
+"""Every family of image models, through the host's own loaders: the same predictions as its sampler, and a splat."""
+
+import pytest
+
+from demo.client import ComfyError
+
+from .family_graphs import FLOWS, FamilyGraph
+from .graphs import ply_of
+
+pytestmark = pytest.mark.usefixtures("families")
+FAMILIES = ("sd15", "sd2", "sd2_v", "sdxl", "sdxl_v_ztsnr", *FLOWS)
+SHIFT = {"sd3": 3.0, "flux": 3.1582, "flux_schnell": 1.0, "z_image": 3.0}  # Flux: e^1.15
+
+
+def found_by(client, graph, node):
+    return client.run(graph)["outputs"][node]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ten_euler_steps_in_our_form_end_where_the_hosts_end(client, family):
+    """v to eps, the change of variables of flows, and the shift: from the same noise to the same latent, with cfg."""
+    graph = FamilyGraph(family)
+    found = found_by(client, graph, graph.ask("LucidTestEuler", cfg=3.0))
+    assert found["after"][0] < 1e-4 * max(found["moved"][0], 1)
+    assert found["moved"][0] > 1
+
+
+@pytest.mark.parametrize("family", ["sd2_v", "sdxl", *FLOWS])
+def test_a_splat_is_distilled_from_every_family(client, server, family):
+    splats = ply_of(client, client.run(FamilyGraph(family).dream(seed=91)))
+    assert len(splats) > 100 and all(x.isfinite().all() for x in vars(splats).values())
+    log = server.log_tail().rsplit("got prompt", 1)[-1]
+    assert ("no pixel pulls by more than 0.05" in log) == (family == "sdxl")
+    assert ("guided by Flux Guidance" in log) == (family == "flux")
+    assert ("learned to sample in few steps" in log) == (family == "flux_schnell")
+
+
+@pytest.mark.parametrize("family", FLOWS)
+def test_a_flows_schedule_is_finite_at_its_ends_and_has_the_hosts_shift(client, family):
+    graph = FamilyGraph(family)
+    found = found_by(client, graph, graph.ask("LucidTestEuler", cfg=1.0))
+    shift = SHIFT[family]
+    assert found["sigmas"] == pytest.approx([shift * t / (1 - t) for t in (0.9 - 0.085 * i for i in range(11))], rel=1e-3)
+    assert found["ends"] == pytest.approx([shift * 1e-3, shift * 1e3], rel=2e-3)
+
+
+def test_lcm_is_asked_at_the_noise_levels_it_knows(client, server):
+    """Through the host's Model Sampling Discrete: z0 by its boundary condition, sigma of its table of 50."""
+    graph = FamilyGraph("sd15")
+    graph.patched("ModelSamplingDiscrete", sampling="lcm", zsnr=False)
+    found = found_by(client, graph, graph.ask("LucidTestEuler", cfg=1.0))
+    assert found["after"][0] < 1e-4 * max(found["moved"][0], 1)
+    levels = [0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * i / 999 for i in range(1000)]
+    abar = 1.0
+    sigmas = [((1 - (abar := abar * (1 - beta**2))) / abar) ** 0.5 for beta in levels]
+    assert all(min(abs(sigma / known - 1) for known in sigmas[19::20]) < 1e-4 for sigma in found["sigmas"])
+    ply_of(client, client.run(graph.dream(seed=92)))
+    assert "sampled as LCM: asked at its 50 noise levels" in server.log_tail()
+
+
+@pytest.mark.parametrize(
+    "family, message",
+    [
+        ("sd15_inpaint", "Lucid ISM: model SD15 wants an image beside the noise"),
+        ("sd15_edit", "Lucid ISM: model SD15_instructpix2pix wants an image beside the noise"),
+        ("flux_fill", "Lucid ISM: model FluxInpaint wants an image beside the noise"),
+        ("wan", "Lucid ISM: model WAN21_T2V does not make images one by one.*use a text-to-image model such as"),
+    ],
+)
+def test_a_family_that_cannot_serve_is_refused_by_name(client, family, message):
+    with pytest.raises(ComfyError, match=message):
+        client.run(FamilyGraph(family).dream())
+
+
+@pytest.mark.parametrize(
+    "family, change, message",
+    [
+        ("sdxl", "text", "model KOALA_700M reads text of width 2048, but the conditioning front is 768 wide"),
+        ("sd3", "vae", "model SD3 works on 16 latent channels, but this vae makes 4"),
+        ("sd2", "sampling", "model SD20 turns one image into another"),
+        ("sdxl", "pooled", "model KOALA_700M needs pooled_output, which the conditioning front does not hold"),
+    ],
+)
+def test_parts_of_different_families_are_refused_with_both_sides(client, family, change, message):
+    graph = FamilyGraph(family)
+    prompt = None
+    if change == "text":
+        prompt = graph.prompt([graph.add("CLIPTextEncode", clip=graph.clip, text="a mug"), 0])
+    elif change == "pooled":
+        prompt = graph.prompt([graph.add("LucidTestSpoilt", conditioning=graph.text("a mug"), change="no pooled text"), 0])
+    elif change == "vae":
+        graph.vae = [graph.clip[0], 2]
+    else:
+        graph.patched("ModelSamplingDiscrete", sampling="img_to_img", zsnr=False)
+    with pytest.raises(ComfyError, match=f"Lucid ISM: {message}"):
+        client.run(graph.dream(prompt))

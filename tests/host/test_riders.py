@@ -1,0 +1,185 @@
+"""Whatever rides on MODEL and CONDITIONING: HostPrior's predictions change exactly as the host's own sampler says."""
+
+import pytest
+
+from demo.client import ComfyError
+
+from .families import LORAS, WORD, file_of
+from .family_graphs import BLEND, FamilyGraph
+from .graphs import ply_of
+
+pytestmark = pytest.mark.usefixtures("families")
+FREE_U = {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}
+
+
+def euler(client, graph, prompt=None, cfg=3.0):
+    node = graph.ask("LucidTestEuler", prompt, cfg=cfg)
+    return client.run(graph)["outputs"][node]
+
+
+def loras(graph, *names):
+    for name in names:
+        graph.patched("LoraLoaderModelOnly", lora_name=file_of(name), strength_model=0.8)
+
+
+MODEL_RIDERS = {
+    "a LoRA": lambda graph: loras(graph, LORAS[0]),
+    "two LoRAs": lambda graph: loras(graph, *LORAS),
+    "FreeU": lambda graph: graph.patched("FreeU_V2", **FREE_U),
+    "attention patch": lambda graph: graph.patched("LucidTestAttention"),
+    "Rescale CFG": lambda graph: graph.patched("RescaleCFG", multiplier=0.7),
+    "Mahiro": lambda graph: graph.patched("Mahiro"),
+    "CFG Zero Star": lambda graph: graph.patched("CFGZeroStar"),
+    "APG": lambda graph: graph.patched("APG", eta=1.0, norm_threshold=5.0, momentum=0.0),
+    "PAG": lambda graph: graph.patched("PerturbedAttentionGuidance", scale=3.0),
+    "v prediction": lambda graph: graph.patched("ModelSamplingDiscrete", sampling="v_prediction", zsnr=True),
+}
+
+
+@pytest.fixture(scope="module")
+def plain(client):
+    return euler(client, FamilyGraph("sd15"))["z"]
+
+
+@pytest.mark.parametrize("rider", MODEL_RIDERS)
+def test_what_rides_on_a_model_changes_the_prediction_as_in_the_host(client, plain, rider):
+    graph = FamilyGraph("sd15")
+    MODEL_RIDERS[rider](graph)
+    found = euler(client, graph)
+    assert found["after"][0] < 1e-4 * max(found["moved"][0], 1)
+    assert max(abs(a - b) for a, b in zip(found["z"], plain)) > 1e-2
+
+
+def half_of(graph, left):
+    """A mask of one half of the picture."""
+    empty = graph.add("SolidMask", value=0.0, width=64, height=64)
+    full = graph.add("SolidMask", value=1.0, width=32, height=64)
+    place = {"x": 0 if left else 32, "y": 0, "operation": "add"}
+    return [graph.add("MaskComposite", destination=[empty, 0], source=[full, 0], **place), 0]
+
+
+def regions(graph):
+    halves = [
+        [graph.add("ConditioningSetMask", conditioning=graph.text(words), mask=half_of(graph, left), strength=1.0,
+                   set_cond_area="default"), 0]
+        for words, left in (("a red mushroom", True), ("a blue mug", False))
+    ]  # fmt: skip
+    return [graph.add("ConditioningCombine", conditioning_1=halves[0], conditioning_2=halves[1]), 0]
+
+
+def schedule(graph):
+    parts = [
+        [graph.add("ConditioningSetTimestepRange", conditioning=graph.text(words), start=start, end=end), 0]
+        for words, start, end in (("a red mushroom", 0.0, 0.5), ("a blue mug", 0.5, 1.0))
+    ]
+    return [graph.add("ConditioningCombine", conditioning_1=parts[0], conditioning_2=parts[1]), 0]
+
+
+def last_layers(graph):
+    graph.clip = [graph.add("CLIPSetLastLayer", clip=graph.clip, stop_at_clip_layer=-2), 0]
+    return graph.text("a red mushroom, front view")
+
+
+TEXT_RIDERS = {
+    "prompt weights": lambda graph: graph.text("a (red:1.4) mushroom, front view"),
+    "textual inversion": lambda graph: graph.text(f"a embedding:{file_of(WORD).removesuffix('.safetensors')}, front view"),
+    "clip skip": last_layers,
+    "schedule": schedule,
+    "regions": regions,
+}
+
+
+@pytest.mark.parametrize("rider", TEXT_RIDERS)
+def test_what_rides_on_a_conditioning_changes_the_prediction_as_in_the_host(client, plain, rider):
+    graph = FamilyGraph("demo" if rider in ("clip skip", "textual inversion") else "sd15")
+    found = euler(client, graph, graph.prompt(TEXT_RIDERS[rider](graph)))
+    assert found["after"][0] < 1e-4 * max(found["moved"][0], 1)
+    if graph.family == "demo":
+        plain = euler(client, FamilyGraph("demo"))["z"]
+    assert max(abs(a - b) for a, b in zip(found["z"], plain)) > 1e-3
+
+
+def test_flux_guidance_rides_on_its_conditioning(client):
+    ends = []
+    for strength in (1.0, 6.0):
+        graph = FamilyGraph("flux")
+        front = [graph.add("FluxGuidance", conditioning=graph.text("a red mushroom"), guidance=strength), 0]
+        found = euler(client, graph, graph.prompt(front), cfg=1.0)
+        assert found["after"][0] < 1e-4 * max(found["moved"][0], 1)
+        ends.append(found["z"])
+    assert max(abs(a - b) for a, b in zip(*ends)) > 1e-2
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_blended_views_are_the_hosts_average_of_their_texts(client, family):
+    """Also SDXL's y: pooled text and sizes, row by row."""
+    graph = FamilyGraph(family)
+    front, back = graph.text("a red mushroom, front view"), graph.text("a blue mug, back view")
+    average = [graph.add("ConditioningAverage", conditioning_to=front, conditioning_from=back, conditioning_to_strength=0.5), 0]
+    node = graph.ask("LucidTestBlend", graph.prompt(front, back=back), average=average)
+    found = client.run(graph)["outputs"][node]
+    assert found["average"][0] < 1e-4 and found["alone"][0] < 1e-4 and found["apart"][0] > 1e-2 and found["entries"] == [1]
+
+
+@pytest.mark.parametrize("rider", ["regions", "schedule", "longer text"])
+@pytest.mark.parametrize("family", ["sd15", "sd3"])
+def test_views_of_different_structure_are_asked_one_by_one_and_their_answers_blended(client, family, rider):
+    graph = FamilyGraph(family)
+    if rider == "longer text":
+        back = [graph.add("LucidTestSpoilt", conditioning=graph.text("a blue mug"), change="77 tokens more"), 0]
+    else:
+        back = TEXT_RIDERS[rider](graph)
+    node = graph.ask("LucidTestBlend", graph.prompt(back=back))
+    found = client.run(graph)["outputs"][node]
+    assert found["alone"][0] < 1e-4 and found["apart"][0] > 1e-2
+    one_by_one = not (family == "sd15" and rider == "longer text")  # cross-attention takes texts of two lengths
+    assert (found["entries"][0] > 1) == one_by_one
+    if one_by_one:
+        assert found["mixed"][0] < 1e-4
+    ply_of(client, client.run(graph.dream(graph.prompt(back=back), seed=93)))
+
+
+def test_patches_know_what_is_asked_without_the_prompt(client):
+    """An IP-Adapter's image must count for the prompts of all views, and for neither the negative one nor the inversion."""
+    graph = FamilyGraph("sd15")
+    graph.patched("LucidTestAttention")
+    node = graph.ask("LucidTestRoles")
+    found = client.run(graph)["outputs"][node]
+    assert found == {"together": [0, 0, 1], "inverse": [1]}
+
+
+def test_what_is_not_connected_falls_back(client):
+    """Sides to the front; the negative prompt to the front's zeroed text; the inverse to the negative."""
+    graph = FamilyGraph("sd15")
+    front = graph.text("a red mushroom")
+    zeroed = [graph.add("ConditioningZeroOut", conditioning=front), 0]
+    alone = [graph.add("LucidPromptFromConditioning", front=front, **BLEND), 0]
+    full = {name: front for name in ("front", "side", "back", "overhead")} | {"negative": zeroed, "inverse": zeroed}
+    spelt = [graph.add("LucidPromptFromConditioning", **full, **BLEND), 0]
+    first, second = (ply_of(client, client.run(graph.dream(prompt, seed=94))) for prompt in (alone, spelt))
+    assert (first.means == second.means).all()
+
+
+REFUSED = {
+    "CFG Override": ({"class_type": "CFGOverride", "cfg": 1.0, "start_percent": 0.0, "end_percent": 1.0}, "CFG Override"),
+    "EasyCache": ({"class_type": "EasyCache", "reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95,
+                   "verbose": False}, "carries EasyCache"),
+    "SLG simple": ({"class_type": "SkipLayerGuidanceDiTSimple", "double_layers": "0", "single_layers": "0",
+                    "start_percent": 0.0, "end_percent": 1.0}, "asks for both prompts itself"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rider", REFUSED)
+def test_patches_of_a_samplers_steps_are_refused_by_name(client, rider):
+    patch, message = REFUSED[rider]
+    graph = FamilyGraph("sd15")
+    graph.patched(**patch)
+    with pytest.raises(ComfyError, match=f"Lucid ISM: the model carries .*{message.removeprefix('carries ')}"):
+        client.run(graph.dream())
+
+
+def test_gligen_is_refused(client):
+    graph = FamilyGraph("sd15")
+    boxes = [graph.add("LucidTestSpoilt", conditioning=graph.text("a mug"), change="GLIGEN boxes"), 0]
+    with pytest.raises(ComfyError, match="Lucid ISM: the conditioning front holds GLIGEN boxes"):
+        client.run(graph.dream(graph.prompt(boxes)))
