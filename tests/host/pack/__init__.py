@@ -10,7 +10,7 @@ import comfy.samplers
 import torch
 from comfy_api.latest import IO, ComfyExtension, Types
 
-from .families import NODES
+from . import families, memory
 
 
 def pack_host():
@@ -193,7 +193,8 @@ class LucidTestEps(IO.ComfyNode):
 class LucidTestExtension(ComfyExtension):
     async def get_node_list(self):
         return [
-            LucidTestNeverLoaded, LucidTestSplat, LucidTestModel, LucidTestLoaded, LucidTestPrior, LucidTestEps, *NODES,
+            LucidTestNeverLoaded, LucidTestSplat, LucidTestModel, LucidTestLoaded, LucidTestPrior, LucidTestEps,
+            *families.NODES, *memory.NODES,
         ]  # fmt: skip
 
 
