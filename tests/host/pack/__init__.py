@@ -10,7 +10,7 @@ import comfy.samplers
 import torch
 from comfy_api.latest import IO, ComfyExtension, Types
 
-from . import control, families
+from . import control, families, memory
 
 
 def pack_host():
@@ -194,7 +194,7 @@ class LucidTestExtension(ComfyExtension):
     async def get_node_list(self):
         return [
             LucidTestNeverLoaded, LucidTestSplat, LucidTestModel, LucidTestLoaded, LucidTestPrior, LucidTestEps,
-            *control.NODES, *families.NODES,
+            *control.NODES, *families.NODES, *memory.NODES,
         ]  # fmt: skip
 
 
