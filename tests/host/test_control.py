@@ -168,5 +168,3 @@ def test_what_cannot_be_controlled_is_refused(client):
     applied = lambda graph, prompt, net, how: [graph.add("LucidTestApplied", prompt=prompt, net=net, how=how, **settings), 0]
     twice = lambda graph, prompt, net: controlled(graph, controlled(graph, applied(graph, prompt, net, "old"), None), None)
     refused(client, twice, "Lucid ControlNet: control_net is empty, and an earlier Lucid ControlNet")
-    differ = lambda graph, prompt, net: controlled(graph, applied(graph, prompt, net, "front differs"), None)
-    refused(client, differ, "Lucid Dream: the prompts of the views carry different ControlNets")

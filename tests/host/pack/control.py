@@ -104,7 +104,7 @@ class LucidTestApplied(IO.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        how = IO.Combo.Input("how", options=["advanced", "old", "front differs"])
+        how = IO.Combo.Input("how", options=["advanced", "old"])
         inputs = [PROMPT.Input("prompt"), IO.ControlNet.Input("net"), *settings(), how]
         return IO.Schema(node_id="LucidTestApplied", inputs=inputs, outputs=[PROMPT.Output()])
 
@@ -116,8 +116,7 @@ class LucidTestApplied(IO.ComfyNode):
             views, negative = [apply(view, net, black, strength)[0] for view in prompt.views], prompt.negative
         else:  # each by a node of its own: as many objects
             apply = nodes.ControlNetApplyAdvanced().apply_controlnet
-            strengths = [strength / 2 if how == "front differs" and i == 0 else strength for i in range(4)]
-            pairs = [apply(view, prompt.negative, net, black, s, start, end) for view, s in zip(prompt.views, strengths)]
+            pairs = [apply(view, prompt.negative, net, black, strength, start, end) for view in prompt.views]
             views, negative = [view for view, _ in pairs], pairs[-1][1]
         return IO.NodeOutput(dataclasses.replace(prompt, views=tuple(views), negative=negative))
 
