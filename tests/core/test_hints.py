@@ -17,7 +17,7 @@ from lucid_core.prior import SplitPrior
 from lucid_core.rasterize import Render, rasterize
 from lucid_core.refine import RADIUS, Frame
 from lucid_core.run import Run
-from lucid_core.teacher import Teacher
+from lucid_core.teacher import Mix, Teacher, Teachers
 from lucid_core.views import Prompts
 
 from .priors import GaussianPrior
@@ -167,9 +167,13 @@ PROMPTS = Prompts(("controlled",) * 4, "controlled", "free", hints=(Hint("depth"
 
 def gradients(prior, **changes):
     """What one batch of five views gives the parameters."""
+    return gradients_of(Teacher(prior, ISM(), PROMPTS), **changes)
+
+
+def gradients_of(teacher, **changes):
     config = dataclasses.replace(CONFIG, **changes)
     run = Run(PointCloud(count=200, size=1.2).splats(0), config.densify, config.steps, config.adam_betas, seed=5)
-    backpropagate(run, None, Teacher(prior, ISM(), PROMPTS), CameraRanges(), config, 0.4, 0, "numba")
+    backpropagate(run, None, teacher, CameraRanges(), config, 0.4, 0, "numba")
     return {name: param.grad for name, param in run.params.items()}
 
 
@@ -179,6 +183,15 @@ def test_each_part_of_a_split_batch_is_shown_its_own_hints():
         torch.testing.assert_close(parts[name], gradient, rtol=1e-3, atol=1e-6)
     seen = [len(hints[0]) for hints in part.log]
     assert set(seen) == {2, 1} and seen[:3] == [2, 2, 1]
+
+
+def test_each_of_two_teachers_is_shown_its_own_hints():
+    first, second, alone = Shown(), Shown(), Shown()
+    normals = dataclasses.replace(PROMPTS, hints=(Hint("normal"), Hint("depth")))
+    gradients_of(Teachers(Teacher(first, ISM(), PROMPTS), Teacher(second, ISM(), normals), Mix("add")))
+    gradients(alone)
+    assert torch.equal(first.hints[0], alone.hints[0]) and torch.equal(second.hints[1], first.hints[0])
+    assert not torch.equal(second.hints[0], first.hints[0]) and len(first.log) == len(second.log) == 1
 
 
 def test_hints_are_mirrored_with_the_views():
@@ -232,7 +245,9 @@ def test_a_guide_is_seen_by_the_same_cameras():
 
 def test_a_guide_goes_where_the_splat_is_fitted_to():
     frame = Frame((1.0, 2.0, 3.0), 10 * RADIUS)
-    moved, own = placed((Hint("depth", ball(50)), Hint("normal")), frame)
+    hints = (Hint("depth", ball(50)), Hint("normal"))
+    moved, own = Teacher(Shown(), ISM(), dataclasses.replace(PROMPTS, hints=hints)).placed(frame).prompts.hints
+    assert placed(hints, None) == hints
     torch.testing.assert_close(moved.guide.means, (ball(50).means - torch.tensor([1.0, 2, 3])) / 10)
     assert own.guide is None
 
