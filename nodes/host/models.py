@@ -53,9 +53,9 @@ def identity(guidance: LucidGuidanceData) -> dict[str, str]:
     }
 
 
-def _parts_of(control: Control) -> list:
-    guide = control.hint.guide
-    return [control.hint.kind, guide and vars(guide), control.net, control.strength, control.start, control.end]
+def _parts_of(one: Control) -> list:
+    guide = one.hint.guide
+    return [one.hint.kind, guide and vars(guide), one.net, one.strength, one.start, one.end]
 
 
 def _fingerprint_of_model(patcher: Any) -> str:
