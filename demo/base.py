@@ -22,6 +22,9 @@ def prepare_base(tree: Tree, python: str | Path) -> None:
         say("Writing the demo's checkpoint ...")
         run([python, "-m", "demo.checkpoint", prior], cwd=tree.root)
         os.utime(prior)  # the command leaves a file alone that is right already
+    loras = tree.base / "models" / "loras"
+    if len(list(loras.glob("lucid_demo_*.safetensors"))) < 2:
+        run([python, "-m", "demo.loras", loras], cwd=tree.root)
 
 
 def link_folder(link: Path, target: Path) -> None:

@@ -51,12 +51,13 @@ def device_flags() -> list[str]:
 class Server:
     """One ComfyUI process with `base` as its base directory; port 0 takes a free one.
 
-    With `log` its output goes to that file, else to this process's stderr.
+    With `log` its output goes to that file, else to this process's stderr. `flags` are more arguments of its main.py.
     """
 
-    def __init__(self, comfyui: Path, base: Path, log: Path | None = None, port: int = 0, timeout_s: float = 240):
+    def __init__(self, comfyui: Path, base: Path, log: Path | None = None, port: int = 0, timeout_s: float = 240,
+                 flags: tuple[str, ...] = ()):  # fmt: skip
         self.comfyui, self.base, self.log, self.timeout_s = Path(comfyui), Path(base), log, timeout_s
-        self.port = port or free_port()
+        self.port, self.flags = port or free_port(), flags
         self.process: subprocess.Popen | None = None
 
     @property
@@ -90,7 +91,7 @@ class Server:
             *(sys.executable, str(LAUNCHER), str(self.comfyui)),
             *("--base-directory", str(self.base), "--temp-directory", self._temp.name),
             *("--listen", HOST, "--port", str(self.port), "--database-url", "sqlite:///:memory:"),
-            *("--disable-api-nodes", "--disable-auto-launch", *device_flags()),
+            *("--disable-api-nodes", "--disable-auto-launch", *device_flags(), *self.flags),
         ]
 
     def _start(self) -> subprocess.Popen:

@@ -97,9 +97,13 @@ def settings_of(splats: Splats, seed: int, *configs: Any, **others: Any) -> Sett
     """What the result of a run depends on: a hash of its start, the seed, the fields of the dataclasses `configs`, `others`."""
     found = {"start": digest(*vars(splats).values()), "seed": seed}
     for config in configs:
-        kind = type(config).__name__
-        found |= {f"{kind}.{name}": value for name, value in _flat(dataclasses.asdict(config))}
+        found |= fields_of(config)
     return json.loads(json.dumps({**found, **others}))
+
+
+def fields_of(config: Any) -> Settings:
+    """The fields of a dataclass under its name: "ISM.cfg"."""
+    return {f"{type(config).__name__}.{name}": value for name, value in _flat(dataclasses.asdict(config))}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -18,11 +17,13 @@ from .checkpoint import Checkpoint
 from .checks import check_bounds, require, setting
 from .densify import Densify
 from .gaussians import SH_C0, Splats, activate, validate
-from .prior import OUT_OF_MEMORY, Listening, OutOfMemory, Prior, SplitPrior
+from .hints import images_of
+from .prior import OUT_OF_MEMORY, OutOfMemory, Prior, SplitPrior
 from .rasterize import Render, device_for, rasterize, to_device
 from .refine import joined, limited
 from .run import Run
-from .score import Guidance, limit_pixels
+from .score import Guidance
+from .teacher import Teacher, Teachers
 from .views import Prompts
 
 log = logging.getLogger(__name__)
@@ -131,10 +132,25 @@ def dream(
     resume: Checkpoint | None = None,
     fixed: Splats | None = None,
 ) -> Iterator[Step]:
-    """Optimise `splats` until the prior finds `prompts` in its views; yields after every step.
+    """Optimise `splats` until the prior finds `prompts` in its views; yields after every step. See `distil`."""
+    return distil(splats, Teacher(prior, guidance, prompts), cameras, config, seed, backend, resume, fixed)
+
+
+def distil(
+    splats: Splats,
+    teacher: Teacher | Teachers,
+    cameras: CameraRanges,
+    config: DreamConfig,
+    seed: int,
+    backend: str = "auto",
+    resume: Checkpoint | None = None,
+    fixed: Splats | None = None,
+) -> Iterator[Step]:
+    """Optimise `splats` until the teacher has nothing to change about its views; yields after every step.
 
     `fixed` splats are seen beside them, but neither changed nor yielded.
-    Where the views do not fit into memory together, the prior is asked about fewer at a time, with the same draws.
+    A teacher whose prompts have hints is shown them for every batch of views.
+    Where the views do not fit into memory together, the models are asked about fewer at a time, with the same draws.
     Where `config` limits the time, steps of the schedules are left out, so that they reach their ends when it is over.
     Everything random follows from `seed` and is drawn on the CPU. The splats live where `backend` renders. A run that is given
     all that another one was, and its checkpoint to `resume`, yields the checkpoint's step and then goes on as that one did, bit
@@ -143,7 +159,8 @@ def dream(
     last yielded step are still good then.
     """
     validate(splats)
-    device, guidance = device_for(backend), limited(guidance, config.strength)
+    device = device_for(backend)
+    teacher = teacher.map(lambda one: replace(one, guidance=limited(one.guidance, config.strength)))
     first_degree, last_degree = splats.sh_degree, max(splats.sh_degree, config.sh_degree)
     start = with_sh_degree(splats, last_degree).map(lambda x: x.to(device))
     fixed = fixed and fixed.map(lambda x: x.to(device))
@@ -151,18 +168,19 @@ def dream(
     params, optimizers, densifier, generator = run.params, run.optimizers, run.densifier, run.generator
     if resume:
         run.restore(resume)
-        yield report(run, frozen(activate(params).detach(), start, config), prior, config)
-    asked = prior  # the model, perhaps about fewer views at a time
+        yield report(run, frozen(activate(params).detach(), start, config), config)
+    asked, size = teacher, config.views  # the models, perhaps about fewer views at a time
     while run_progress(run, config) < 1:
-        step, evaluations = run.step + 1, prior.evaluations
+        step, evaluations = run.step + 1, teacher.evaluations
         at = max(run.at + 1, int(run_progress(run, config) * config.steps) + 1)  # step of the schedules
         progress = (at - 1) / config.steps
         set_learning_rates(optimizers, config, progress)
         sh_degree = min(first_degree + int(progress / config.sh_every), last_degree)
         try:
-            loss, info = backpropagate(run, fixed, asked, guidance, prompts, cameras, config, progress, sh_degree, backend)
+            loss, info = backpropagate(run, fixed, asked, cameras, config, progress, sh_degree, backend)
         except OUT_OF_MEMORY as error:
-            asked = halved(asked, config, error)
+            size = halved(size, config, error)
+            asked = teacher.map(lambda one, size=size: replace(one, prior=SplitPrior(one.prior, size)))
             run.undo()
             continue
 
@@ -182,13 +200,13 @@ def dream(
             raise RuntimeError(f"every Gaussian was pruned at step {step} of {config.steps}; start from more opaque ones")
         finished = frozen(activate(params).detach(), start, config)
         require_finite({f"{name} of the splat": value for name, value in vars(finished).items()}, step, config)
-        run.finish(at, loss, prior.evaluations - evaluations)
-        yield report(run, finished, prior, config)
+        run.finish(at, loss, teacher.evaluations - evaluations)
+        yield report(run, finished, config)
 
 
 def backpropagate(
-    run: Run, fixed: Splats | None, prior: Prior, guidance: Guidance, prompts: Prompts, cameras: CameraRanges,
-    config: DreamConfig, progress: float, sh_degree: int, backend: str,
+    run: Run, fixed: Splats | None, teacher: Teacher | Teachers, cameras: CameraRanges, config: DreamConfig, progress: float,
+    sh_degree: int, backend: str,
 ) -> tuple[float, dict]:  # fmt: skip
     """Give the parameters their gradients for one batch of views -> the loss, and the render's info for the densification."""
     generator, device = run.generator, run.params["means"].device
@@ -202,17 +220,14 @@ def backpropagate(
     render = rasterize(scene, seen_by, config.resolution, config.resolution, sh_degree, background, backend)
     disparity = losses.disparity(render.depth, render.alpha, seen_by.Ks[:, 0, 0] / config.resolution)
 
-    # 2. what the prior would change about them, as the gradient of their latents
-    images = guided_images(render, disparity, config, generator)
-    limit_pixels(images, guidance.pixel_limit if guidance.pixel_limit < math.inf else prior.pixel_limit)
-    z0 = prior.encode(images)
-    conds = prompts.at(prior, views.azimuth_rad, views.elevation_rad)
-    listening = Listening(prior, conds.y)
-    g = guidance.gradient(listening, z0, conds, progress, generator)
-    run.wanted = listening.answer
+    # 2. what the teacher would change about them
+    images, mirrored = guided_images(render, disparity, config, generator)
+    hints = lambda wanted: images_of(wanted, render, seen_by, mirrored, backend)
+    pull = teacher.pull(images, views, progress, generator, hints)
+    run.wanted = pull.wanted
 
     # 3. guidance and regularisers
-    loss = (z0 * g).sum().to(device)
+    loss = pull.loss
     loss = loss + config.tv_weight * (losses.tv(render.rgb) + losses.tv(disparity))
     loss = loss + config.scale_weight * losses.scale(current.scales)
     require_finite({"the loss": loss}, run.step + 1, config)
@@ -236,9 +251,8 @@ def frozen(splats: Splats, start: Splats, config: DreamConfig) -> Splats:
     return replace(splats, quats=start.quats.clone(), scales=start.scales.clone(), opacities=start.opacities.clone())
 
 
-def halved(prior: Prior, config: DreamConfig, error: Exception) -> SplitPrior:
-    """`prior` for half as many views at a time. Raises OutOfMemory where that was one."""
-    whole, size = (prior.prior, prior.size) if isinstance(prior, SplitPrior) else (prior, config.views)
+def halved(size: int, config: DreamConfig, error: Exception) -> int:
+    """Half as many views at a time. Raises OutOfMemory where it was one."""
     if size == 1:
         raise OutOfMemory(
             f"there is no memory for one view of {config.resolution} px; lower the resolution, take a smaller model, or free "
@@ -246,7 +260,7 @@ def halved(prior: Prior, config: DreamConfig, error: Exception) -> SplitPrior:
         ) from error
     half = (size + 1) // 2
     log.warning("no memory for %d views at a time; going on with %d, which is slower and gives the same", size, half)
-    return SplitPrior(whole, half)
+    return half
 
 
 def run_progress(run: Run, config: DreamConfig) -> float:
@@ -255,10 +269,9 @@ def run_progress(run: Run, config: DreamConfig) -> float:
     return min(max(run.at / config.steps, in_time), 1.0)
 
 
-def report(run: Run, splats: Splats, prior: Prior, config: DreamConfig) -> Step:
-    progress = run_progress(run, config)
-    wanted = lambda: None if run.wanted is None else prior.decode(run.wanted[:1])[0].clamp(0, 1)
-    return Step(run.step, run.loss, splats, run.evaluations, run.seconds, progress, run.checkpoint, wanted)
+def report(run: Run, splats: Splats, config: DreamConfig) -> Step:
+    wanted = run.wanted or (lambda: None)
+    return Step(run.step, run.loss, splats, run.evaluations, run.seconds, run_progress(run, config), run.checkpoint, wanted)
 
 
 def set_learning_rates(optimizers: dict[str, Adam], config: DreamConfig, progress: float) -> None:
@@ -319,8 +332,9 @@ def jitter(splats: Splats, config: DreamConfig, generator: Generator) -> Splats:
     )
 
 
-def guided_images(render: Render, disparity: Tensor, config: DreamConfig, generator: Generator) -> Tensor:
-    """What the guidance sees: the views, or in a share of the steps their disparity; some steps mirrored."""
+def guided_images(render: Render, disparity: Tensor, config: DreamConfig, generator: Generator) -> tuple[Tensor, bool]:
+    """What the guidance sees: the views, or in a share of the steps their disparity; and whether they are mirrored."""
     as_disparity, flipped = torch.rand(2, generator=generator)
     images = disparity.expand(-1, -1, -1, 3) if as_disparity < config.disparity_share else render.rgb
-    return images.flip(2) if flipped < config.flip_share else images
+    mirrored = bool(flipped < config.flip_share)
+    return images.flip(2) if mirrored else images, mirrored

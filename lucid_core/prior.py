@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+
+from .encoder import encode_in_parts
 
 Cond = Any  # a conditioning; only the prior that made it looks inside
 
@@ -60,6 +61,13 @@ class Prior(Protocol):
         return e_negative + cfg * (e_y - e_negative)
 
 
+class ControlledPrior(Prior, Protocol):
+    """A prior with ControlNets, on some of its conditionings, that want to see the views."""
+
+    def show(self, hints: list[Tensor]) -> None:
+        """The pictures (B, H, W, 3) in [0, 1] for the B views that `denoise` is asked about from now on, one for each hint."""
+
+
 class Listening:
     """A prior that remembers what it last said to the conditioning `cond`: what the model wants to see."""
 
@@ -97,23 +105,31 @@ class SplitPrior(Prior):
     def __init__(self, prior: Prior, size: int) -> None:
         self.prior, self.size = prior, size
         self.decode, self.sigma, self.pixel_limit = prior.decode, prior.sigma, prior.pixel_limit
+        self._hints: list[Tensor] = []
 
     @property
     def evaluations(self) -> int:
         return self.prior.evaluations
 
     def encode(self, images: Tensor) -> Tensor:
-        """Backpropagation encodes each part again, so that it needs the memory of one part alone."""
-        again = lambda part: checkpoint(self.prior.encode, part, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([again(part) for part in images.split(self.size)])
+        return encode_in_parts(self.prior.encode, images, self.size)
+
+    def show(self, hints: list[Tensor]) -> None:
+        self._hints = hints
+
+    def _to(self, i: int) -> Prior:
+        """The other one, shown the hints of the part `i`."""
+        if self._hints:
+            self.prior.show([hint.split(self.size)[i] for hint in self._hints])
+        return self.prior
 
     def denoise(self, z: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor]:
-        answers = [self.prior.denoise(part, sigma, of_part(i, conds)) for i, part in enumerate(z.split(self.size))]
+        answers = [self._to(i).denoise(part, sigma, of_part(i, conds)) for i, part in enumerate(z.split(self.size))]
         return [torch.cat(rows) for rows in zip(*answers)]
 
     def guide(self, z: Tensor, sigma: float, conds: list[Cond], e: list[Tensor], cfg: float) -> Tensor:
         parts = zip(*(x.split(self.size) for x in (z, *e)))
-        guided = [self.prior.guide(part, sigma, of_part(i, conds), es, cfg) for i, (part, *es) in enumerate(parts)]
+        guided = [self._to(i).guide(part, sigma, of_part(i, conds), es, cfg) for i, (part, *es) in enumerate(parts)]
         return torch.cat(guided)
 
     def blend(self, conds: list[Cond], weights: Tensor) -> Parts:

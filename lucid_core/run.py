@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class Run:
         self.densifier = Densifier(densify, steps)
         self.generator = torch.Generator().manual_seed(seed)
         self.step, self.at, self.loss, self.evaluations, self.seconds = 0, 0, 0.0, 0, 0.0
-        self.wanted: Tensor | None = None  # what the model last made of the views, for previews (B, C, h, w)
+        self.wanted: Callable[[], Tensor] | None = None  # decodes what the model last made of the first view (H, W, 3)
         self._begun, self._drawn, self._whole = time.monotonic(), self.generator.get_state(), True
 
     def restore(self, checkpoint: Checkpoint) -> None:

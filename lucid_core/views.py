@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_bounds, setting
+from .hints import Hint
 from .prior import Cond, Conds, Prior
 
 VIEWS = ("front", "side", "back", "overhead")
@@ -71,12 +72,16 @@ class ViewBlend:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The conditionings of one object: one for each of VIEWS, the negative one and that of the inversion (one row each)."""
+    """The conditionings of one object: one for each of VIEWS, the negative one and that of the inversion (one row each).
+
+    `hints` are what ControlNets on them must be shown of the views: see ControlledPrior.
+    """
 
     views: tuple[Cond, Cond, Cond, Cond]
     negative: Cond
     inverse: Cond
     blend: ViewBlend = ViewBlend()
+    hints: tuple[Hint, ...] = ()
 
     def at(self, prior: Prior, azimuth_rad: Tensor, elevation_rad: Tensor) -> Conds:
         """What to ask the model about B views."""

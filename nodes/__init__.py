@@ -3,9 +3,11 @@
 from comfy_api.latest import IO, ComfyExtension
 
 from .cameras import LucidCameras
+from .control import LucidControlNet
 from .dream import LucidDream
 from .export import LucidSave
 from .guidance import LucidBaseline, LucidISM
+from .mix import LucidMix
 from .pointcloud import LucidPointCloud
 from .prompt import LucidPrompt, LucidPromptFromConditioning
 from .render import LucidRender
@@ -19,4 +21,5 @@ class LucidExtension(ComfyExtension):
         return [
             LucidPrompt, LucidPromptFromConditioning, LucidPointCloud, LucidISM, LucidBaseline, LucidCameras, LucidSelection,
             LucidDream, LucidRender, LucidSave, LucidShapE, LucidPointsFromMesh, LucidPointsFromDepth, LucidPointsFromFile,
+            LucidControlNet, LucidMix,
         ]  # fmt: skip

@@ -13,7 +13,7 @@ from ..lucid_core.cameras import CameraRanges, Cameras, turntable
 from ..lucid_core.checkpoint import Settings, require_same, settings_of
 from ..lucid_core.checkpoint import read as read_checkpoint
 from ..lucid_core.checkpoint import write as write_checkpoint
-from ..lucid_core.dream import PRESETS, DreamConfig, Step, dream
+from ..lucid_core.dream import PRESETS, DreamConfig, Step, distil
 from ..lucid_core.gaussians import Splats
 from ..lucid_core.rasterize import device_for, rasterize, to_device
 from ..lucid_core.refine import Subject, joined, whole_splat
@@ -37,7 +37,7 @@ class LucidDream(IO.ComfyNode):
             description="Optimises a splat until the model finds the prompt in it from every side: the KSampler of splats.",
             inputs=[
                 IO.Splat.Input("splat", tooltip="What to start from: Lucid Point Cloud, or any splat."),
-                LucidGuidanceType.Input("guidance", tooltip="From Lucid ISM."),
+                LucidGuidanceType.Input("guidance", tooltip="From Lucid ISM, Lucid Baseline or Lucid Mix Guidance."),
                 LucidCamerasType.Input("cameras", optional=True, tooltip="Where to look from; empty = the official ranges."),
                 LucidSelectionType.Input(
                     "selection", optional=True, tooltip="From Lucid Selection: the part that may change; empty = all."
@@ -104,8 +104,7 @@ class LucidDream(IO.ComfyNode):
                     start, checkpoint = whole_splat(checkpoint, saved), None
             subject = Subject.of(start, selection, fit_to_view)
             depends_on = settings_of(
-                start, seed, config, ranges, guidance.method, *filter(None, (selection, subject.frame)),
-                **host.identity(guidance),
+                start, seed, config, ranges, *filter(None, (selection, subject.frame)), **host.depends_on(guidance),
             )  # fmt: skip
             if checkpoint:
                 require_same(saved, depends_on)
@@ -113,16 +112,16 @@ class LucidDream(IO.ComfyNode):
                        cls.hidden.unique_id)  # fmt: skip
             device_for(backend)  # a backend that cannot be used is named before models are loaded
 
-            def body(prior, prompts):
+            def body(teacher):
+                teacher = teacher.map(lambda one: one.placed(subject.frame))
                 try:
-                    for step in dream(subject.free, prior, guidance.method, prompts, ranges, config, seed, backend, checkpoint,
-                                      subject.fixed):  # fmt: skip
+                    for step in distil(subject.free, teacher, ranges, config, seed, backend, checkpoint, subject.fixed):
                         run.report(step)
                 except FloatingPointError as error:
                     run.stop(error)
 
             try:
-                host.with_prior(guidance, config.views, config.resolution, body)
+                host.with_teacher(guidance, config.views, config.resolution, body)
             except BaseException:
                 run.rescue()
                 raise

@@ -8,22 +8,39 @@ from typing import Any
 from comfy_api.latest import IO
 
 from ..lucid_core.cameras import CameraRanges
+from ..lucid_core.hints import Hint
 from ..lucid_core.refine import Selection
 from ..lucid_core.score import Guidance
+from ..lucid_core.teacher import Mix
 from ..lucid_core.views import VIEWS, ViewBlend
 
 Conditioning = list  # the host's CONDITIONING: [[embedding, options], ...]
 
 
 @dataclass(frozen=True)
+class Control:
+    """A CONTROL_NET and the hint that it is shown of every view, with the settings of the host's Apply ControlNet.
+
+    Without a `net` it stands for the ControlNets that the CONDITIONINGs bring along; strength and range are then theirs.
+    """
+
+    hint: Hint = field(repr=False)
+    net: Any | None = field(repr=False)
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+@dataclass(frozen=True)
 class LucidPromptData:
-    """One CONDITIONING for each of VIEWS, the negative one and that of the inversion."""
+    """One CONDITIONING for each of VIEWS, the negative one and that of the inversion, and what controls them."""
 
     text: str
     views: tuple[Conditioning, Conditioning, Conditioning, Conditioning] = field(repr=False)  # reprs go into error reports
     negative: Conditioning = field(repr=False)
     inverse: Conditioning = field(repr=False)
     blend: ViewBlend
+    controls: tuple[Control, ...] = ()
 
     def conditionings(self) -> dict[str, Conditioning]:
         """All of them by their names."""
@@ -40,11 +57,20 @@ class LucidGuidanceData:
     method: Guidance
 
 
+@dataclass(frozen=True)
+class LucidMixData:
+    """Two guidances, each of which may be a mix again."""
+
+    first: LucidGuidanceData | LucidMixData
+    second: LucidGuidanceData | LucidMixData
+    mix: Mix
+
+
 LucidPromptType = IO.Custom("LUCID_PROMPT")
 LucidGuidanceType = IO.Custom("LUCID_GUIDANCE")
 LucidCamerasType = IO.Custom("LUCID_CAMERAS")
 LucidSelectionType = IO.Custom("LUCID_SELECTION")
 LucidPromptType.Type = LucidPromptData
-LucidGuidanceType.Type = LucidGuidanceData
+LucidGuidanceType.Type = LucidGuidanceData | LucidMixData
 LucidCamerasType.Type = CameraRanges
 LucidSelectionType.Type = Selection

@@ -1,8 +1,9 @@
-"""The only folder that touches the host's internals: models and conditionings, splats, starts, page and files."""
+"""The only folder that touches the host's internals: models, conditionings and VAE, splats, starts, page and files."""
 
 from .conds import require_text_of, zeroed
+from .control import carries_control, require_control
 from .families import log_needs, require_image_model
-from .models import encode_text, identity, require_clip, with_prior
+from .models import encode_text, require_clip, with_prior
 from .page import Progress, check_interrupt, name_of, output_file, output_path, output_stamp, show_text
 from .splats import camera_of, from_splats, one_splat, to_splats
 from .starts import (
@@ -17,10 +18,39 @@ from .starts import (
     shap_e_models,
     to_mesh,
 )  # fmt: skip
+from .teachers import depends_on, with_teacher
 
 __all__ = [
-    "camera_info_of", "camera_of", "check_interrupt", "encode_text", "from_splats", "half_is_faster", "identity",
-    "input_exists", "input_file", "input_stamp", "log_needs", "name_of", "on_device", "one_splat", "output_file",
-    "output_path", "output_stamp", "point_files", "Progress", "require_clip", "require_image_model", "require_text_of",
-    "shap_e_folder", "shap_e_models", "show_text", "to_mesh", "to_splats", "with_prior", "zeroed",
+    "Progress",
+    "camera_info_of",
+    "camera_of",
+    "carries_control",
+    "check_interrupt",
+    "depends_on",
+    "encode_text",
+    "from_splats",
+    "half_is_faster",
+    "input_exists",
+    "input_file",
+    "input_stamp",
+    "log_needs",
+    "name_of",
+    "on_device",
+    "one_splat",
+    "output_file",
+    "output_path",
+    "output_stamp",
+    "point_files",
+    "require_clip",
+    "require_control",
+    "require_image_model",
+    "require_text_of",
+    "shap_e_folder",
+    "shap_e_models",
+    "show_text",
+    "to_mesh",
+    "to_splats",
+    "with_prior",
+    "with_teacher",
+    "zeroed",
 ]  # fmt: skip

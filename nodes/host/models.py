@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import comfy.model_management
+import comfy.sampler_helpers
 import comfy.samplers
 import torch
+from comfy.controlnet import ControlBase
 from torch import Tensor
 from torch.nn import Parameter
 
 from ...lucid_core.checkpoint import digest
-from ...lucid_core.prior import OutOfMemory, Prior
+from ...lucid_core.prior import Prior
 from ...lucid_core.views import VIEWS, Prompts
-from ..types import Conditioning, LucidGuidanceData
+from ..types import Conditioning, Control, LucidGuidanceData
+from . import control
 from .conds import HostCond, blend, mean_of, parts_of
 from .families import pixel_limit_of
+from .memory import are_loaded, free_memory, load, memory_errors
 from .noise import NoiseLevels
 from .page import check_interrupt
+from .vae import GradientVAE
 
 T = TypeVar("T")
 CFG_PATCHES = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
@@ -45,7 +49,13 @@ def identity(guidance: LucidGuidanceData) -> dict[str, str]:
         "conditioning": _fingerprint([prompt.views, prompt.negative, prompt.inverse, dataclasses.asdict(prompt.blend)]),
         "model": _fingerprint_of_model(guidance.model),
         "vae": _fingerprint_of_model(guidance.vae.patcher),
+        **({"controls": _fingerprint([_parts_of(each) for each in prompt.controls])} if prompt.controls else {}),
     }
+
+
+def _parts_of(one: Control) -> list:
+    guide = one.hint.guide
+    return [one.hint.kind, guide and vars(guide), one.net, one.strength, one.start, one.end]
 
 
 def _fingerprint_of_model(patcher: Any) -> str:
@@ -67,6 +77,8 @@ def _fingerprint(value: Any) -> str:
         parts = [_fingerprint(item) for item in value]
     elif isinstance(value, (str, int, float, bool, type(None))):
         parts = [repr(value)]
+    elif isinstance(value, ControlBase):
+        parts = [_fingerprint(control.parts_of(value))]
     else:
         parts = [type(value).__name__, _fingerprint(getattr(value, "weights", None))]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
@@ -94,13 +106,15 @@ def with_prior(guidance: LucidGuidanceData, views: int, resolution: int, body: C
         raise ValueError(f"resolution is {resolution}; it must be a multiple of {ratio} with this model")
     noise = torch.zeros(views, latents.latent_channels, resolution // ratio, resolution // ratio)
     guider = comfy.samplers.CFGGuider(guidance.model)
-    guider.inner_set_conds(guidance.prompt.conditionings())
+    prompt = guidance.prompt
+    conds, shown = control.controlled(prompt.conditionings(), prompt.controls, guidance.model, guidance.vae)
+    guider.inner_set_conds(conds)
 
     def inside(guider: comfy.samplers.CFGGuider, model_options: dict) -> T:
-        conds = guider.conds
-        prompts = Prompts(tuple(conds[view] for view in VIEWS), conds["negative"], conds["inverse"], guidance.prompt.blend)
+        conds, hints = guider.conds, tuple(each.hint for each in prompt.controls)
+        prompts = Prompts(tuple(conds[view] for view in VIEWS), conds["negative"], conds["inverse"], prompt.blend, hints)
         with torch.inference_mode(False), torch.enable_grad():
-            prior = HostPrior(guider, model_options, guidance.vae, views, resolution)
+            prior = HostPrior(guider, model_options, guidance.vae, views, resolution, shown)
             try:
                 return body(prior, prompts)
             finally:
@@ -114,37 +128,50 @@ def with_prior(guidance: LucidGuidanceData, views: int, resolution: int, body: C
 class HostPrior(Prior):
     """lucid_core's Prior over a MODEL and VAE of the host. Lives inside `with_prior`."""
 
-    def __init__(self, guider: Any, model_options: dict, vae: Any, views: int, resolution: int) -> None:
-        self.evaluations = 0
-        self._model, self._options, self._vae = guider.inner_model, model_options, vae
-        self._device = guider.model_patcher.load_device
-        self._levels = NoiseLevels(guider.model_patcher.get_model_object("model_sampling"))
+    def __init__(
+        self, guider: Any, model_options: dict, vae: Any, views: int, resolution: int, shown: list[control.Shown]
+    ) -> None:  # fmt: skip
+        self.evaluations, self._shown = 0, shown
+        self._model, self._options = guider.inner_model, model_options
+        self._patcher = guider.model_patcher
+        self._device = self._patcher.load_device
+        self._levels = NoiseLevels(self._patcher.get_model_object("model_sampling"))
         self._without_prompt = [guider.conds[name] for name in WITHOUT_PROMPT]
         self.pixel_limit = pixel_limit_of(self._model)
-        # The cached VAE's weights were made in inference mode: no gradient passes them, so work on a copy made outside.
-        self._vae_copy = vae.patcher.clone(force_deepcopy=True)
-        self._vae_copy.model.requires_grad_(False)
-        shape = (views, 3, resolution, resolution)
-        comfy.model_management.load_models_gpu(
-            [guider.model_patcher, self._vae_copy], memory_required=2 * vae.memory_used_encode(shape, vae.vae_dtype)
-        )
+        self._vae = GradientVAE(vae)
+        self._loaded = [self._patcher, *guider.loaded_models, self._vae.patcher]  # with its ControlNets
+        latents = self._model.latent_format
+        noise = (views, latents.latent_channels, *(resolution // latents.spacial_downscale_ratio,) * 2)
+        required, least = comfy.sampler_helpers.estimate_memory(self._patcher, noise, guider.conds)
+        view = self._vae.memory_required(resolution)
+        self._memory = required + views * view, least + view
+        self._load()
+        self._vae.fit(views, resolution, free_memory(vae.device) - least)
+
+    def _load(self) -> None:
+        load(self._loaded, *self._memory)
+
+    def _ready(self) -> None:
+        """Load again what a preview or another model has driven out, or patched: LoRAs on one checkpoint share its weights."""
+        if self._model.current_patcher is self._patcher and are_loaded(self._loaded):
+            return
+        self._load()
+        self._patcher.pre_run()
 
     def release(self) -> None:
         """Drop the copy of the VAE; also called after an error."""
-        self._vae_copy.detach()
-        del self._vae_copy, self._model
+        self._vae.release()
+        del self._model
         comfy.model_management.cleanup_models()
         comfy.model_management.soft_empty_cache()
 
     def encode(self, images: Tensor) -> Tensor:
-        with _memory_errors():
-            pixels = self._vae.process_input(images.movedim(-1, 1).to(self._vae.device)).to(self._vae.vae_dtype)
-            latents = self._vae_copy.model.encode(pixels)
-            return self._model.process_latent_in(latents.float().to(self._device))
+        with memory_errors():
+            self._ready()
+            return self._model.process_latent_in(self._vae.encode(images).to(self._device))
 
     def decode(self, latents: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return self._vae.decode(self._model.process_latent_out(latents)).clone()
+        return self._vae.decode(self._model.process_latent_out(latents))
 
     def denoise(self, z: Tensor, sigma: float, conds: list[HostCond]) -> list[Tensor]:
         check_interrupt()
@@ -152,10 +179,16 @@ class HostPrior(Prior):
         asked = [part for some in parts for part in some]
         self.evaluations += len(z) * sum(len(part) for part in asked)
         roles = [int(any(part is other for other in self._without_prompt)) for part in asked]
-        with _memory_errors(), torch.inference_mode():  # as under the host's samplers, where every patch expects to run
-            x, levels = self._levels.to_host(z, sigma)
-            answers = iter(comfy.samplers.calc_cond_batch(self._model, asked, x, levels, with_roles(self._options, roles)))
+        with memory_errors():
+            self._ready()
+            with torch.inference_mode():  # as under the host's samplers, where every patch expects to run
+                x, levels = self._levels.to_host(z, sigma)
+                answers = iter(comfy.samplers.calc_cond_batch(self._model, asked, x, levels, with_roles(self._options, roles)))
         return [mean_of(cond, [next(answers) for _ in some]) for cond, some in zip(conds, parts)]
+
+    def show(self, hints: list[Tensor]) -> None:
+        for nets, hint in zip(self._shown, hints, strict=True):
+            control.show(nets, hint)
 
     def sigma(self, t: float) -> float:
         return self._levels.sigma(t)
@@ -170,7 +203,7 @@ class HostPrior(Prior):
         """
         if not any(self._options.get(name) for name in CFG_PATCHES):
             return super().guide(z, sigma, conds, e, cfg)
-        with _memory_errors(), torch.inference_mode():
+        with memory_errors(), torch.inference_mode():
             x, levels = self._levels.to_host(z, sigma)
             z0 = guided(self._model, conds, x, levels, [z - sigma * noise for noise in e], cfg, self._options)
         return (z - z0.clone()) / sigma
@@ -201,14 +234,3 @@ def guided(model: Any, conds: list[HostCond], x: Tensor, levels: Tensor, z0: lis
                     "model": model, "model_options": options})  # fmt: skip
     y, negative = conds
     return comfy.samplers.cfg_function(model, *z0, cfg, x, levels, model_options=options, cond=y, uncond=negative)
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """The host's errors of a full memory as the core's."""
-    try:
-        yield
-    except Exception as error:
-        if comfy.model_management.is_oom(error):
-            raise OutOfMemory(str(error)) from error
-        raise

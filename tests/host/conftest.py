@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from demo import loras
 from demo.base import PACK, link_folder, prepare_base
 from demo.client import Client
 from demo.fetch import find_host
@@ -38,6 +39,7 @@ def base(host_path, tmp_path_factory) -> Path:
     for folder in ("diffusion_models", "vae", "loras", "embeddings", "controlnet"):
         (FAMILIES / folder).mkdir(parents=True, exist_ok=True)
         link_folder(base / "models" / folder, FAMILIES / folder)
+    loras.write(base / "models" / "loras")
     link_folder(base / "custom_nodes" / PACK, TREE.root)
     link_folder(base / "custom_nodes" / "lucid_test", Path(__file__).parent / "pack")
     return base

@@ -11,7 +11,7 @@ import comfy.samplers
 import torch
 from comfy_api.latest import IO, ComfyExtension, Types
 
-from .families import NODES
+from . import control, families, memory
 
 
 def pack_host():
@@ -224,8 +224,8 @@ class LucidTestEps(IO.ComfyNode):
 class LucidTestExtension(ComfyExtension):
     async def get_node_list(self):
         return [
-            LucidTestNeverLoaded, LucidTestSplat, LucidTestModel, LucidTestLoaded, LucidTestPrior, LucidTestEps, *NODES,
-            LucidTestMesh,
+            LucidTestNeverLoaded, LucidTestSplat, LucidTestMesh, LucidTestModel, LucidTestLoaded, LucidTestPrior, LucidTestEps,
+            *control.NODES, *families.NODES, *memory.NODES,
         ]  # fmt: skip
 
 

@@ -1,0 +1,46 @@
+"""The way back through a VAE's encoder: gradients that half precision does not lose, and memory for few views at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+Encode = Callable[[Tensor], Tensor]
+EXPONENTS = 100  # of two, at most: a factor that float32 holds, and its inverse
+
+
+def encode_in(dtype: torch.dtype, encode: Encode, pixels: Tensor) -> Tensor:
+    """`encode(pixels)` computed in `dtype`; pixels (B, C, H, W) and latents are float32.
+
+    On the way back the gradient of each view enters `dtype` with a largest value of 0.5 to 1, by a power of two that is taken
+    out again in float32 behind it, so exactly. Without it float16 loses what is below 6e-8, and all of a step at little noise.
+    """
+    if dtype == torch.float32:
+        return encode(pixels)
+    exponents: Tensor | None = None  # (B, 1, 1, 1), of the backward pass that is under way
+
+    def enter(grad: Tensor) -> Tensor:
+        nonlocal exponents
+        exponents = torch.frexp(grad.abs().amax((1, 2, 3), keepdim=True)).exponent.clamp(-EXPONENTS, EXPONENTS)
+        return torch.ldexp(grad, -exponents)
+
+    needed = torch.is_grad_enabled() and pixels.requires_grad
+    if needed:
+        pixels = pixels.view_as(pixels)  # the hook is on this use of them alone
+        pixels.register_hook(lambda grad: torch.ldexp(grad, exponents))
+    latents = encode(pixels.to(dtype)).float()
+    if needed:
+        latents.register_hook(enter)
+    return latents
+
+
+def encode_in_parts(encode: Encode, images: Tensor, size: int) -> Tensor:
+    """`encode(images)` by `size` at a time. Backpropagation encodes each part again, so that it needs the memory of one alone.
+
+    Chen et al. 2016 (arXiv 1604.06174), with the whole encoder as the one segment.
+    """
+    again = lambda part: checkpoint(encode, part, use_reentrant=False, preserve_rng_state=False)
+    return torch.cat([again(part) for part in images.split(size)])

@@ -1,0 +1,143 @@
+"""Who the splat learns from: one model with its method and prompts, or two of them that take turns or speak together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor
+
+from .cameras import Views
+from .checks import check_bounds, require, setting
+from .hints import Hint, placed
+from .prior import Listening, Prior
+from .refine import Frame
+from .score import Guidance, limit_pixels
+from .views import Prompts
+
+Hints = Callable[[tuple[Hint, ...]], list[Tensor]]  # makes the pictures (B, H, W, 3) that ControlNets are shown
+
+MODES = {
+    "switch": "the first, and from a share of the run on the second: one makes the shape, the other the surface",
+    "alternate": "one of them in each step, drawn at random",
+    "add": "both in each step, their gradients added; twice as slow",
+}
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How much each of two teachers says, and when."""
+
+    mode: str = "switch"
+    share: float = setting(
+        0.5, 0, 1, "Share of the second guidance. switch: the part of the run, at its end, that is its own; alternate: of the "
+        "steps; add: of the gradient, beside 1 - share of the first. 0 = the first alone, 1 = the second alone.",
+        step=0.05, rare=False,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        require(self.mode in MODES, "mode", repr(self.mode), ", ".join(MODES))
+        check_bounds(self)
+
+    def weights(self, progress: float, generator: Generator) -> tuple[float, float]:
+        """Of the first and the second at `progress` of the run."""
+        if self.mode == "add":
+            return 1 - self.share, self.share
+        if self.mode == "switch":
+            second = progress >= 1 - self.share
+        else:
+            second = torch.rand((), generator=generator).item() < self.share
+        return 1.0 - second, float(second)
+
+
+@dataclass(frozen=True)
+class Pull:
+    """What a teacher would change about B views: the gradient of `loss`, a number, at their images."""
+
+    loss: Tensor
+    wanted: Callable[[], Tensor] | None  # decodes what it made of the first view (H, W, 3); None where it was not asked
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model, the method that asks it, and the prompts that it is asked with."""
+
+    prior: Prior
+    guidance: Guidance
+    prompts: Prompts
+
+    @property
+    def evaluations(self) -> int:
+        return self.prior.evaluations
+
+    def map(self, change: Callable[[Teacher], Teacher]) -> Teacher:
+        return change(self)
+
+    def placed(self, frame: Frame | None) -> Teacher:
+        """With the guides of its hints where `frame` puts the splat."""
+        return replace(self, prompts=replace(self.prompts, hints=placed(self.prompts.hints, frame)))
+
+    def pull(
+        self, images: Tensor, views: Views, progress: float, generator: Generator, hints: Hints | None = None
+    ) -> Pull:  # fmt: skip
+        """`images` (B, H, W, 3) are what `views` see at `progress` of the run; randomness comes from `generator`.
+
+        `hints` makes those of these images, where the prompts want any.
+        """
+        if self.prompts.hints:
+            self.prior.show(hints(self.prompts.hints))
+        limit = self.guidance.pixel_limit
+        limit_pixels(images, limit if limit < math.inf else self.prior.pixel_limit)
+        z0 = self.prior.encode(images)
+        conds = self.prompts.at(self.prior, views.azimuth_rad, views.elevation_rad)
+        listening = Listening(self.prior, conds.y)
+        g = self.guidance.gradient(listening, z0, conds, progress, generator)
+        answer = listening.answer
+        wanted = None if answer is None else lambda: self.prior.decode(answer[:1])[0].clamp(0, 1)
+        return Pull((z0 * g).sum().to(images.device), wanted)
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Two teachers, each of which may be two again, with a model, VAE, method and prompts of its own."""
+
+    first: Teacher | Teachers
+    second: Teacher | Teachers
+    mix: Mix
+
+    @property
+    def evaluations(self) -> int:
+        return self.first.evaluations + self.second.evaluations
+
+    def map(self, change: Callable[[Teacher], Teacher]) -> Teachers:
+        """`change` every single teacher."""
+        return Teachers(self.first.map(change), self.second.map(change), self.mix)
+
+    def pull(
+        self, images: Tensor, views: Views, progress: float, generator: Generator, hints: Hints | None = None
+    ) -> Pull:  # fmt: skip
+        """See Teacher. One that has nothing to say is not asked."""
+        weights = self.mix.weights(progress, generator)
+        pulls = [
+            apart(teacher, weight, images, views, progress, generator, hints)
+            for teacher, weight in zip((self.first, self.second), weights)
+            if weight
+        ]
+        return Pull(torch.stack([pull.loss for pull in pulls]).sum(), pulls[-1].wanted)
+
+
+def apart(
+    teacher: Teacher | Teachers, weight: float, images: Tensor, views: Views, progress: float, generator: Generator,
+    hints: Hints | None,
+) -> Pull:  # fmt: skip
+    """The teacher's pull times `weight`, its way back to `images` already gone: before the next one speaks, its VAE's
+    activations are freed, and its model may leave the memory."""
+    seen = images.detach().requires_grad_(images.requires_grad)
+    pull = teacher.pull(seen, views, progress, generator, hints)
+    if not images.requires_grad:
+        return replace(pull, loss=weight * pull.loss)
+    (change,) = torch.autograd.grad(pull.loss, seen)
+    linear = (images * change).sum()
+    return replace(pull, loss=weight * (pull.loss.detach() + linear - linear.detach()))

@@ -1,0 +1,194 @@
+"""ControlNets of the host in a run: its own objects, shown a hint for every batch of views in the place of one image."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.cldm.cldm
+import comfy.controlnet
+import torch
+from comfy.controlnet import ControlBase
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch import Tensor
+
+from ...lucid_core.views import VIEWS
+from ..types import Conditioning, Control
+
+log = logging.getLogger(__name__)
+Conditionings = dict[str, Conditioning]  # by VIEWS, "negative" and "inverse"
+Shown = list[ControlBase]  # the objects of a run that show one hint
+CONTROLLED = (*VIEWS, "negative")  # as the host's Apply ControlNet does it: the prompts and the negative one
+REMEDY = "load the ControlNet that belongs to the model"
+
+
+def require_control(net: Any) -> None:
+    """Raise ValueError for a CONTROL_NET whose hint cannot be a picture of a splat."""
+    if net.concat_mask:
+        raise ValueError("control_net inpaints: it wants a mask, which no view has; use one for depth, normals or edges")
+
+
+def carries_control(conds: list[Conditioning]) -> bool:
+    return any("control" in options for cond in conds for _, options in cond)
+
+
+def controlled(
+    conds: Conditionings, controls: tuple[Control, ...], model: Any, vae: Any
+) -> tuple[Conditionings, list[Shown]]:  # fmt: skip
+    """`conds` with the controls on them, and the objects that show the hint of each. What is passed in stays as it is.
+
+    A control is added to the views and the negative prompt, with one object for all of them, so that the host can ask about
+    them in one batch. The prompt of the inversion goes without, as in LucidDreamer's code: what the control wants is then part
+    of what ISM compares. One without a net, the first if any, takes over the chains that are there, wherever they are.
+    Raises ValueError for a ControlNet that does not fit `model`.
+    """
+    conds, shown = _filled(conds), []
+    for control in controls:
+        added: dict = {}  # what makes an object another one -> the object: the host's form chains, each knows the one before
+        for name in CONTROLLED if control.net else conds:
+            conds = {**conds, name: [[text, _with(control, options, vae, added)] for text, options in conds[name]]}
+        shown.append(list(added.values()))
+    found = dict.fromkeys(each for cond in conds.values() for _, options in cond for each in chain_of(options.get("control")))
+    if found:
+        require_fit(model, list(found))
+        warn_of_fixed_hints(list(found))
+    return conds, shown
+
+
+def _filled(conds: Conditionings) -> Conditionings:
+    """The host's old Apply ControlNet has no output for the negative prompt: the host's sampler puts it there itself."""
+    marked = [options["control"] for _, options in conds[VIEWS[0]] if options.get("control_apply_to_uncond")]
+    if not marked or any("control" in options for _, options in conds["negative"]):
+        return conds
+    return {**conds, "negative": [[text, {**options, "control": marked[0]}] for text, options in conds["negative"]]}
+
+
+def _with(control: Control, options: dict, vae: Any, added: dict) -> dict:
+    """The options of a conditioning's entry with the control."""
+    theirs = options.get("control")
+    if control.net:
+        return {**options, "control": _chained(theirs, control, vae, added)}
+    return {**options, "control": _taken(theirs, added)} if theirs else options
+
+
+def _chained(previous: ControlBase | None, control: Control, vae: Any, added: dict) -> ControlBase:
+    """The control's object behind `previous`, as the host's Apply ControlNet makes it."""
+    if previous not in added:
+        net = _own(control.net).set_cond_hint(None, control.strength, (control.start, control.end), vae=vae)
+        added[previous] = net.set_previous_controlnet(previous)
+    return added[previous]
+
+
+def _taken(theirs: ControlBase | None, added: dict) -> ControlBase | None:
+    """A copy of a chain that the host's Apply ControlNet made; equal ones become one object, since the hint is the same."""
+    if theirs is None:
+        return None
+    previous = _taken(theirs.previous_controlnet, added)
+    what = (id(weights_of(theirs)), theirs.strength, theirs.timestep_percent_range, repr(theirs.extra_args), previous)
+    if what not in added:
+        require_control(theirs)
+        net = added[what] = _own(theirs).set_previous_controlnet(previous)
+        net.cond_hint_original = None  # their image, which nobody is to see any more
+    return added[what]
+
+
+def _own(net: ControlBase) -> ControlBase:
+    """A copy for one run."""
+    net = net.copy()
+    if isinstance(net, comfy.controlnet.T2IAdapter):
+        _follow_batch_size(net)
+    return net
+
+
+def _follow_batch_size(adapter: comfy.controlnet.T2IAdapter) -> None:
+    """The host's adapter keeps its features for the first batch; one of another size would silently go without them."""
+    get_control = adapter.get_control
+
+    def fresh(x_noisy, *others):
+        if adapter.cond_hint is not None and len(adapter.cond_hint) not in (1, len(x_noisy)):
+            adapter.control_input = None
+        return get_control(x_noisy, *others)
+
+    adapter.get_control = fresh
+
+
+def show(nets: Shown, hint: Tensor) -> None:
+    """Put `hint` (B, H, W, 3) in the place of the last one; the host brings it to the size, device and type of the latents."""
+    for net in nets:
+        for each in (net, *net.multigpu_clones.values()):
+            each.cond_hint_original, each.cond_hint, each.extra_concat = hint.movedim(-1, 1), None, None
+
+
+def warn_of_fixed_hints(controls: Shown) -> None:
+    """What nobody took over keeps the image of one view."""
+    if any(each.cond_hint_original is not None for each in controls):
+        log.warning(
+            "The prompt brings a ControlNet along that shows the model the same image for every view; Lucid ControlNet with "
+            "control_net left empty makes it a hint of each view"
+        )
+
+
+def require_fit(model: Any, controls: Shown) -> None:
+    """Raise ValueError, naming both sides, for a ControlNet of another family: the host would fail in the run or ignore it."""
+    net = model.model.diffusion_model
+    names = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    for control in controls:
+        difference = _difference(control, net, names)
+        if difference:
+            raise ValueError(f"the ControlNet is not made for model {type(model.model).__name__}: {difference}; {REMEDY}")
+
+
+def _difference(control: ControlBase, net: torch.nn.Module, names: dict[str, tuple]) -> str | None:
+    """What of `control` does not fit a network with weights of these `names`; None where nothing is known to."""
+    weights = weights_of(control)
+    if isinstance(control, comfy.controlnet.T2IAdapter):
+        if not isinstance(net, UNetModel):
+            return "it is a T2I-Adapter of a UNet, which the model is not"
+        levels = len(net.channel_mult)
+        wrong = getattr(weights, "xl", False) != (levels == 3)
+        return f"it is a T2I-Adapter for another number of levels than the model's {levels}" if wrong else None
+    if isinstance(control, comfy.controlnet.ControlLora):
+        inputs = lambda name: weights[name].flatten(1).shape[1]
+        for name in (name for name in weights if name.endswith(".down")):
+            own = names.get(f"{name.removesuffix('.down')}.weight", (0,))
+            if torch.Size(own[1:]).numel() != inputs(name):
+                return f"{name} takes {inputs(name)} inputs, the model's layer {list(own)}"
+        return None
+    if isinstance(weights, comfy.cldm.cldm.ControlNet):
+        return _difference_of_encoders(weights, names)
+    return "it is none for a UNet, which the model is" if weights is not None and isinstance(net, UNetModel) else None
+
+
+def _difference_of_encoders(control: torch.nn.Module, names: dict[str, tuple]) -> str | None:
+    """A UNet's ControlNet is a copy of its encoder: what has the same name must have the same shape, and all must be there."""
+    for name, value in control.state_dict().items():
+        if name.split(".")[0] in ("input_blocks", "middle_block", "time_embed", "label_emb"):
+            if name not in names:
+                return f"its {name} has no counterpart in the model"
+            if names[name] != tuple(value.shape):
+                return f"its {name} is {list(value.shape)}, the model's {list(names[name])}"
+    return None
+
+
+def chain_of(control: ControlBase | None) -> Shown:
+    """`control` and all before it."""
+    return [] if control is None else [control, *chain_of(control.previous_controlnet)]
+
+
+def weights_of(control: ControlBase) -> Any:
+    """The network of a ControlNet or T2I-Adapter, the tensors by name of a ControlLoRA; None for kinds of other packs."""
+    for name in ("control_weights", "t2i_model", "control_model"):
+        if getattr(control, name, None) is not None:
+            return getattr(control, name)
+    return None
+
+
+def parts_of(control: ControlBase) -> list:
+    """All that the answers of a control and of those before it depend on, for a fingerprint."""
+    parts = []
+    for each in chain_of(control):
+        weights = weights_of(each)
+        tensors = weights.state_dict() if isinstance(weights, torch.nn.Module) else weights
+        settings = (each.strength, each.timestep_percent_range, each.extra_args, each.cond_hint_original)
+        parts.append([type(each).__name__, *settings, tensors])
+    return parts

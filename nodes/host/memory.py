@@ -1,0 +1,44 @@
+"""The host's management of memory: loading, what is loaded, errors of a full one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.model_management
+import torch
+
+from ...lucid_core.prior import OutOfMemory
+
+# A million Gaussians (14 numbers each) with gradients, Adam's moments, activations, and their buffers in a render of 4 views.
+SPLAT = 512 * 1024**2
+
+
+def load(patchers: list[Any], required: int, least: int) -> None:
+    """Have the host load `patchers` and leave `required` bytes, or `least`, to work with."""
+    with torch.no_grad():
+        comfy.model_management.load_models_gpu(
+            patchers, memory_required=required + SPLAT, minimum_memory_required=least + SPLAT
+        )
+
+
+def are_loaded(patchers: list[Any]) -> bool:
+    held = [loaded.model for loaded in comfy.model_management.current_loaded_models]
+    return all(any(patcher is other for other in held) for patcher in patchers)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free beside the splat's own."""
+    return comfy.model_management.get_free_memory(device) - SPLAT
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """The host's errors of a full memory as the core's."""
+    try:
+        yield
+    except Exception as error:
+        if comfy.model_management.is_oom(error):
+            raise OutOfMemory(str(error)) from error
+        raise

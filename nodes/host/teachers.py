@@ -1,0 +1,36 @@
+"""A LUCID_GUIDANCE, mixed or not, as lucid_core's Teacher while the host holds its models ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from ...lucid_core.checkpoint import Settings, fields_of
+from ...lucid_core.teacher import Teacher, Teachers
+from ..types import LucidGuidanceData, LucidMixData
+from .models import identity, with_prior
+
+T = TypeVar("T")
+
+
+def with_teacher(
+    guidance: LucidGuidanceData | LucidMixData, views: int, resolution: int, body: Callable[[Teacher | Teachers], T]
+) -> T:
+    """Run `body` inside the host's sampling call of the guidance's model; of a mix, inside those of all its models, nested.
+
+    Which of them is in the GPU's memory is the host's to decide: each is loaded again when it is asked.
+    """
+    if isinstance(guidance, LucidMixData):
+        both = lambda first, second: body(Teachers(first, second, guidance.mix))
+        within = lambda first: with_teacher(guidance.second, views, resolution, lambda second: both(first, second))
+        return with_teacher(guidance.first, views, resolution, within)
+    return with_prior(guidance, views, resolution, lambda prior, prompts: body(Teacher(prior, guidance.method, prompts)))
+
+
+def depends_on(guidance: LucidGuidanceData | LucidMixData) -> Settings:
+    """What a run depends on in its guidance: method, prompt, model and VAE, of each one in a mix."""
+    if not isinstance(guidance, LucidMixData):
+        return fields_of(guidance.method) | identity(guidance)
+    parts = {"first": depends_on(guidance.first), "second": depends_on(guidance.second)}
+    named = {f"{place}.{name}": value for place, part in parts.items() for name, value in part.items()}
+    return fields_of(guidance.mix) | named

@@ -1,0 +1,73 @@
+"""A VAE of the host that gradients can pass."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.model_patcher
+import comfy.sd
+import torch
+from torch import Tensor
+
+from ...lucid_core.encoder import encode_in, encode_in_parts
+from .memory import memory_errors
+
+log = logging.getLogger(__name__)
+BACKWARD = 2  # what the way back keeps of an encoder, over the host's estimate of a pass without it (BENCHMARKS.md)
+
+
+class GradientVAE:
+    """A VAE's encoder for backpropagation. Latents are the VAE's own, without the model's scale.
+
+    The cached VAE's weights were made in inference mode: no gradient passes them, so this works on a copy made outside.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        self._vae = vae
+        self.patcher = copy_of(vae)
+        self.patcher.model.requires_grad_(False)
+        self.views_at_a_time: int | None = None  # None: all
+
+    def memory_required(self, resolution: int) -> int:
+        """Bytes for encoding one view and going back."""
+        return int(BACKWARD * self._vae.memory_used_encode((1, 3, resolution, resolution), self._vae.vae_dtype))
+
+    def fit(self, views: int, resolution: int, free: int) -> None:
+        """Encode as few views at a time as `free` bytes hold, at least one; then each is encoded again on the way back."""
+        fitting = max(int(free // self.memory_required(resolution)), 1)
+        self.views_at_a_time = fitting if fitting < views else None
+        if self.views_at_a_time:
+            log.info("Lucid Dream: little memory is free; the VAE encodes %d of %d views at a time, twice", fitting, views)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, H, W, 3) in [0, 1] -> float32 latents; differentiable."""
+        with memory_errors():
+            if self.views_at_a_time:
+                return encode_in_parts(self._encode, images, self.views_at_a_time)
+            return self._encode(images)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        pixels = self._vae.process_input(images.movedim(-1, 1).to(self._vae.device))
+        return encode_in(self._vae.vae_dtype, self.patcher.model.encode, pixels).float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> (B, H, W, 3), by the host's own VAE and without gradients."""
+        with torch.inference_mode():
+            return self._vae.decode(latents).clone()
+
+    def release(self) -> None:
+        """Drop the copy; also called after an error."""
+        self.patcher.detach()
+        del self.patcher
+
+
+def copy_of(vae: Any) -> comfy.model_patcher.ModelPatcher:
+    """A patcher of the same VAE whose weights are its own. It never lets go of weights that the way back still needs."""
+    if vae.patcher.cached_patcher_init is not None:  # read from its file again
+        return vae.patcher.clone(disable_dynamic=True, force_deepcopy=True)
+    # Of several files (TAESD), or of another pack's loader.
+    weights = {name: weight.clone() for name, weight in vae.get_sd().items()}
+    known = {"tae_latent_channels": vae.latent_channels}  # which the weights of Flux.2's TAESD do not tell
+    model = comfy.sd.VAE(sd=weights, device=vae.device, dtype=vae.vae_dtype, metadata=known).first_stage_model
+    return comfy.model_patcher.ModelPatcher(model, vae.patcher.load_device, vae.patcher.offload_device)

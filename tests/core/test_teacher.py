@@ -1,0 +1,134 @@
+"""Two teachers: who speaks when, and that a mix says what its parts say."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+
+from lucid_core.cameras import Views, turntable
+from lucid_core.dream import distil
+from lucid_core.ism import ISM
+from lucid_core.pointcloud import PointCloud
+from lucid_core.prior import OutOfMemory
+from lucid_core.sds import SDS
+from lucid_core.teacher import MODES, Mix, Teacher, Teachers
+from lucid_core.tsm import TSM
+from lucid_core.views import Prompts
+
+from .test_dream import CAMERAS, CONFIG, METHOD, SIZE, WishPrior, disc, normal
+
+RED, BLUE = (0.9, 0.2, 0.1), (0.1, 0.2, 0.9)
+
+
+class Scaled(WishPrior):
+    """Latents of another VAE: `factor` times the image."""
+
+    def __init__(self, factor=1.0, views=1000):
+        super().__init__()
+        self.factor, self.views = factor, views
+
+    def encode(self, images):
+        return self.factor * super().encode(images)
+
+    def denoise(self, z, sigma, conds):
+        if len(z) > self.views:
+            raise OutOfMemory("on purpose")
+        return super().denoise(z, sigma, conds)
+
+
+def teacher(color, method=METHOD, **prior):
+    wish, anything = normal(disc(color), 0.01), normal(disc([0.5, 0.5, 0.5]), 1.0)
+    return Teacher(Scaled(**prior), method, Prompts((wish,) * 4, negative=anything, inverse=anything))
+
+
+def pulled(asked, progress=0.4, seed=0, generator=None):
+    """(gradient at two grey images, loss)."""
+    images = torch.linspace(0.2, 0.8, 2 * SIZE * SIZE * 3).reshape(2, SIZE, SIZE, 3).requires_grad_()
+    views = Views(turntable(2, 0.0, 5.3, 26.0, SIZE, SIZE), torch.tensor([0.1, 2.0]), torch.zeros(2))
+    loss = asked.pull(images * 1.0, views, progress, generator or torch.Generator().manual_seed(seed)).loss
+    loss.backward()
+    return images.grad, loss.item()
+
+
+@pytest.mark.parametrize("progress, second", [(0.0, False), (0.69, False), (0.71, True), (0.99, True)])
+def test_a_switch_is_one_teacher_and_then_the_other(progress, second):
+    first, other = teacher(RED), teacher(BLUE, factor=2.0)
+    mixed = Teachers(first, other, Mix("switch", 0.3))
+    assert torch.equal(pulled(mixed, progress)[0], pulled(other if second else first, progress)[0])
+    assert (first if second else other).evaluations == 0
+
+
+def test_added_teachers_pull_by_their_shares():
+    """The second draws after the first; each through its own encoder."""
+    first, second = teacher(RED), teacher(BLUE, SDS(), factor=2.0)
+    both, loss = pulled(Teachers(first, second, Mix("add", 0.3)))
+    generator = torch.Generator().manual_seed(0)
+    (a, loss_a), (b, loss_b) = pulled(first, generator=generator), pulled(second, generator=generator)
+    torch.testing.assert_close(both, 0.7 * a + 0.3 * b)
+    assert loss == pytest.approx(0.7 * loss_a + 0.3 * loss_b, rel=1e-5)
+
+
+def test_the_limit_of_one_teacher_does_not_bind_the_other():
+    strong = dataclasses.replace(METHOD, weight=100.0)
+    limited = teacher(BLUE, TSM(weight=100.0, pixel_limit=1e-4))
+    both, _ = pulled(Teachers(teacher(RED, strong), limited, Mix("add", 0.5)))
+    generator = torch.Generator().manual_seed(0)
+    alone, rest = pulled(teacher(RED, strong), generator=generator)[0], pulled(limited, generator=generator)[0]
+    assert 0 < rest.abs().max() <= 1.01e-4 < 0.1 * alone.abs().max()
+    torch.testing.assert_close(both, 0.5 * alone + 0.5 * rest)
+
+
+def test_teachers_alternate_at_random_by_their_share():
+    weights = [Mix("alternate", 0.25).weights(0.5, generator) for generator in [torch.Generator().manual_seed(0)] * 4000]
+    assert set(weights) == {(1.0, 0.0), (0.0, 1.0)}
+    assert sum(second for _, second in weights) / 4000 == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_share_and_a_whole_share_are_one_teacher_alone(mode):
+    for share, speaks in ((0.0, 0), (1.0, 1)):
+        weights = Mix(mode, share).weights(0.0, torch.Generator()), Mix(mode, share).weights(0.999, torch.Generator())
+        assert {weight[speaks] for weight in weights} == {1.0} and {weight[1 - speaks] for weight in weights} == {0.0}
+
+
+@pytest.mark.parametrize("settings, message", [(("both", 0.5), "mode is 'both'"), (("add", 1.5), "share is 1.5")])
+def test_bad_mixes_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Mix(*settings)
+
+
+def steps(asked, steps=8, resume=None):
+    start = PointCloud(count=200, size=1.2).splats(0)
+    return distil(start, asked, CAMERAS, dataclasses.replace(CONFIG, steps=steps), seed=4, backend="numba", resume=resume)
+
+
+def three(mode, **prior):
+    """A mix of a mix."""
+    inner = Teachers(teacher(RED, **prior), teacher(BLUE, ISM(cfg=2.0), factor=2.0), Mix("add", 0.4))
+    return Teachers(inner, teacher(BLUE, SDS()), Mix(mode, 0.5))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mixed_run_is_resumed_bit_for_bit(mode):
+    whole = list(steps(three(mode)))
+    kept = next(itertools.islice(steps(three(mode)), 3, None)).checkpoint()
+    *_, end = steps(three(mode), resume=kept)
+    assert torch.equal(end.splats.means, whole[-1].splats.means) and torch.equal(end.splats.sh, whole[-1].splats.sh)
+    assert (end.step, end.evaluations) == (8, whole[-1].evaluations)
+
+
+def test_one_models_full_memory_halves_the_views_of_all():
+    whole, parts = list(steps(three("add"), 2)), list(steps(three("add", views=1), 2))
+    assert [step.evaluations for step in parts] == [step.evaluations for step in whole]
+    torch.testing.assert_close(parts[0].splats.means, whole[0].splats.means, rtol=0, atol=2 * CONFIG.lr_means[0])
+
+
+def test_a_switch_ends_in_the_colour_of_the_second():
+    def color(asked):
+        *_, last = steps(asked, 60)
+        return last.wanted(), (last.splats.opacities[:, None] * last.splats.sh[:, 0]).mean(0)
+
+    red, switched = color(teacher(RED)), color(Teachers(teacher(RED), teacher(BLUE), Mix("switch", 0.6)))
+    assert red[1][0] > red[1][2] and switched[1][2] > switched[1][0]
+    assert switched[0][SIZE // 2, SIZE // 2, 2] > switched[0][SIZE // 2, SIZE // 2, 0]

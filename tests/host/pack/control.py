@@ -1,0 +1,175 @@
+"""ControlNets in the running host: what our prior answers with them, and what the host's own nodes and sampler do."""
+
+import copy
+import dataclasses
+import sys
+from types import SimpleNamespace
+
+import comfy.controlnet
+import comfy.samplers
+import comfy.t2i_adapter.adapter
+import torch
+from comfy_api.latest import IO
+
+import nodes
+
+SIGMA, NEXT = 3.0, 2.5
+PROMPT = IO.Custom("LUCID_PROMPT")
+
+
+def module_of(name):
+    """A module of the pack under test, as the host imported it."""
+    return next(m for key, m in sys.modules.items() if key.endswith(f"lucid_ism.{name}"))
+
+
+def hosts_z0(model, noise, cond):
+    """z0 from one Euler step of the host's sampler, as in LucidTestPrior."""
+    stepped = comfy.samplers.sample(
+        model, noise, cond, cond, 1.0, model.load_device, comfy.samplers.sampler_object("euler"),
+        torch.tensor([SIGMA, NEXT]), latent_image=torch.zeros_like(noise), disable_pbar=True, seed=0,
+    )  # fmt: skip
+    x = SIGMA * noise
+    return x - SIGMA * (model.model.process_latent_in(stepped) - x) / (NEXT - SIGMA)
+
+
+def settings():
+    return [IO.Float.Input("strength"), IO.Float.Input("start"), IO.Float.Input("end")]
+
+
+class LucidTestControl(IO.ComfyNode):
+    """Largest differences between the prior's answers under `controlled` and the host's under its own Apply ControlNet.
+
+    `plain` is the prompt without controls; `net` and `second` are the controls in order, with the same settings. Each of two
+    views has its own hint, the host is asked about one view at a time.
+    """
+
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(
+            node_id="LucidTestControl",
+            inputs=[
+                IO.Model.Input("model"), IO.Vae.Input("vae"), PROMPT.Input("plain"), PROMPT.Input("controlled"),
+                IO.ControlNet.Input("net"), IO.ControlNet.Input("second", optional=True), *settings(),
+            ],
+            outputs=[],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, vae, plain, controlled, net, strength, start, end, second=None):
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(2, 4, 8, 8, generator=generator)
+        nets = [each for each in (net, second) if each is not None]
+        hints = [torch.rand(2, 64, 64, 3, generator=generator) for _ in nets]
+        theirs_y, theirs_n = [], []
+        for b in range(2):
+            y, n = plain.views[0], plain.negative
+            for each, hint in zip(nets, hints):
+                y, n = nodes.ControlNetApplyAdvanced().apply_controlnet(y, n, each, hint[b : b + 1], strength, start, end)
+            theirs_y.append(hosts_z0(model, noise[b : b + 1], y))
+            theirs_n.append(hosts_z0(model, noise[b : b + 1], n))
+        theirs_y, theirs_n = torch.cat(theirs_y), torch.cat(theirs_n)
+        without, inverse = (hosts_z0(model, noise, cond) for cond in (plain.views[0], plain.inverse))
+
+        def body(prior, prompts):
+            difference = lambda a, b: float((a - b).abs().max())
+            prior.show(hints)
+            front = torch.tensor([[1.0, 0, 0, 0]] * 2)
+            ask = lambda prior, *conds: prior.denoise(SIGMA * noise, SIGMA, list(conds))
+            y = prior.blend(list(prompts.views), front)
+            ours_y, ours_n = ask(prior, y, prompts.negative)
+            three = ask(prior, y, prompts.negative, prompts.views[0])
+            split = module_of("lucid_core.prior").SplitPrior(prior, 1)
+            split.show(hints)
+            parts = ask(split, split.blend(list(prompts.views), front), prompts.negative)
+            prior.show([hint.flip(0) for hint in hints])
+            (swapped,) = ask(prior, y)
+            return {
+                "y": [difference(ours_y, theirs_y)],
+                "negative": [difference(ours_n, theirs_n)],
+                "other batches": [*map(difference, three, (theirs_y, theirs_n, theirs_y))],
+                "parts": [*map(difference, parts, (theirs_y, theirs_n))],
+                "inverse": [difference(ask(prior, prompts.inverse)[0], inverse)],
+                "effect": [difference(ours_y, without)],
+                "swapped": [difference(swapped, ours_y)],
+                "hints": [hint.kind for hint in prompts.hints],
+            }
+
+        guidance = SimpleNamespace(model=model, vae=vae, prompt=controlled)
+        return IO.NodeOutput(ui=module_of("nodes.host").with_prior(guidance, 2, 64, body))
+
+
+class LucidTestApplied(IO.ComfyNode):
+    """A LUCID_PROMPT whose conditionings went through the host's Apply ControlNet, with one black image."""
+
+    @classmethod
+    def define_schema(cls):
+        how = IO.Combo.Input("how", options=["advanced", "old"])
+        inputs = [PROMPT.Input("prompt"), IO.ControlNet.Input("net"), *settings(), how]
+        return IO.Schema(node_id="LucidTestApplied", inputs=inputs, outputs=[PROMPT.Output()])
+
+    @classmethod
+    def execute(cls, prompt, net, strength, start, end, how):
+        black = torch.zeros(1, 64, 64, 3)
+        if how == "old":
+            apply = nodes.ControlNetApply().apply_controlnet
+            views, negative = [apply(view, net, black, strength)[0] for view in prompt.views], prompt.negative
+        else:  # each by a node of its own: as many objects
+            apply = nodes.ControlNetApplyAdvanced().apply_controlnet
+            pairs = [apply(view, prompt.negative, net, black, strength, start, end) for view in prompt.views]
+            views, negative = [view for view, _ in pairs], pairs[-1][1]
+        return IO.NodeOutput(dataclasses.replace(prompt, views=tuple(views), negative=negative))
+
+
+class LucidTestInpaints(IO.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        net = IO.ControlNet
+        return IO.Schema(node_id="LucidTestInpaints", inputs=[net.Input("net")], outputs=[net.Output()])
+
+    @classmethod
+    def execute(cls, net):
+        net = net.copy()
+        net.concat_mask = True
+        return IO.NodeOutput(net)
+
+
+class LucidTestAdapter(IO.ComfyNode):
+    """No small UNet has the four levels of a T2I-Adapter, so it is asked itself: largest differences between what our copy
+    gives for batches of several sizes and hints, and what a new one of the host gives for each row."""
+
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(node_id="LucidTestAdapter", inputs=[], outputs=[], is_output_node=True)
+
+    @classmethod
+    def execute(cls):
+        control, Control = module_of("nodes.host.control"), module_of("nodes.types").Control
+        generator = torch.Generator().manual_seed(0)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = comfy.t2i_adapter.adapter.Adapter_light(channels=[8, 16, 16, 16], nums_rb=1, cin=192)
+        new = lambda: comfy.controlnet.T2IAdapter(network, 3, 8, "nearest-exact")
+        cond = [["", {}]]
+        conds = {name: cond for name in ("front", "side", "back", "overhead", "negative", "inverse")}
+        fits = control.require_fit
+        control.require_fit = lambda model, controls: None
+        try:
+            conds, (shown,) = control.controlled(conds, (Control(None, new(), 0.7),), None, None)
+        finally:
+            control.require_fit = fits
+        ours, found = conds["front"][0][1]["control"], []
+        for rows, copies in ((2, 1), (2, 2), (2, 1), (3, 2), (1, 3)):
+            hint = torch.rand(rows, 64, 64, 3, generator=generator)
+            control.show(shown, hint)
+            x = torch.zeros(rows * copies, 4, 8, 8)
+            together = ours.get_control(x, torch.ones(len(x)), {}, copies, {})["input"]
+            for row in range(len(x)):
+                alone = new().set_cond_hint(copy.copy(hint[row % rows][None].movedim(-1, 1)), 0.7)
+                single = alone.get_control(x[:1], torch.ones(1), {}, 1, {})["input"]
+                pairs = [(a, b) for a, b in zip(together, single) if a is not None]
+                found += [float((a.expand(len(x), -1, -1, -1)[row] - b[0]).abs().max()) for a, b in pairs]
+        return IO.NodeOutput(ui={"differences": found, "size": [float(single[0].abs().max())]})
+
+
+NODES = [LucidTestControl, LucidTestApplied, LucidTestInpaints, LucidTestAdapter]

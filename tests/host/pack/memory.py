@@ -1,0 +1,87 @@
+"""Nodes for the tests of memory: how a VAE is copied, loaded and let go, and torch.compile without a compiler."""
+
+import gc
+import sys
+
+import comfy.model_management
+import comfy.taesd.taesd
+import torch
+from comfy_api.latest import IO
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+
+def vae_module():
+    """nodes/host/vae.py of the pack under test, as the host imported it."""
+    return next(m for name, m in sys.modules.items() if name.endswith("lucid_ism.nodes.host.vae"))
+
+
+class LucidTestVae(IO.ComfyNode):
+    """The gradient of an image through GradientVAE, loaded in several ways: its distance to the gradient when all is loaded."""
+
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(node_id="LucidTestVae", inputs=[IO.Vae.Input("vae")], outputs=[], is_output_node=True)
+
+    @classmethod
+    def execute(cls, vae):
+        images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode(False), torch.enable_grad():
+            made = vae_module().GradientVAE(vae)
+            cpu, size = made.patcher.load_device, made.memory_required(64)
+            comfy.model_management.load_models_gpu([made.patcher])
+            whole, latents = cls.gradient(made, images)
+            made.fit(2, 64, 1.5 * size)
+            parts, _ = cls.gradient(made, images)
+            made.fit(2, 64, 2.5 * size)
+            fitting = made.views_at_a_time
+            made.patcher.detach()
+            made.patcher.partially_load(cpu, 1.0)  # one byte may be loaded: the rest comes with each layer that is computed
+            lowvram, loaded = made.patcher.model.model_lowvram, made.patcher.loaded_size()
+            low, _ = cls.gradient(made, images)
+            made.release()
+        distance = lambda a: float((a - whole).abs().max() / whole.abs().max())
+        return IO.NodeOutput(
+            ui={
+                "parts": [distance(parts)], "fitting": [fitting], "low": [distance(low)], "lowvram": [lowvram],
+                "loaded": [loaded], "gradient": [float(whole.abs().max())],
+                "encode": [float((latents - vae.encode(images)).abs().max())],
+            }
+        )  # fmt: skip
+
+    @staticmethod
+    def gradient(made, images):
+        pixels = images.clone().requires_grad_()
+        latents = made.encode(pixels)
+        latents.sin().sum().backward()
+        return pixels.grad, latents.detach()
+
+
+class LucidTestAlive(IO.ComfyNode):
+    """How many VAEs are in memory, loaded or not."""
+
+    @classmethod
+    def define_schema(cls):
+        nonce = IO.Int.Input("nonce", default=0, max=2**31)
+        return IO.Schema(node_id="LucidTestAlive", inputs=[nonce], outputs=[], is_output_node=True)
+
+    @classmethod
+    def execute(cls, nonce):
+        gc.collect()
+        return IO.NodeOutput(ui={"vaes": [sum(type(thing) is comfy.taesd.taesd.TAESD for thing in gc.get_objects())]})
+
+
+class LucidTestCompile(IO.ComfyNode):
+    """The host's TorchCompileModel with a backend that needs no C++ compiler; its own choices are inductor and cudagraphs."""
+
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(node_id="LucidTestCompile", inputs=[IO.Model.Input("model")], outputs=[IO.Model.Output()])
+
+    @classmethod
+    def execute(cls, model):
+        model = model.clone(disable_dynamic=True)
+        set_torch_compile_wrapper(model=model, backend="eager")
+        return IO.NodeOutput(model)
+
+
+NODES = [LucidTestVae, LucidTestAlive, LucidTestCompile]

@@ -1,0 +1,170 @@
+"""ControlNets while distilling: the host's own objects, with a hint for every view."""
+
+import pytest
+import torch
+
+from demo.client import ComfyError
+
+from . import controlnets
+from .conftest import TREE
+from .graphs import Graph, node_of, ply_of, workflow
+
+CLOSE = 1e-4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nets(base, client):
+    controlnets.write(next(TREE.checkpoints.glob("*.safetensors")), base / "models" / "controlnet")
+
+
+def load(graph, name):
+    return [graph.add("ControlNetLoader", control_net_name=f"test_{name}.safetensors"), 0]
+
+
+def controlled(graph, prompt, net, hint="depth", strength=0.8, start=0.0, end=1.0, **more):
+    net = {} if net is None else {"control_net": net}
+    return [
+        graph.add(
+            "LucidControlNet", prompt=prompt, hint=hint, strength=strength, start_percent=start, end_percent=end, **net, **more
+        ),
+        0,
+    ]
+
+
+def prepared(**changes):
+    """The workflow as a Graph, with links to its model, VAE and prompt."""
+    graph = Graph(workflow(**changes))
+    loader = node_of(graph, "CheckpointLoaderSimple")
+    return graph, [loader, 0], [loader, 2], [node_of(graph, "LucidPrompt"), 0]
+
+
+def answers(client, name, chained=None, applied=None, **settings):
+    """What LucidTestControl finds about the ControlNet `name`, and a second one `chained` to it."""
+    settings = {"strength": 0.8, "start": 0.0, "end": 1.0} | settings
+    whole, model, vae, plain = prepared()
+    graph = Graph({key: whole[key] for key in (model[0], plain[0])})
+    net, more, prompt = load(graph, name), {}, plain
+    if applied:
+        prompt = controlled(graph, [graph.add("LucidTestApplied", prompt=plain, net=net, how=applied, **settings), 0], None)
+    else:
+        prompt = controlled(graph, prompt, net, **settings)
+    if chained:
+        more["second"] = load(graph, chained)
+        prompt = controlled(graph, prompt, more["second"], "canny", **settings)
+    test = graph.add("LucidTestControl", model=model, vae=vae, plain=plain, controlled=prompt, net=net, **more, **settings)
+    return client.run(graph)["outputs"][test]
+
+
+def require_like_the_host(found):
+    for name in ("y", "negative", "other batches", "parts", "inverse"):
+        assert max(found[name]) < CLOSE, name
+
+
+@pytest.mark.parametrize("name, chained", [("lora", None), ("plain", "other")])
+def test_each_view_is_asked_about_as_by_the_hosts_own_nodes_and_sampler(client, name, chained):
+    """Two views with a hint each, in batches of every make, in parts, through a ControlLoRA and through a chain."""
+    found = answers(client, name, chained, strength=0.6, start=0.1, end=0.9)
+    require_like_the_host(found)
+    assert found["effect"][0] > 100 * CLOSE and found["swapped"][0] > 10 * CLOSE
+    assert found["hints"] == (["depth", "canny"] if chained else ["depth"])
+
+
+def test_out_of_its_range_a_control_changes_nothing(client):
+    found = answers(client, "plain", start=0.9)
+    require_like_the_host(found)
+    assert found["effect"][0] < CLOSE
+
+
+@pytest.mark.parametrize("how, chained", [("old", None), ("advanced", "other")])
+def test_controls_of_the_hosts_apply_nodes_keep_their_strength_and_get_our_hint(client, how, chained):
+    """Also where one of ours is chained to them."""
+    found = answers(client, "plain", chained, applied=how, strength=0.6)
+    require_like_the_host(found)
+    assert found["effect"][0] > 100 * CLOSE
+
+
+def test_adapters_give_every_batch_its_own_features(client):
+    found = client.run({"1": {"class_type": "LucidTestAdapter", "inputs": {}}})["outputs"]["1"]
+    assert max(found["differences"]) < 1e-5 < found["size"][0]
+
+
+def dreamt(client, *controls, **changes):
+    """The splat of three steps of Lucid Dream under chained controls, each the settings of one; with the run's outputs."""
+    graph, *_, prompt = prepared(LucidDream={"steps": 3, "views": 2, "resolution": 64, "seed": 4, **changes})
+    cloud = [node_of(graph, "LucidPointCloud"), 0]
+    for settings in controls:
+        settings = {"name": "plain"} | settings
+        if settings.pop("guided", False):
+            settings["guide"] = cloud
+        prompt = controlled(graph, prompt, load(graph, settings.pop("name")), **settings)
+    graph[node_of(graph, "LucidISM")]["inputs"]["prompt"] = prompt
+    entry = client.run(graph)
+    return ply_of(client, entry), entry
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values()))
+
+
+def test_lucid_dream_with_controls(client):
+    """Hints of the splat and of a guide end in a splat of their own; strength 0 and an empty range in that of no control."""
+    none, _ = dreamt(client)
+    assert same(none, dreamt(client, {"strength": 0.0})[0])
+    assert same(none, dreamt(client, {"start": 0.0, "end": 0.0})[0])
+    own, guided = (
+        dreamt(client, *run)[0] for run in ([{"hint": "normal"}], [{"guided": True}, {"name": "other", "hint": "canny"}])
+    )
+    for end in (own, guided):
+        assert end.means.isfinite().all() and not same(end, none)
+    assert not same(own, guided)
+
+
+def test_a_checkpoint_of_another_control_is_refused(client):
+    """The weights, the settings and the guide count."""
+    end, entry = dreamt(client, {})
+    (summary,) = (output["lucid"][0] for output in entry["outputs"].values() if "lucid" in output)
+    for other in ([{"name": "other"}], [{"strength": 0.7}], [{"guided": True}], []):
+        with pytest.raises(ComfyError, match="Lucid Dream: the checkpoint is of another run: controls was"):
+            dreamt(client, *other, resume=summary["checkpoint"])
+    assert same(end, dreamt(client, {}, resume=summary["checkpoint"])[0])
+
+
+def test_a_controlnet_of_another_family_is_refused_before_the_first_step(client):
+    wanted = (
+        r"Lucid Dream: the ControlNet is not made for model BaseModel: its input_blocks\.\d\.\S+ is \[.*1024.*\], "
+        r"the model's \[.*\]; load the ControlNet that belongs to the model"
+    )
+    with pytest.raises(ComfyError, match=wanted):
+        dreamt(client, {"name": "sd2"})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"start": 0.6, "end": 0.5}, "Lucid ControlNet: start_percent is 0.6; it must be at most end_percent"),
+        ({"strength": -1.0}, "strength"),
+        ({"hint": "openpose"}, "hint"),
+    ],
+)
+def test_bad_values_are_refused(client, change, message):
+    with pytest.raises(ComfyError, match=message):
+        dreamt(client, change)
+
+
+def refused(client, make, message):
+    """`make(graph, prompt, net)` gives the prompt that Lucid ISM gets; the run must fail with `message`."""
+    graph, *_, prompt = prepared()
+    graph[node_of(graph, "LucidISM")]["inputs"]["prompt"] = make(graph, prompt, load(graph, "plain"))
+    with pytest.raises(ComfyError, match=message):
+        client.run(graph)
+
+
+def test_what_cannot_be_controlled_is_refused(client):
+    inpaints = lambda graph, prompt, net: controlled(graph, prompt, [graph.add("LucidTestInpaints", net=net), 0])
+    refused(client, inpaints, "Lucid ControlNet: control_net inpaints: it wants a mask")
+    missing = lambda graph, prompt, net: controlled(graph, prompt, None)
+    refused(client, missing, "Lucid ControlNet: control_net is empty, and the prompt brings no ControlNet along")
+    settings = {"strength": 1.0, "start": 0.0, "end": 1.0}
+    applied = lambda graph, prompt, net, how: [graph.add("LucidTestApplied", prompt=prompt, net=net, how=how, **settings), 0]
+    twice = lambda graph, prompt, net: controlled(graph, controlled(graph, applied(graph, prompt, net, "old"), None), None)
+    refused(client, twice, "Lucid ControlNet: control_net is empty, and an earlier Lucid ControlNet")
