@@ -81,7 +81,9 @@ class LucidDream(IO.ComfyNode):
                     "with a prompt.",
                 ),
             ],
-            outputs=[IO.Splat.Output(display_name="splat")],
+            outputs=[
+                IO.Splat.Output(display_name="splat", tooltip="The optimised splat, in the place of the one it began as.")
+            ],
             hidden=[IO.Hidden.unique_id],
         )  # fmt: skip
 

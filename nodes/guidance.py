@@ -26,6 +26,12 @@ def sources() -> list[IO.Input]:
     ]
 
 
+def guidance_output() -> IO.Output:
+    return LucidGuidanceType.Output(
+        display_name="guidance", tooltip="The method with the model and the prompt that it asks, for Lucid Dream."
+    )
+
+
 def missing(sources: dict[str, Any]) -> list[str]:
     """What to ask the host for: the prompt first, whose text may be refused, then model and VAE."""
     names = [name for name, value in sources.items() if value is None]
@@ -57,7 +63,7 @@ class LucidISM(IO.ComfyNode):
                     "stride. cpu: few, bold steps.",
                 ),
             ],
-            outputs=[LucidGuidanceType.Output(display_name="guidance")],
+            outputs=[guidance_output()],
         )  # fmt: skip
 
     @classmethod
@@ -90,7 +96,7 @@ class LucidBaseline(IO.ComfyNode):
                     tooltip="; ".join(f"{name}: {kind.TITLE}" for name, kind in METHODS.items()),
                 ),
             ],
-            outputs=[LucidGuidanceType.Output(display_name="guidance")],
+            outputs=[guidance_output()],
         )  # fmt: skip
 
     @classmethod
