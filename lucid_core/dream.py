@@ -27,6 +27,7 @@ from .views import Prompts
 log = logging.getLogger(__name__)
 Range = tuple[float, float]
 DARKEST_GREY = 0.15  # of the demo prior's pictures
+REPAINT = 10  # times the colours' first learning rate where the geometry is frozen: a hue may have to become its opposite
 
 
 @dataclass(frozen=True)
@@ -265,10 +266,11 @@ def set_learning_rates(optimizers: dict[str, Adam], config: DreamConfig, progres
 
     All of it by `strength`; what is frozen learns nothing.
     """
+    sh0 = (REPAINT * config.lr_sh[0], config.lr_sh[1]) if config.freeze_geometry else config.lr_sh
     shN = (config.lr_sh[0] / 20, config.lr_sh[1] / 20)
     ranges = {
         "means": config.lr_means, "quats": config.lr_quats, "scales": config.lr_scales,
-        "opacities": config.lr_opacities, "sh0": config.lr_sh, "shN": shN,
+        "opacities": config.lr_opacities, "sh0": sh0, "shN": shN,
     }  # fmt: skip
     for name, (first, last) in ranges.items():
         still = config.freeze_color if name.startswith("sh") else config.freeze_geometry

@@ -37,7 +37,7 @@ class LucidDream(IO.ComfyNode):
             description="Optimises a splat until the model finds the prompt in it from every side: the KSampler of splats.",
             inputs=[
                 IO.Splat.Input("splat", tooltip="What to start from: Lucid Point Cloud, or any splat."),
-                LucidGuidanceType.Input("guidance", tooltip="From Lucid ISM."),
+                LucidGuidanceType.Input("guidance", tooltip="From Lucid ISM: the method, with the model and the prompt."),
                 LucidCamerasType.Input("cameras", optional=True, tooltip="Where to look from; empty = the official ranges."),
                 LucidSelectionType.Input(
                     "selection", optional=True, tooltip="From Lucid Selection: the part that may change; empty = all."

@@ -22,7 +22,7 @@ def sources() -> list[IO.Input]:
     return [
         IO.Model.Input("model", lazy=True, tooltip="Any image model, with its LoRAs and patches."),
         IO.Vae.Input("vae", lazy=True, tooltip="The VAE of that model."),
-        LucidPromptType.Input("prompt", lazy=True, tooltip="From Lucid Prompt."),
+        LucidPromptType.Input("prompt", lazy=True, tooltip="From Lucid Prompt: what the splat is to show."),
     ]
 
 

@@ -36,7 +36,7 @@ class LucidRender(IO.ComfyNode):
                     "fov", default=35.0, min=1.0, max=120.0, step=1.0, advanced=True,
                     tooltip="Field of view in degrees over the smaller side. Unused when camera_info is connected.",
                 ),
-                IO.Color.Input("background", default="#ffffff", tooltip="Colour behind the splat."),
+                IO.Color.Input("background", default="#ffffff", tooltip="Colour behind the splat; #ffffff = white."),
                 IO.Load3DCamera.Input("camera_info", optional=True, tooltip="Camera; empty = frames the whole splat."),
                 backend_input(),
             ],
