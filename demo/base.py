@@ -10,18 +10,20 @@ from .tree import Tree, run, say
 
 PACK = "lucid_ism"
 PRIOR = "lucid_demo_prior.safetensors"
+LORA = "lucid_demo_yellow_lora.safetensors"
 
 
 def prepare_base(tree: Tree, python: str | Path) -> None:
-    """The host's base directory, with this pack and the demo's checkpoint, which `python` writes."""
-    for folder in ("custom_nodes", "input", "output", "models/checkpoints"):
+    """The host's base directory, with this pack and the demo's checkpoint and LoRA, which `python` writes."""
+    for folder in ("custom_nodes", "input", "output", "models/checkpoints", "models/loras"):
         (tree.base / folder).mkdir(parents=True, exist_ok=True)
     link_folder(tree.base / "custom_nodes" / PACK, tree.root)
-    prior, made_from = tree.checkpoints / PRIOR, list((tree.root / "demo").glob("*.*"))
-    if not prior.exists() or prior.stat().st_mtime < max(path.stat().st_mtime for path in made_from):
-        say("Writing the demo's checkpoint ...")
-        run([python, "-m", "demo.checkpoint", prior], cwd=tree.root)
-        os.utime(prior)  # the command leaves a file alone that is right already
+    made_from = max(path.stat().st_mtime for path in (tree.root / "demo").glob("*.*"))
+    for what, file in (("checkpoint", tree.checkpoints / PRIOR), ("lora", tree.base / "models" / "loras" / LORA)):
+        if not file.exists() or file.stat().st_mtime < made_from:
+            say(f"Writing the demo's {what} ...")
+            run([python, "-m", f"demo.{what}", file], cwd=tree.root)
+            os.utime(file)  # the command leaves a file alone that is right already
 
 
 def link_folder(link: Path, target: Path) -> None:

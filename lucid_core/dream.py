@@ -200,6 +200,8 @@ def backpropagate(
     background = random_background(config, generator).to(device)
     scene = joined(jitter(current, config, generator), fixed)
     render = rasterize(scene, seen_by, config.resolution, config.resolution, sh_degree, background, backend)
+    if run.step == 0:
+        require_seen(render, scene)
     disparity = losses.disparity(render.depth, render.alpha, seen_by.Ks[:, 0, 0] / config.resolution)
 
     # 2. what the prior would change about them, as the gradient of their latents
@@ -294,6 +296,13 @@ def require_finite(values: dict[str, Tensor], step: int, config: DreamConfig) ->
             raise FloatingPointError(
                 f"{name} is not finite at step {step} of {config.steps}; lower the learning rates or cfg, or set clip_norm"
             )
+
+
+def require_seen(render: Render, scene: Splats) -> None:
+    """Raise ValueError where the first views are empty: nothing would ever change."""
+    if not (render.alpha > 0).any():
+        place = ", ".join(f"{value:.3g}" for value in scene.means.median(dim=0).values.tolist())
+        raise ValueError(f"no camera sees the splat, which lies about ({place}); turn on fit_to_view, or move it to the origin")
 
 
 @torch.no_grad()
