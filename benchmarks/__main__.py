@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import argparse
 
-from . import gpu, pull, quality, rasterize
+from . import gpu, pull, quality, rasterize, refine
 
-BENCHMARKS = {"rasterize": rasterize.main, "gpu": gpu.main, "pull": pull.main, "quality": quality.main}
+BENCHMARKS = {"rasterize": rasterize.main, "gpu": gpu.main, "pull": pull.main, "quality": quality.main,
+              "refine": refine.main}  # fmt: skip
 
 
 def main() -> None:
@@ -14,6 +15,7 @@ def main() -> None:
         names.add_parser(name).add_argument("--json", action="store_true", help="print one line of JSON in place of the table")
     pull.add_arguments(names.choices["pull"])
     quality.add_arguments(names.choices["quality"])
+    refine.add_arguments(names.choices["refine"])
     options = vars(parser.parse_args())
     name, as_json = options.pop("name"), options.pop("json")
     BENCHMARKS[name](as_json, **options)

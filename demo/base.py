@@ -10,21 +10,26 @@ from .tree import Tree, run, say
 
 PACK = "lucid_ism"
 PRIOR = "lucid_demo_prior.safetensors"
+LORAS = ("lucid_demo_red_is_blue.safetensors", "lucid_demo_red_is_yellow.safetensors")
 
 
 def prepare_base(tree: Tree, python: str | Path) -> None:
-    """The host's base directory, with this pack and the demo's checkpoint, which `python` writes."""
-    for folder in ("custom_nodes", "input", "output", "models/checkpoints"):
+    """The host's base directory, with this pack and the demo's checkpoint and LoRAs, which `python` writes."""
+    for folder in ("custom_nodes", "input", "output", "models/checkpoints", "models/loras"):
         (tree.base / folder).mkdir(parents=True, exist_ok=True)
     link_folder(tree.base / "custom_nodes" / PACK, tree.root)
-    prior, made_from = tree.checkpoints / PRIOR, list((tree.root / "demo").glob("*.*"))
-    if not prior.exists() or prior.stat().st_mtime < max(path.stat().st_mtime for path in made_from):
-        say("Writing the demo's checkpoint ...")
-        run([python, "-m", "demo.checkpoint", prior], cwd=tree.root)
-        os.utime(prior)  # the command leaves a file alone that is right already
+    made_from = max(path.stat().st_mtime for path in (tree.root / "demo").glob("*.*"))
     loras = tree.base / "models" / "loras"
-    if len(list(loras.glob("lucid_demo_*.safetensors"))) < 2:
-        run([python, "-m", "demo.loras", loras], cwd=tree.root)
+    made = {
+        "demo.checkpoint": (tree.checkpoints / PRIOR, [tree.checkpoints / PRIOR]),
+        "demo.loras": (loras, [loras / name for name in LORAS]),
+    }
+    for module, (target, files) in made.items():
+        if not all(file.exists() and file.stat().st_mtime >= made_from for file in files):
+            say(f"Writing {', '.join(file.name for file in files)} ...")
+            run([python, "-m", module, target], cwd=tree.root)
+            for file in files:
+                os.utime(file)  # the command leaves a file alone that is right already
 
 
 def link_folder(link: Path, target: Path) -> None:

@@ -28,13 +28,11 @@ def file_of(color: str) -> str:
 
 
 def write(folder: str | Path, prior: str | Path = PRIOR) -> None:
-    """Write those that `folder` lacks."""
+    """Write them all into `folder`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for color in COLORS:
-        path = folder / file_of(color)
-        if not path.exists():
-            save(path, recolored(load_file(prior), "red", color))
+        save(folder / file_of(color), recolored(load_file(prior), "red", color))
 
 
 def recolored(narrow: dict[str, Tensor], word: str, other: str) -> dict[str, Tensor]:

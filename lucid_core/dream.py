@@ -29,6 +29,7 @@ from .views import Prompts
 log = logging.getLogger(__name__)
 Range = tuple[float, float]
 DARKEST_GREY = 0.15  # of the demo prior's pictures
+REPAINT = 10  # times the colours' first learning rate where the geometry is frozen: a hue may have to become its opposite
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,8 @@ def backpropagate(
     background = random_background(config, generator).to(device)
     scene = joined(jitter(current, config, generator), fixed)
     render = rasterize(scene, seen_by, config.resolution, config.resolution, sh_degree, background, backend)
+    if run.step == 0:
+        require_seen(render, scene)
     disparity = losses.disparity(render.depth, render.alpha, seen_by.Ks[:, 0, 0] / config.resolution)
 
     # 2. what the teacher would change about them
@@ -279,10 +282,11 @@ def set_learning_rates(optimizers: dict[str, Adam], config: DreamConfig, progres
 
     All of it by `strength`; what is frozen learns nothing.
     """
+    sh0 = (REPAINT * config.lr_sh[0], config.lr_sh[1]) if config.freeze_geometry else config.lr_sh
     shN = (config.lr_sh[0] / 20, config.lr_sh[1] / 20)
     ranges = {
         "means": config.lr_means, "quats": config.lr_quats, "scales": config.lr_scales,
-        "opacities": config.lr_opacities, "sh0": config.lr_sh, "shN": shN,
+        "opacities": config.lr_opacities, "sh0": sh0, "shN": shN,
     }  # fmt: skip
     for name, (first, last) in ranges.items():
         still = config.freeze_color if name.startswith("sh") else config.freeze_geometry
@@ -306,6 +310,13 @@ def require_finite(values: dict[str, Tensor], step: int, config: DreamConfig) ->
             raise FloatingPointError(
                 f"{name} is not finite at step {step} of {config.steps}; lower the learning rates or cfg, or set clip_norm"
             )
+
+
+def require_seen(render: Render, scene: Splats) -> None:
+    """Raise ValueError where the first views are empty: nothing would ever change."""
+    if not (render.alpha > 0).any():
+        place = ", ".join(f"{value:.3g}" for value in scene.means.median(dim=0).values.tolist())
+        raise ValueError(f"no camera sees the splat, which lies about ({place}); turn on fit_to_view, or move it to the origin")
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ class LucidCameras(IO.ComfyNode):
             description="Where Lucid Dream looks from while it works: ranges that cameras are drawn from, about the origin.",
             inputs=inputs_of(CameraRanges),
             outputs=[
-                LucidCamerasType.Output(display_name="cameras"),
+                LucidCamerasType.Output(display_name="cameras", tooltip="The ranges, for Lucid Dream."),
                 IO.Image.Output(
                     display_name="preview",
                     tooltip="Cameras at the start (red) and the end (blue) of a run, from above and from the side.",

@@ -37,7 +37,9 @@ class LucidDream(IO.ComfyNode):
             description="Optimises a splat until the model finds the prompt in it from every side: the KSampler of splats.",
             inputs=[
                 IO.Splat.Input("splat", tooltip="What to start from: Lucid Point Cloud, or any splat."),
-                LucidGuidanceType.Input("guidance", tooltip="From Lucid ISM, Lucid Baseline or Lucid Mix Guidance."),
+                LucidGuidanceType.Input(
+                    "guidance", tooltip="From Lucid ISM, Lucid Baseline or Lucid Mix Guidance: method, model and prompt."
+                ),
                 LucidCamerasType.Input("cameras", optional=True, tooltip="Where to look from; empty = the official ranges."),
                 LucidSelectionType.Input(
                     "selection", optional=True, tooltip="From Lucid Selection: the part that may change; empty = all."
@@ -81,7 +83,9 @@ class LucidDream(IO.ComfyNode):
                     "with a prompt.",
                 ),
             ],
-            outputs=[IO.Splat.Output(display_name="splat")],
+            outputs=[
+                IO.Splat.Output(display_name="splat", tooltip="The optimised splat, in the place of the one it began as.")
+            ],
             hidden=[IO.Hidden.unique_id],
         )  # fmt: skip
 

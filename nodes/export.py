@@ -26,7 +26,7 @@ class LucidSave(IO.ComfyNode):
             "model_3d to Preview Splat to look at it.",
             is_output_node=True,
             inputs=[
-                IO.Splat.Input("splat"),
+                IO.Splat.Input("splat", tooltip="What to save; each of a batch gets its own files."),
                 IO.String.Input(
                     "filename_prefix", default="lucid/splat", tooltip="Path and name under the output folder, as in Save Image."
                 ),

@@ -22,8 +22,16 @@ def sources() -> list[IO.Input]:
     return [
         IO.Model.Input("model", lazy=True, tooltip="Any text-to-image model, with its LoRAs and patches."),
         IO.Vae.Input("vae", lazy=True, tooltip="The VAE of that model."),
-        LucidPromptType.Input("prompt", lazy=True, tooltip="From Lucid Prompt, or Lucid Prompt From Conditioning."),
+        LucidPromptType.Input(
+            "prompt", lazy=True, tooltip="From Lucid Prompt or Lucid Prompt From Conditioning: what the splat is to show."
+        ),
     ]
+
+
+def guidance_output() -> IO.Output:
+    return LucidGuidanceType.Output(
+        display_name="guidance", tooltip="The method with the model and the prompt that it asks, for Lucid Dream."
+    )
 
 
 def missing(sources: dict[str, Any]) -> list[str]:
@@ -65,7 +73,7 @@ class LucidISM(IO.ComfyNode):
                     "stride. cpu: few, bold steps.",
                 ),
             ],
-            outputs=[LucidGuidanceType.Output(display_name="guidance")],
+            outputs=[guidance_output()],
         )  # fmt: skip
 
     @classmethod
@@ -97,7 +105,7 @@ class LucidBaseline(IO.ComfyNode):
                     tooltip="; ".join(f"{name}: {kind.TITLE}" for name, kind in METHODS.items()),
                 ),
             ],
-            outputs=[LucidGuidanceType.Output(display_name="guidance")],
+            outputs=[guidance_output()],
         )  # fmt: skip
 
     @classmethod

@@ -21,7 +21,7 @@ class LucidPointCloud(IO.ComfyNode):
                 seed_input(),
                 *inputs_of(PointCloud, "color_noise", "opacity"),
             ],
-            outputs=[IO.Splat.Output(display_name="splat")],
+            outputs=[IO.Splat.Output(display_name="splat", tooltip="The points as round Gaussians: what to start from.")],
         )
 
     @classmethod

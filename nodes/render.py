@@ -20,7 +20,7 @@ class LucidRender(IO.ComfyNode):
             search_aliases=["render splat", "turntable", "splat depth", "splat mask", "gaussian rasterizer"],
             description="Renders a splat as Lucid Dream sees it: one image, or a turntable, with mask and depth.",
             inputs=[
-                IO.Splat.Input("splat"),
+                IO.Splat.Input("splat", tooltip="What to render; each of a batch is."),
                 IO.Int.Input("width", default=512, min=16, max=4096, step=8, tooltip="Image width in pixels."),
                 IO.Int.Input("height", default=512, min=16, max=4096, step=8, tooltip="Image height in pixels."),
                 IO.Int.Input("frames", default=1, min=1, max=480, tooltip="1 = one image; more = a turntable of so many."),
@@ -36,12 +36,12 @@ class LucidRender(IO.ComfyNode):
                     "fov", default=35.0, min=1.0, max=120.0, step=1.0, advanced=True,
                     tooltip="Field of view in degrees over the smaller side. Unused when camera_info is connected.",
                 ),
-                IO.Color.Input("background", default="#ffffff", tooltip="Colour behind the splat."),
+                IO.Color.Input("background", default="#ffffff", tooltip="Colour behind the splat; #ffffff = white."),
                 IO.Load3DCamera.Input("camera_info", optional=True, tooltip="Camera; empty = frames the whole splat."),
                 backend_input(),
             ],
             outputs=[
-                IO.Image.Output(display_name="image"),
+                IO.Image.Output(display_name="image", tooltip="The views, those of the first splat first."),
                 IO.Mask.Output(display_name="mask", tooltip="Opacity: 1 = solid."),
                 IO.Image.Output(display_name="depth", tooltip="Near is bright, empty space black."),
             ],

@@ -22,7 +22,9 @@ class LucidSelection(IO.ComfyNode):
                 ),
                 *inputs_of(Selection),
             ],
-            outputs=[LucidSelectionType.Output(display_name="selection")],
+            outputs=[
+                LucidSelectionType.Output(display_name="selection", tooltip="The part that may change, for Lucid Dream.")
+            ],
         )
 
     @classmethod

@@ -288,6 +288,28 @@ def test_a_broken_splat_is_refused(client, node, change, message):
         client.run(graph)
 
 
+def with_start(change, **changes):
+    """The workflow that starts from LucidTestSplat's `change` of the points."""
+    graph = workflow(**changes)
+    points = [node_of(graph, "LucidPointCloud"), 0]
+    graph["start"] = {"class_type": "LucidTestSplat", "inputs": {"splat": points, "change": change}}
+    graph[node_of(graph, "LucidDream")]["inputs"]["splat"] = ["start", 0]
+    return graph
+
+
+def test_three_gaussians_are_a_splat(client):
+    splats = ply_of(client, client.run(with_start("three", LucidDream={"seed": 91})))
+    assert len(splats) == 3 and splats.means.isfinite().all()
+
+
+def test_a_splat_a_million_units_away_is_refused_or_fitted_to_the_view(client):
+    with pytest.raises(ComfyError, match=r"Lucid Dream: no camera sees the splat, which lies about \(1e\+06, .* fit_to_view"):
+        client.run(with_start("far", LucidDream={"seed": 92}))
+    splats = ply_of(client, client.run(with_start("far and huge", LucidDream={"seed": 92, "fit_to_view": True})))
+    assert splats.means.isfinite().all() and (splats.means.median(dim=0).values - 1e6).abs().max() < 5e3
+    assert (splats.means - 1e6).norm(dim=-1).max() > 1e3  # of the size that it was
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -418,6 +440,29 @@ def test_a_run_that_broke_off_is_resumed_to_the_same_splat(client, broken_off):
     first, second = summary_of(whole), summary_of(resumed)
     assert (second["steps"], second["evaluations"]) == (6, first["evaluations"])
     assert second["checkpoint"] not in (checkpoint, first["checkpoint"])
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_splat(client, server):
+    graph = with_model("full disk", LucidDream={"steps": 3, "seed": 43})
+    entry = client.run(graph)
+    assert summary_of(entry)["steps"] == 3 and summary_of(entry)["checkpoint"] is None
+    assert len(ply_of(client, entry)) > 100
+    assert "could not save its checkpoint: [Errno 28] No space left on device" in server.log_tail()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda good: good[: len(good) // 2], "is damaged or no checkpoint"),
+        (lambda good: b"ply\n" + good, "is damaged or no checkpoint"),
+        (lambda good: good.replace(b'\\"format\\": 1', b'\\"format\\": 9'), "has format 9, this version reads up to 1"),
+    ],
+    ids=["truncated", "foreign", "newer"],
+)
+def test_a_broken_checkpoint_is_refused(client, base, broken_off, change, message):
+    (base / "output" / "lucid" / "bad.safetensors").write_bytes(change((base / "output" / broken_off[1]).read_bytes()))
+    with pytest.raises(ComfyError, match=f"Lucid Dream: .*{message}"):
+        client.run(workflow(LucidDream={"steps": 6, "seed": 41, "resume": "lucid/bad.safetensors"}))
 
 
 def test_a_finished_run_is_resumed_at_its_end(client, broken_off):

@@ -1,18 +1,36 @@
 """Every shipped workflow: its two forms are one graph, the host accepts it, and its settings are the preset's."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
+from benchmarks.quality.cases import evaluations_a_step, workflow
+from demo.base import LORAS, PACK, PRIOR
+from demo.client import ComfyError
+from lucid_core import dream, ply
 from lucid_core.ism import PRESETS
+from lucid_core.pointcloud import PointCloud
+from lucid_core.sds import SDS
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 SOCKETS_ONLY = {"MODEL", "CLIP", "VAE", "SPLAT", "LUCID_PROMPT", "LUCID_GUIDANCE", "LUCID_CAMERAS", "LUCID_SELECTION",
                 "LOAD3D_CAMERA", "LOAD3D_MODEL_INFO"}  # fmt: skip
 NO_API_FORM = {"MarkdownNote", "Note"}
+EXAMPLES = {"text_to_splat", "text_to_splat_sd", "text_to_splat_lora", "refine_splat", "restyle_splat", "ism_against_sds"}
+TINY = {  # what a test changes: the demo's files in the place of the users', and little work
+    "CheckpointLoaderSimple": {"ckpt_name": PRIOR},
+    "LoraLoader": {"lora_name": LORAS[0]},
+    "LucidPointCloud": {"count": 300},
+    "LucidDream": {"steps": 2, "views": 1, "resolution": 64},
+    "LucidSave": {"turntable_frames": 4, "turntable_size": 64, "filename_prefix": "test/workflow"},
+}
+THUMBNAIL_BYTES = 60_000
 
 
 def load(name, form):
@@ -52,7 +70,7 @@ def widgets(described, values, prefix=""):
 
 
 def test_there_are_workflows_and_each_has_both_forms():
-    assert "text_to_splat" in NAMES
+    assert set(NAMES) >= EXAMPLES
     assert sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json")) == NAMES
 
 
@@ -72,18 +90,79 @@ def test_links_of_the_ui_form_are_consistent(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_workflow_runs(name, client):
+def test_nodes_of_the_ui_form_do_not_overlap(name):
+    title = 30  # pixels above a node's position
+    boxes = [(x, y - title, x + w, y + h) for (x, y), (w, h) in ((n["pos"], n["size"]) for n in load(name, "ui")["nodes"])]
+    for a, b in itertools.combinations(boxes, 2):
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], f"{a} lies on {b}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_note_says_what_to_change_first_and_the_result_is_shown(name):
+    types = [node["type"] for node in load(name, "ui")["nodes"]]
+    assert "MarkdownNote" in types
+    assert types.count("PreviewGaussianSplat") == types.count("LucidSave") == types.count("LucidDream")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_host_offers_a_workflow_with_a_picture(name, client):
+    fetch = lambda path: client._request("GET", path)
+    assert name in json.loads(fetch("/api/workflow_templates"))[PACK]
+    assert json.loads(fetch(f"/api/workflow_templates/{PACK}/{name}.json")) == load(name, "ui")
+    picture = fetch(f"/api/workflow_templates/{PACK}/{name}.jpg")
+    shape = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR).shape
+    assert len(picture) < THUMBNAIL_BYTES and min(shape[:2]) >= 256
+
+
+@pytest.fixture(scope="module")
+def saved_splat(base):
+    """What refine_splat and restyle_splat load: the first result of text_to_splat."""
+    path = base / "output" / "lucid" / "splat_00001_.ply"
+    path.parent.mkdir(exist_ok=True)
+    ply.write(path, PointCloud(count=310).splats(0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_workflow_runs(name, client, saved_splat):
     graph = load(name, "api")
     for node in graph.values():
-        if node["class_type"] == "LucidDream":
-            node["inputs"]["steps"] = 2
-        if node["class_type"] == "LucidSave":
-            node["inputs"].update(turntable_frames=4, turntable_size=64, filename_prefix="test/workflow")
+        node["inputs"].update(TINY.get(node["class_type"], {}))
     outputs = client.run(graph)["outputs"]
     assert any("3d" in output for output in outputs.values())
+
+
+def test_a_workflow_whose_splat_is_not_there_says_so(client):
+    graph = load("refine_splat", "api")
+    (loader,) = (node for node in graph.values() if node["class_type"] == "Load3DAdvanced")
+    loader["inputs"]["model_file"] = "lucid/none_00001_.ply [output]"
+    with pytest.raises(ComfyError, match=r"Invalid 3D model file: lucid/none_00001_\.ply \[output\]"):
+        client.run(graph)
 
 
 def test_text_to_splat_has_the_settings_of_the_cpu_preset():
     (ism,) = (node["inputs"] for node in load("text_to_splat", "api").values() if node["class_type"] == "LucidISM")
     settings = dataclasses.asdict(PRESETS["cpu"])
     assert ism["preset"] == "cpu" and {name: ism[f"preset.{name}"] for name in settings} == settings
+
+
+def test_text_to_splat_sd_has_the_official_settings():
+    inputs = {node["class_type"]: node["inputs"] for node in load("text_to_splat_sd", "api").values()}
+    settings = dataclasses.asdict(PRESETS["official"])
+    assert {name: inputs["LucidISM"][f"preset.{name}"] for name in settings} == settings
+    official = dream.PRESETS["official"]
+    run = inputs["LucidDream"]
+    assert (run["preset"], run["steps"], run["views"]) == ("official", official.steps, official.views)
+    assert (run["resolution"], inputs["LucidPointCloud"]["count"]) == (512, 100_000)
+    assert "LucidCameras" not in inputs  # the official ranges
+
+
+def test_ism_against_sds_asks_the_model_as_often_on_both_sides():
+    nodes = load("ism_against_sds", "api")
+    runs = [node["inputs"] for node in nodes.values() if node["class_type"] == "LucidDream"]
+    by_method = {nodes[run["guidance"][0]]["class_type"]: run for run in runs}
+    case = workflow()
+    asked = evaluations_a_step(case) * by_method["LucidISM"]["steps"]
+    asked_by_sds = evaluations_a_step(dataclasses.replace(case, guidance=SDS())) * by_method["LucidBaseline"]["steps"]
+    assert asked_by_sds == pytest.approx(asked, rel=0.01)
+    same = lambda run: {name: value for name, value in run.items() if name not in ("guidance", "steps")}
+    assert same(runs[0]) == same(runs[1])

@@ -1,7 +1,9 @@
 """Nodes for the tests alone: inputs that no user can make by hand, and looks inside the running host."""
 
 import copy
+import errno
 import itertools
+import os
 import sys
 import time
 from types import SimpleNamespace
@@ -19,10 +21,16 @@ def pack_host():
     return next(m for name, m in sys.modules.items() if name.endswith("lucid_ism.nodes.host"))
 
 
+def full_disk(descriptor, fsync=os.fsync):
+    """In the place of os.fsync, once."""
+    os.fsync = fsync
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 class LucidTestSplat(IO.ComfyNode):
     @classmethod
     def define_schema(cls):
-        changes = IO.Combo.Input("change", options=["empty", "nan", "batch"])
+        changes = IO.Combo.Input("change", options=["empty", "nan", "batch", "three", "far", "far and huge"])
         return IO.Schema(node_id="LucidTestSplat", inputs=[IO.Splat.Input("splat"), changes], outputs=[IO.Splat.Output()])
 
     @classmethod
@@ -30,6 +38,12 @@ class LucidTestSplat(IO.ComfyNode):
         fields = {name: getattr(splat, name).clone() for name in ("positions", "scales", "rotations", "opacities", "sh")}
         if change == "empty":
             fields = {name: value[:, :0] for name, value in fields.items()}
+        elif change == "three":
+            fields = {name: value[:, :3] for name, value in fields.items()}
+        elif change.startswith("far"):
+            size = 1e4 if change.endswith("huge") else 1.0
+            fields["positions"] = fields["positions"] * size + 1e6
+            fields["scales"] = fields["scales"] * size
         elif change == "batch":
             fields = {name: torch.cat([value, value]) for name, value in fields.items()}
         else:
@@ -74,6 +88,7 @@ class LucidTestModel(IO.ComfyNode):
     def define_schema(cls):
         options = ["video model", "vae channels", "no vae", "patched weights"]
         options += [
+            "full disk",
             "fails at call 4",
             "NaN from call 12",
             "2 s from call 12",
@@ -98,6 +113,8 @@ class LucidTestModel(IO.ComfyNode):
         elif change == "patched weights":
             key = "diffusion_model.out.2.bias"
             model.add_patches({key: ("diff", (torch.full((4,), 0.1),))})
+        elif change == "full disk":
+            os.fsync = full_disk
         else:
             calls = SimpleNamespace(n=0)
 
