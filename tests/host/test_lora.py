@@ -14,10 +14,8 @@ def noise(client, text, with_lora):
     graph = Graph({loader: full[loader], prompt: full[prompt]})
     model = [loader, 0]
     if with_lora:
-        graph["lora"] = {
-            "class_type": "LoraLoader",
-            "inputs": {"model": model, "clip": [loader, 1], "lora_name": loras.file_of("yellow"), "strength_model": 1.0, "strength_clip": 1.0},
-        }
+        lora = {"lora_name": loras.file_of("yellow"), "strength_model": 1.0, "strength_clip": 1.0}
+        graph["lora"] = {"class_type": "LoraLoader", "inputs": {"model": model, "clip": [loader, 1], **lora}}
         model, graph[prompt]["inputs"]["clip"] = ["lora", 0], ["lora", 1]
     probe = {"model": model, "vae": [loader, 2], "prompt": [prompt, 0], "sigmas": "3.0"}
     graph["probe"] = {"class_type": "LucidTestEps", "inputs": probe}
