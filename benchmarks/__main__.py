@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import argparse
 
-from . import gpu, pull, quality, rasterize
+from . import families, gpu, memory, pull, quality, rasterize
 
-BENCHMARKS = {"rasterize": rasterize.main, "gpu": gpu.main, "pull": pull.main, "quality": quality.main}
+BENCHMARKS = {
+    "rasterize": rasterize.main, "gpu": gpu.main, "pull": pull.main, "quality": quality.main, "memory": memory.main,
+    "families": families.main,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -13,6 +16,8 @@ def main() -> None:
     for name in BENCHMARKS:
         names.add_parser(name).add_argument("--json", action="store_true", help="print one line of JSON in place of the table")
     pull.add_arguments(names.choices["pull"])
+    memory.add_arguments(names.choices["memory"])
+    families.add_arguments(names.choices["families"])
     quality.add_arguments(names.choices["quality"])
     options = vars(parser.parse_args())
     name, as_json = options.pop("name"), options.pop("json")

@@ -10,7 +10,7 @@ import comfy.samplers
 import torch
 from comfy_api.latest import IO, ComfyExtension, Types
 
-from . import families, memory
+from . import families, memory, pace
 
 
 def pack_host():
@@ -194,7 +194,7 @@ class LucidTestExtension(ComfyExtension):
     async def get_node_list(self):
         return [
             LucidTestNeverLoaded, LucidTestSplat, LucidTestModel, LucidTestLoaded, LucidTestPrior, LucidTestEps,
-            *families.NODES, *memory.NODES,
+            *families.NODES, *memory.NODES, *pace.NODES,
         ]  # fmt: skip
 
 
