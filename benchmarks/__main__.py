@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import argparse
 
-from . import gpu, pull, quality, rasterize, refine
+from . import families, gpu, memory, pull, quality, rasterize, refine
 
-BENCHMARKS = {"rasterize": rasterize.main, "gpu": gpu.main, "pull": pull.main, "quality": quality.main,
-              "refine": refine.main}  # fmt: skip
+BENCHMARKS = {
+    "rasterize": rasterize.main, "gpu": gpu.main, "pull": pull.main, "quality": quality.main, "refine": refine.main,
+    "memory": memory.main, "families": families.main,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -14,6 +16,8 @@ def main() -> None:
     for name in BENCHMARKS:
         names.add_parser(name).add_argument("--json", action="store_true", help="print one line of JSON in place of the table")
     pull.add_arguments(names.choices["pull"])
+    memory.add_arguments(names.choices["memory"])
+    families.add_arguments(names.choices["families"])
     quality.add_arguments(names.choices["quality"])
     refine.add_arguments(names.choices["refine"])
     options = vars(parser.parse_args())

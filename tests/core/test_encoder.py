@@ -8,7 +8,7 @@ from lucid_core.encoder import encode_in, encode_in_parts
 from lucid_core.ism import ISM, interval_score
 from lucid_core.sds import SDS, noise_residual
 
-SIZE, VIEWS = 64, 2
+SIZE, VIEWS = 32, 2
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def in_dtype(prior, dtype):
 def test_half_precision_keeps_every_gradient_over_the_whole_time_range(prior, images, dtype):
     """At every t, for ISM as it is, a thousand and a million times smaller or larger, and for SDS at a cfg of 100."""
     half = in_dtype(prior, dtype)
-    for t in (0.001, 0.02, 0.1, 0.3, 0.6, 0.98):
+    for t in (0.001, 0.02, 0.1, 0.5, 0.98):
         for factor in (1.0, 1e-3, 1e-6, 1e6, None):
             g = of_the_model(prior, images, t, factor)
             found, exact = pixels_gradient(half, images, g), pixels_gradient(prior.encoder, images, g)

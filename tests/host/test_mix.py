@@ -11,7 +11,7 @@ from .graphs import node_of, ply_of, workflow
 from .test_cancel import loaded
 from .test_nodes import summary_of
 
-SMALL = {"steps": 4, "views": 2, "resolution": 64}
+SMALL = {"steps": 3, "views": 1, "resolution": 64}
 
 
 def with_loras(seed, mode=None, share=0.5, only=None, second=1, **dream):

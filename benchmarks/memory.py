@@ -1,0 +1,101 @@
+"""What the way back through a VAE costs: Stable Diffusion's beside TAESD, all views at once beside one at a time.
+
+Full-size networks (diffusers' AutoencoderKL and AutoencoderTiny, as SD 1.5 and the host have them) with random weights: time
+and memory do not depend on the weights. What the gradient of the one has to do with that of the other does, so it is not
+measured here: that would need both trained, on the same pictures.
+
+kept: bytes that autograd holds between the pass there and the pass back, without the weights; "host x" is this over what the
+host estimates for a pass without gradients (1767 numbers a pixel), a view.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lucid_core.encoder import encode_in, encode_in_parts
+from lucid_core.extras import load
+
+SD_VAE = {
+    "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2, "latent_channels": 4,
+}  # fmt: skip
+HOST_NUMBERS = 1767  # a pixel, of one view: VAE.memory_used_encode of the host, which the VAE of SD and TAESD share
+ROW = "| {vae} | {dtype} | {views_at_a_time} | {seconds:.2f} | {x:.2f} | {kept_mb:,.0f} | {host_x:.2f} |"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__
+    parser.add_argument("--views", type=int, default=4)
+    parser.add_argument("--px", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3, help="the shortest counts")
+
+
+def main(as_json: bool, views: int, px: int, rounds: int) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    images = torch.rand(views, 3, px, px, generator=torch.Generator().manual_seed(0)).to(device)
+    cases = [(vae, encode, dtype, size) for vae, encode, dtype in encoders(device) for size in (views, 1)]
+    seconds = [float("inf")] * len(cases)
+    for _ in range(rounds):  # all sides take turns
+        for i, (_, encode, _, size) in enumerate(cases):
+            seconds[i] = min(seconds[i], timed(encode, images, size))
+    rows = []
+    for (vae, encode, dtype, size), shortest in zip(cases, seconds):
+        kept = kept_bytes(encode, images, size)
+        estimate = HOST_NUMBERS * px * px * views * dtype.itemsize
+        rows.append({"vae": vae, "dtype": str(dtype).removeprefix("torch."), "views_at_a_time": size, "seconds": shortest,
+                     "x": shortest / seconds[0], "kept_mb": kept / 1e6, "host_x": kept / estimate})  # fmt: skip
+    if as_json:
+        print(json.dumps({"device": device, "views": views, "px": px, "rows": rows}))
+        return
+    print(f"{views} views of {px} px on {device}, there and back\n")
+    print("| VAE | type | views at a time | s | x | kept MB | host x |\n|---|---|---:|---:|---:|---:|---:|")
+    print("\n".join(ROW.format(**row) for row in rows))
+
+
+def encoders(device: str) -> list[tuple[str, Callable[[Tensor], Tensor], torch.dtype]]:
+    diffusers = load("diffusers", "diffusers")
+    torch.manual_seed(0)
+    full, tiny = diffusers.AutoencoderKL(**SD_VAE), diffusers.AutoencoderTiny()
+    of_full = lambda vae, x: vae.encode(x).latent_dist.mode()
+    of_tiny = lambda vae, x: vae.encode(x).latents
+    dtypes = (torch.float32, torch.bfloat16) if device == "cpu" else (torch.float32, torch.bfloat16, torch.float16)
+    found = []
+    for name, vae, ask in (("SD", full, of_full), ("TAESD", tiny, of_tiny)):
+        for dtype in dtypes:
+            own = type(vae).from_config(vae.config).to(device, dtype).eval().requires_grad_(False)
+            found.append((name, lambda x, own=own, ask=ask, dtype=dtype: encode_in(dtype, lambda p: ask(own, p), x), dtype))
+    return found
+
+
+def encoded(encode: Callable[[Tensor], Tensor], images: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    pixels = images.clone().requires_grad_()
+    return pixels, encode(pixels) if size == len(images) else encode_in_parts(encode, pixels, size)
+
+
+def timed(encode: Callable[[Tensor], Tensor], images: Tensor, size: int) -> float:
+    """Seconds there and back."""
+    begun = time.perf_counter()
+    pixels, latents = encoded(encode, images, size)
+    latents.sum().backward()
+    pixels.grad.sum().item()
+    return time.perf_counter() - begun
+
+
+def kept_bytes(encode: Callable[[Tensor], Tensor], images: Tensor, size: int) -> int:
+    storages = {}
+
+    def note(x: Tensor) -> Tensor:
+        if not isinstance(x, torch.nn.Parameter):
+            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        _, latents = encoded(encode, images, size)
+    assert latents.requires_grad
+    return sum(storages.values())

@@ -1,0 +1,91 @@
+"""For `python -m benchmarks families`: what a step takes beside the host's own evaluations of the same model."""
+
+import gc
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+
+import comfy.samplers
+import psutil
+import torch
+from comfy_api.latest import IO
+
+
+def module(name):
+    """A module of the pack under test, as the host imported it."""
+    return next(m for key, m in sys.modules.items() if key.endswith(f"lucid_ism.{name}"))
+
+
+class Asked:
+    """A prior that remembers what it was asked."""
+
+    def __init__(self, prior):
+        self.prior, self.calls = prior, []
+
+    def denoise(self, z, sigma, conds):
+        self.calls.append((z.detach(), sigma, conds))
+        return self.prior.denoise(z, sigma, conds)
+
+    def __getattr__(self, name):
+        return getattr(self.prior, name)
+
+
+@contextmanager
+def peak(found):
+    """Adds how far the process's memory rises above what it is: on Linux, where its peak can be set back."""
+    gc.collect()
+    before = psutil.Process().memory_info().rss
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    yield
+    with open("/proc/self/status") as file:
+        high = next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+    found.append(high * 1024 - before)
+
+
+class LucidTestPace(IO.ComfyNode):
+    """Seconds and peak bytes: of steps, of the host's evaluations of what the steps asked, of the VAE there and back."""
+
+    @classmethod
+    def define_schema(cls):
+        guidance, splat = IO.Custom("LUCID_GUIDANCE").Input("guidance"), IO.Splat.Input("splat")
+        sizes = [IO.Int.Input(name) for name in ("views", "resolution", "steps", "rounds")]
+        return IO.Schema(node_id="LucidTestPace", inputs=[guidance, splat, *sizes], outputs=[], is_output_node=True)
+
+    @classmethod
+    def execute(cls, guidance, splat, views, resolution, steps, rounds):
+        dream, cameras = module("lucid_core.dream"), module("lucid_core.cameras")
+        host = module("nodes.host")
+        config = replace(dream.PRESETS["cpu"], steps=10_000, views=views, resolution=resolution)
+        start = host.one_splat(splat)
+
+        def body(teacher):
+            found = {"steps": [], "host": [], "vae": [], "peak_steps": [], "peak_host": []}
+            prior = Asked(teacher.prior)
+            run = dream.distil(start, replace(teacher, prior=prior), cameras.CameraRanges(), config, seed=0)
+            next(run), next(run)  # kernels are compiled in the first
+            for _ in range(rounds):
+                prior.calls.clear()
+                begun = time.perf_counter()
+                with peak(found["peak_steps"]):
+                    for _ in range(steps):
+                        next(run)
+                found["steps"].append(time.perf_counter() - begun)
+                begun = time.perf_counter()
+                with peak(found["peak_host"]), torch.inference_mode():
+                    for z, sigma, conds in prior.calls:
+                        x, levels = prior._levels.to_host(z, sigma)
+                        comfy.samplers.calc_cond_batch(prior._model, conds, x, levels, prior._options)
+                found["host"].append(time.perf_counter() - begun)
+                begun = time.perf_counter()
+                for _ in range(steps):
+                    images = torch.rand(views, resolution, resolution, 3).requires_grad_()
+                    prior.encode(images).sum().backward()
+                found["vae"].append(time.perf_counter() - begun)
+            return found | {"evaluations": [sum(len(z) * len(conds) for z, _, conds in prior.calls)]}
+
+        return IO.NodeOutput(ui=host.with_teacher(guidance, views, resolution, body))
+
+
+NODES = [LucidTestPace]
