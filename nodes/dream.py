@@ -60,7 +60,7 @@ class LucidDream(IO.ComfyNode):
                     "run with it: then every setting may differ.",
                 ),
                 IO.Float.Input(
-                    "checkpoint_minutes", default=5.0, min=0.0, max=1440.0, step=1.0, optional=True, advanced=True,
+                    "checkpoint_minutes", default=5.0, min=0.0, max=1440.0, step=0.5, optional=True, advanced=True,
                     tooltip="Minutes between checkpoints, each in the place of the one before; what a crash can cost. 0 = only "
                     "when the run ends.",
                 ),
@@ -71,7 +71,7 @@ class LucidDream(IO.ComfyNode):
                     "worked on, and put back then. Off = as it is, about the origin.",
                 ),
                 IO.Float.Input(
-                    "preview_seconds", default=2.0, min=0.0, max=3600.0, step=1.0, optional=True, advanced=True,
+                    "preview_seconds", default=2.0, min=0.0, max=3600.0, step=0.5, optional=True, advanced=True,
                     tooltip="Seconds between pictures of the growing splat on the node; fewer where they would take over 3% "
                     "of the time. 0 = only at the end.",
                 ),

@@ -1,14 +1,61 @@
-"""Makes demo, lucid_core and benchmarks importable. Run by `python dev.py test`."""
+"""Makes demo, lucid_core, benchmarks and workflows importable, and runs a ComfyUI with this pack, one for all tests.
 
+Run by `python dev.py test`, which sets it up.
+"""
+
+import os
 import signal
 import sys
 from pathlib import Path
+
+import pytest
 
 # At the end: ahead of the host, our nodes/ would hide its nodes.py.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stopped run stops its servers too
 
+from demo.base import PACK, link_folder, prepare_base  # noqa: E402
+from demo.fetch import find_host  # noqa: E402
+from demo.host import Server  # noqa: E402
 from demo.launch import needs_repair, repair_cpu_torch  # noqa: E402
+from demo.tree import Tree  # noqa: E402
+from workflows.api.client import Client  # noqa: E402
 
 if needs_repair():  # a CPU torch beside a torchvision for CUDA, which diffusers imports
     repair_cpu_torch()
+
+TREE = Tree(Path(__file__).resolve().parents[1])
+
+
+@pytest.fixture(scope="session")
+def host_path() -> Path:
+    """The folder of ComfyUI."""
+    path = find_host(TREE, os.environ.get("COMFYUI_PATH"))
+    if path is None:
+        reason = "no ComfyUI is set up; run `python dev.py test`"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    return path
+
+
+@pytest.fixture(scope="session")
+def base(host_path, tmp_path_factory) -> Path:
+    """A base directory with this pack, the tests' own nodes and the demo's checkpoint; its input and output are empty."""
+    prepare_base(TREE, sys.executable)
+    base = tmp_path_factory.mktemp("base")
+    for folder in ("custom_nodes", "input", "output"):
+        (base / folder).mkdir()
+    link_folder(base / "models", TREE.base / "models")
+    link_folder(base / "custom_nodes" / PACK, TREE.root)
+    link_folder(base / "custom_nodes" / "lucid_test", TREE.root / "tests" / "host" / "pack")
+    return base
+
+
+@pytest.fixture(scope="session")
+def server(host_path, base, tmp_path_factory):
+    with Server(host_path, base, tmp_path_factory.mktemp("host") / "server.log") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server) -> Client:
+    return Client(server.address, server.log_tail)

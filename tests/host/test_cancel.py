@@ -8,8 +8,8 @@ import uuid
 import numpy as np
 import pytest
 
-from demo.client import _queue
 from lucid_core import checkpoint, ply
+from workflows.api.client import _queue
 
 from .graphs import ply_of, workflow
 from .test_nodes import summary_of, with_model
