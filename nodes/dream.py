@@ -221,20 +221,19 @@ class _Run:
         if self.last is None:
             host.show_text(self.node_id, "Stopped before the first step was done.")
             return
-        kept = [f"Stopped at step {self.last.step} of {self.steps}."]
         try:
             path, entry = host.output_path("lucid/unfinished", "ply")
             ply.write(path, self.splats())
         except OSError as error:  # a full disk must not hide what stopped the run
             log.error("Lucid Dream could not save the unfinished splat: %s", error)
-            kept.append(f"The splat could not be saved: {error}")
+            splat = f"The splat could not be saved: {error}"
         else:
-            kept.append(f"The splat: {host.name_of(entry)}")
+            splat = f"The splat: {host.name_of(entry)}"
         self.save()
-        if self.saved_step == self.last.step:
-            kept.append(f"To go on, resume: {host.name_of(self.file[1])}")
-        log.warning("Lucid Dream: %s", " ".join(kept))
-        host.show_text(self.node_id, "\n".join(kept))
+        resume = f" To go on, resume: {host.name_of(self.file[1])}" if self.saved_step == self.last.step else ""
+        lines = [f"Stopped at step {self.last.step} of {self.steps}.{resume}", splat]  # the page has room for two
+        log.warning("Lucid Dream: %s", " ".join(lines))
+        host.show_text(self.node_id, "\n".join(lines))
 
     def summary(self) -> dict:
         return {

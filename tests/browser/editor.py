@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from playwright.sync_api import Locator, Page
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator, Page
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN_MS = 180_000  # for a run of few steps, which takes ten seconds on a quiet machine
+RUN_MS = 600_000  # for a run of few steps: seconds on a quiet machine, minutes on a busy one that compiles first
 
+# The page opens one by itself, and last of all moves the view to it.
+FIRST_WORKFLOW = "window.app?.vueAppReady && app.canvas?.graph?.nodes.length && app.canvas.ds.offset[0]"
 LISTEN = """() => {
   window.seen = [];
   for (const kind of ['b_preview', 'execution_success', 'execution_error', 'execution_interrupted'])
@@ -34,12 +38,15 @@ ON_PAGE = """([x, y]) => {
 
 @dataclass
 class Editor:
+    """One open page; `kind` is the class of a node, of which there is one in the graph. Points are in pixels of the page."""
+
     page: Page
 
     @classmethod
     def opened(cls, page: Page) -> Editor:
+        """The page with an empty graph."""
         page.goto("/")
-        page.wait_for_function("() => window.app?.vueAppReady && app.canvas?.graph?.nodes.length")  # its first workflow
+        page.wait_for_function(f"() => {FIRST_WORKFLOW}")
         page.evaluate(LISTEN)
         page.evaluate("() => app.canvas.graph.clear()")
         return cls(page)
@@ -56,6 +63,7 @@ class Editor:
             "([kind, ...at]) => { const node = LiteGraph.createNode(kind); node.pos = at; app.canvas.graph.add(node); }",
             [kind, x, y],
         )
+        self.page.wait_for_function(f"kind => ({FIND})(kind).widgets.every(widget => widget.y > 0)", arg=kind)  # is drawn
 
     def set(self, **changes: dict) -> None:
         """Widget values by class: LucidDream={"steps": 3}."""

@@ -1,4 +1,4 @@
-"""What a user does in the web page: templates, prompt, Run, previews, the finished splat, cancel, sockets, numbers."""
+"""What a user does in the web page: templates, prompt, Run, previews, the finished splat, cancel, sockets, numbers, help."""
 
 import time
 from pathlib import Path
@@ -7,11 +7,14 @@ import cv2
 import numpy as np
 import pytest
 
+from demo.base import PACK
+
 from .conftest import TIMEOUT_MS
 from .editor import FIND
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+HELP = sorted(path.stem for path in (ROOT / "nodes" / "web" / "docs").glob("*.md"))
 SMALL = {
     "LucidPointCloud": {"count": 300, "color": "#ff4000", "opacity": 0.9},  # easily seen, and hardly changed by few steps
     "LucidDream": {"steps": 3, "views": 1, "resolution": 64, "preview_seconds": 0.1},
@@ -30,7 +33,7 @@ def orange(locator) -> float:
 
 def open_templates(editor):
     editor.page.get_by_role("button", name="Templates").click()
-    editor.page.get_by_text("lucid_ism", exact=True).first.click()
+    editor.page.get_by_text(PACK, exact=True).first.click()
 
 
 def texts_queued(editor):
@@ -95,3 +98,17 @@ def test_a_number_that_is_typed_stays_as_it_is(editor, kind, widget, number):
     editor.add(kind, 100, 100)
     editor.type_number(kind, widget, str(number))
     assert editor.value(kind, widget) == number
+
+
+@pytest.mark.skipif(not HELP, reason="no node has a help page")
+def test_the_info_button_opens_the_help_pages_with_their_pictures(editor):
+    for kind in HELP:
+        editor.page.evaluate("() => app.canvas.graph.clear()")
+        editor.add(kind, 100, 100)
+        editor.page.mouse.click(*editor.point(*editor.of(kind, "[node.pos[0] + 100, node.pos[1] - 15]")))  # its title
+        editor.page.get_by_test_id("info-button").click()
+        help = editor.page.locator(".markdown-content")
+        text = (ROOT / "nodes" / "web" / "docs" / f"{kind}.md").read_text(encoding="utf-8")
+        help.get_by_role("heading", name=text.splitlines()[0].removeprefix("# "), exact=True).wait_for()
+        if "![" in text:
+            editor.page.wait_for_function("() => document.querySelector('.markdown-content img')?.naturalWidth > 0")

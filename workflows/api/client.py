@@ -238,7 +238,7 @@ def converted(value: str, held: Any, target: str) -> Any:
 
 def read_graph(name: str) -> Graph:
     """The workflow in the file `name`, looked for here and beside this script."""
-    file = next((path for path in (Path(name), Path(__file__).with_name(name)) if path.is_file()), None)
+    file = next((path for path in (Path(name), Path(__file__).parent / name) if path.is_file()), None)
     if file is None:
         raise ValueError(f"there is no workflow file {name}")
     try:
