@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo.base import PRIOR, find_checkpoint, link_checkpoint, prepare_base
+from demo.chromium import prepare_chromium
 from demo.fetch import fetch_host, find_host
 from demo.tree import Tree, say
 from demo.venv import install_packages, prepare_venv
@@ -73,6 +74,7 @@ def demo(tree: Tree, options: argparse.Namespace) -> int:
 
 def test(tree: Tree, options: argparse.Namespace) -> int:
     setup = set_up(tree)
+    prepare_chromium()
     paths = [] if any((tree.root / word.split("::")[0]).exists() for word in options.pytest) else ["tests"]
     return hand_over(setup, ["-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", ".", *options.pytest, *paths])
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from statistics import median
 
 from demo.base import PACK, link_folder, prepare_base
-from demo.client import Client
 from demo.fetch import find_host
 from demo.host import Server
 from demo.tree import Tree
+from workflows.api.client import Client
 
 TREE = Tree(Path(__file__).resolve().parents[1])
 FAMILIES = ("demo", "sd15", "sd2_v", "sdxl", "sd3", "flux", "z_image")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import re
 import signal
 import sys
 import time
-from collections import deque
 from pathlib import Path
 
 import torch
@@ -20,10 +18,10 @@ from lucid_core import ply, video
 from lucid_core.cameras import framed, turned
 from lucid_core.gaussians import Splats
 from lucid_core.rasterize import rasterize
+from workflows.api.client import Client, ComfyError, Graph, Printer, Progress, fill, output_files
 
 from . import score, world
 from .base import PRIOR
-from .client import Client, ComfyError, Graph, Progress, output_files
 from .host import Server
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,8 +30,6 @@ KEPT = {".ply": "splat.ply", ".mp4": "turntable.mp4"}
 PHASES = {"LucidDream": "distil", "LucidSave": "save"}  # the rest of a run is "load"
 SHEET_COLUMNS = 8
 FULL_SIZE = 512  # what a Stable Diffusion 1.5 checkpoint was trained at; the workflow is set for the demo prior's 128
-PACE_STEPS = 20  # the pace shown is that of so many last steps: the first ones compile, and splats grow in number
-PLAIN_SECONDS = 10  # between two lines of progress where stderr is no terminal
 
 
 def slug(prompt: str) -> str:
@@ -44,25 +40,12 @@ def slug(prompt: str) -> str:
     return name
 
 
-def fill(graph: Graph, values: dict[str, dict]) -> Graph:
-    """`graph` with inputs set by class_type; a value of None leaves the input as it is."""
-    graph = copy.deepcopy(graph)
-    for class_type, inputs in values.items():
-        nodes = [node for node in graph.values() if node["class_type"] == class_type]
-        if not nodes:
-            raise ValueError(f"the workflow has no {class_type} node to set {', '.join(inputs)} of")
-        for node in nodes:
-            node["inputs"].update({name: value for name, value in inputs.items() if value is not None})
-    return graph
-
-
 class Reporter:
-    """Shows progress on stderr and takes the time of each phase."""
+    """Shows LucidDream's progress on stderr and takes the time of each phase."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self.node, self.since, self.shown = "", time.monotonic(), 0.0
-        self.recent: deque[tuple[int, float]] = deque(maxlen=PACE_STEPS)  # (step, time)
+        self.node, self.since, self.show = "", time.monotonic(), Printer()
 
     def phase_ends(self, name: str) -> None:
         now = time.monotonic()
@@ -70,7 +53,7 @@ class Reporter:
         self.since = now
 
     def __call__(self, progress: Progress) -> None:
-        if progress.steps == 0:
+        if progress.node != self.node:
             self.node_ends()
             self.node = progress.node
         elif progress.node == "LucidDream":
@@ -78,23 +61,6 @@ class Reporter:
 
     def node_ends(self) -> None:
         self.phase_ends(PHASES.get(self.node, "load"))
-
-    def show(self, progress: Progress) -> None:
-        now, terminal, last = time.monotonic(), sys.stderr.isatty(), progress.step == progress.steps
-        self.recent.append((progress.step, now))
-        if not (terminal or last or now - self.shown > PLAIN_SECONDS):
-            return
-        self.shown = now
-        line = f"step {progress.step} of {progress.steps}{self.pace(progress, now)}"
-        print(f"\r{line}\033[K" if terminal else line, end="\n" if last or not terminal else "", file=sys.stderr, flush=True)
-
-    def pace(self, progress: Progress, now: float) -> str:
-        step, since = self.recent[0]
-        if progress.step == step:  # what came before the first step was loading and compiling
-            return ""
-        per_step = (now - since) / (progress.step - step)
-        left = round(per_step * (progress.steps - progress.step))
-        return f", {per_step:.2f} s a step, {left // 60} min {left % 60} s left"
 
 
 def dream(server: Server, graph: Graph, reporter: Reporter) -> tuple[dict, Client]:

@@ -1,6 +1,6 @@
 """Where dev.py puts things, and how it runs the steps of a set-up.
 
-Standard library only, like fetch.py, venv.py and base.py: these run before there is a .venv.
+Standard library only, like fetch.py, venv.py, base.py and chromium.py: these run before there is a .venv.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ REPAINT = 10  # times the colours' first learning rate where the geometry is fro
 class DreamConfig:
     """How the splat is optimised; the defaults are the official settings. Learning rates are (first, last)."""
 
-    steps: int = setting(5000, 1, 1_000_000, "Optimisation steps.", step=50, rare=False)
+    steps: int = setting(5000, 1, 1_000_000, "Optimisation steps.", step=1, rare=False)
     views: int = setting(
         4, 1, 64, "Views rendered in each step, in one model call. More is smoother and slower.", step=1, rare=False
     )
@@ -45,7 +45,7 @@ class DreamConfig:
     )
     max_minutes: float = setting(
         0.0, 0, 100_000, "Minutes after which the run ends, its schedules fitted to them. The splat then depends on the "
-        "machine's speed: the same seed does not give the same one. 0 = no limit.", step=1.0,
+        "machine's speed: the same seed does not give the same one. 0 = no limit.", step=0.5,
     )  # fmt: skip
     strength: float = setting(
         1.0, 0.01, 1, "How far the splat may go from what it is: the share of the most noise and of the learning rates. "

@@ -25,7 +25,7 @@ class ViewBlend:
     """
 
     blend_deg: float = setting(90, 0, 90, "Width in degrees over which one view word blends into the next; 90 = smooth all "
-                               "the way, 0 = switch at once.", step=5)  # fmt: skip
+                               "the way, 0 = switch at once.", step=1)  # fmt: skip
     overhead_deg: float = setting(60, 1, 90, "Elevation in degrees at which the overhead word takes over; 90 = half at "
                                   "the pole.", step=1)  # fmt: skip
     perp_neg: float = setting(0.0, 0, 100, "Perp-Neg: pushes a view away from what other sides show, against many faces, for "

@@ -62,7 +62,7 @@ class LucidDream(IO.ComfyNode):
                     "run with it: then every setting may differ.",
                 ),
                 IO.Float.Input(
-                    "checkpoint_minutes", default=5.0, min=0.0, max=1440.0, step=1.0, optional=True, advanced=True,
+                    "checkpoint_minutes", default=5.0, min=0.0, max=1440.0, step=0.5, optional=True, advanced=True,
                     tooltip="Minutes between checkpoints, each in the place of the one before; what a crash can cost. 0 = only "
                     "when the run ends.",
                 ),
@@ -73,7 +73,7 @@ class LucidDream(IO.ComfyNode):
                     "worked on, and put back then. Off = as it is, about the origin.",
                 ),
                 IO.Float.Input(
-                    "preview_seconds", default=2.0, min=0.0, max=3600.0, step=1.0, optional=True, advanced=True,
+                    "preview_seconds", default=2.0, min=0.0, max=3600.0, step=0.5, optional=True, advanced=True,
                     tooltip="Seconds between pictures of the growing splat on the node; fewer where they would take over 3% "
                     "of the time. 0 = only at the end.",
                 ),
@@ -224,20 +224,19 @@ class _Run:
         if self.last is None:
             host.show_text(self.node_id, "Stopped before the first step was done.")
             return
-        kept = [f"Stopped at step {self.last.step} of {self.steps}."]
         try:
             path, entry = host.output_path("lucid/unfinished", "ply")
             ply.write(path, self.splats())
         except OSError as error:  # a full disk must not hide what stopped the run
             log.error("Lucid Dream could not save the unfinished splat: %s", error)
-            kept.append(f"The splat could not be saved: {error}")
+            splat = f"The splat could not be saved: {error}"
         else:
-            kept.append(f"The splat: {host.name_of(entry)}")
+            splat = f"The splat: {host.name_of(entry)}"
         self.save()
-        if self.saved_step == self.last.step:
-            kept.append(f"To go on, resume: {host.name_of(self.file[1])}")
-        log.warning("Lucid Dream: %s", " ".join(kept))
-        host.show_text(self.node_id, "\n".join(kept))
+        resume = f" To go on, resume: {host.name_of(self.file[1])}" if self.saved_step == self.last.step else ""
+        lines = [f"Stopped at step {self.last.step} of {self.steps}.{resume}", splat]  # the page has room for two
+        log.warning("Lucid Dream: %s", " ".join(lines))
+        host.show_text(self.node_id, "\n".join(lines))
 
     def summary(self) -> dict:
         return {

@@ -1,14 +1,76 @@
-"""Makes demo, lucid_core, benchmarks and what is in support/ importable. Run by `python dev.py test`."""
+"""Makes demo, lucid_core, benchmarks, workflows and what is in support/ importable, and runs a ComfyUI, one for all tests.
 
+Run by `python dev.py test`, which sets it up.
+"""
+
+import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 # At the end: ahead of the host, our nodes/ would hide its nodes.py.
 sys.path += [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent / "support")]
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stopped run stops its servers too
 
+from demo import loras  # noqa: E402
+from demo.base import PACK, link_folder, prepare_base  # noqa: E402
+from demo.fetch import find_host  # noqa: E402
+from demo.host import Server  # noqa: E402
 from demo.launch import needs_repair, repair_cpu_torch  # noqa: E402
+from demo.tree import Tree  # noqa: E402
+from workflows.api.client import Client  # noqa: E402
 
 if needs_repair():  # a CPU torch beside a torchvision for CUDA, which diffusers imports
     repair_cpu_torch()
+
+TREE = Tree(Path(__file__).resolve().parents[1])
+FAMILIES = TREE.cache / "families"  # what host/families.py writes, kept from one session to the next
+
+
+@pytest.fixture(scope="session")
+def host_path() -> Path:
+    """The folder of ComfyUI."""
+    path = find_host(TREE, os.environ.get("COMFYUI_PATH"))
+    if path is None:
+        reason = "no ComfyUI is set up; run `python dev.py test`"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    return path
+
+
+@pytest.fixture(scope="session")
+def base(host_path, tmp_path_factory) -> Path:
+    """A base directory with this pack, the tests' own nodes and the demo's checkpoint; its input and output are empty."""
+    prepare_base(TREE, sys.executable)
+    base = tmp_path_factory.mktemp("base")
+    for folder in ("custom_nodes", "input", "output", "models"):
+        (base / folder).mkdir()
+    link_folder(base / "models" / "checkpoints", TREE.checkpoints)
+    for folder in ("diffusion_models", "vae", "loras", "embeddings", "controlnet"):
+        (FAMILIES / folder).mkdir(parents=True, exist_ok=True)
+        link_folder(base / "models" / folder, FAMILIES / folder)
+    loras.write(base / "models" / "loras")
+    link_folder(base / "custom_nodes" / PACK, TREE.root)
+    link_folder(base / "custom_nodes" / "lucid_test", TREE.root / "tests" / "host" / "pack")
+    return base
+
+
+@pytest.fixture(scope="session")
+def server(host_path, base, tmp_path_factory):
+    with Server(host_path, base, tmp_path_factory.mktemp("host") / "server.log") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server) -> Client:
+    return Client(server.address, server.log_tail)
+
+
+@pytest.fixture(scope="session")
+def families(host_path, base) -> Path:
+    """The folder with a small model of every family; the host lists them by `families.file_of`."""
+    builder = Path(__file__).parent / "host" / "families.py"
+    subprocess.run([sys.executable, builder, host_path, FAMILIES], check=True)
+    return FAMILIES

@@ -1,6 +1,7 @@
 """Cancelling a run: at once, nothing lost, the host as before."""
 
 import asyncio
+import re
 import struct
 import time
 import uuid
@@ -8,8 +9,8 @@ import uuid
 import numpy as np
 import pytest
 
-from demo.client import _queue
 from lucid_core import checkpoint, ply
+from workflows.api.client import _queue
 
 from .graphs import ply_of, workflow
 from .test_nodes import summary_of, with_model
@@ -72,17 +73,18 @@ def test_a_run_ends_within_one_model_call(stopped):
 
 
 def test_the_node_names_the_files_that_were_kept(stopped, base):
-    _, (stop, splat, resume), _, _ = stopped
-    step = int(stop.removeprefix("Stopped at step ").removesuffix(" of 20."))
+    _, (stop, splat), _, _ = stopped
+    step, resume = re.fullmatch(r"Stopped at step (\d+) of 20\. To go on, resume: (\S+)", stop).groups()
+    step = int(step)
     assert 2 <= step < 20
-    kept, _ = checkpoint.read(base / "output" / resume.removeprefix("To go on, resume: "))
+    kept, _ = checkpoint.read(base / "output" / resume)
     saved = ply.read(base / "output" / splat.removeprefix("The splat: "))
     assert kept.step == step and len(kept.splats()) == len(saved)
     np.testing.assert_array_equal(saved.means.numpy(), kept.splats().means.numpy())
 
 
 def test_a_cancelled_run_is_resumed_to_the_splat_of_a_whole_one(stopped, client):
-    resume = stopped[1][-1].removeprefix("To go on, resume: ")
+    resume = stopped[1][0].split("resume: ")[1]
     settings = {"steps": 20, "seed": 61, "views": 1}
     resumed = client.run(workflow(LucidDream={**settings, "resume": resume}))
     whole = client.run(workflow(LucidDream=settings))

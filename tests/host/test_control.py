@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from demo.client import ComfyError
+from workflows.api.client import ComfyError
 
 from . import controlnets
 from .conftest import TREE

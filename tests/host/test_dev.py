@@ -16,10 +16,11 @@ import pytest
 
 from demo import __main__ as demo
 from demo import base as bases
-from demo import fetch, venv
-from demo.client import Client, ComfyError, Progress, output_files
+from demo import chromium, fetch, venv
 from demo.host import Server, check_port
 from demo.tree import Tree
+from workflows.api import client as client_module
+from workflows.api.client import Client, ComfyError, Printer, Progress, output_files
 
 ROOT = Path(__file__).resolve().parents[2]
 PNG = b"\x89PNG"
@@ -133,6 +134,55 @@ def test_too_small_a_disk_is_refused_before_anything_is_made(tree, pip, monkeypa
     assert not tree.venv.exists() and pip == []
 
 
+@pytest.fixture
+def apt(monkeypatch) -> list:
+    """A Debian where we are root and no browser is installed yet; the calls of apt-get go into this list."""
+    programs, calls = {"apt-get": "/usr/bin/apt-get"}, []
+
+    def run(command, cwd=None):
+        calls.append(command[len(chromium.APT) :])
+        if "install" in command:
+            programs["chromium"] = "/usr/bin/chromium"
+
+    monkeypatch.setattr(chromium, "run", run)
+    monkeypatch.setattr(chromium, "ELSEWHERE", [])
+    monkeypatch.setattr(shutil, "which", programs.get)
+    monkeypatch.setattr(os, "geteuid", lambda: 0, raising=False)
+    return calls
+
+
+def test_chromium_is_installed_once_where_apt_is_there_and_we_may(apt, capsys):
+    for _ in range(2):
+        chromium.prepare_chromium()
+    assert apt == [["update"], ["install", "-y", "--no-install-recommends", "chromium"]]
+    assert "skipped" not in capsys.readouterr().err
+
+
+def test_without_root_one_line_says_what_to_install(apt, monkeypatch, capsys):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000, raising=False)
+    chromium.prepare_chromium()
+    assert apt == [] and capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_failed_installation_of_chromium_does_not_end_the_tests(apt, monkeypatch, capsys):
+    def fail(command):
+        raise RuntimeError("set-up step failed")
+
+    monkeypatch.setattr(chromium, "run", fail)
+    chromium.prepare_chromium()
+    assert "will be skipped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command, wanted", [("test", 1), ("demo", 0)])
+def test_only_the_tests_prepare_chromium(dev, command, wanted, monkeypatch):
+    prepared = []
+    monkeypatch.setattr(dev, "set_up", lambda tree, *_: dev.Setup(tree, tree.comfyui, bases.PRIOR))
+    monkeypatch.setattr(dev, "prepare_chromium", lambda: prepared.append(1))
+    monkeypatch.setattr(dev, "hand_over", lambda *_: 0)
+    assert dev.main([command, *["a red mug"][: command == "demo"]]) == 0
+    assert len(prepared) == wanted
+
+
 def test_an_interrupted_fetch_is_repaired(tree, monkeypatch):
     def clone(scratch):
         (scratch / "ComfyUI").mkdir()
@@ -218,16 +268,27 @@ def test_filling_a_graph_leaves_the_original_and_what_is_none():
         demo.fill(graph, {"LucidSave": {"filename_prefix": "x"}})
 
 
-def test_progress_shows_step_pace_and_time_left(monkeypatch):
+def test_progress_shows_what_the_node_says_now_and_then_and_at_the_end(monkeypatch):
     shown = io.StringIO()
     monkeypatch.setattr(sys, "stderr", shown)
-    clock = iter([0.0, 1.0, 60.0, 80.0])  # made, LucidDream begins, compiles for a minute, and ten steps later
+    clock = iter([0.0, 9.0, 11.0, 12.0])
+    monkeypatch.setattr(client_module.time, "monotonic", lambda: next(clock))
+    printer = Printer()
+    printer(Progress("LucidDream", 0, 0))
+    for step in (10, 20, 30, 100):
+        printer(Progress("LucidDream", step, 100, f"step {step} of 100, 2.00 s a step" if step > 10 else ""))
+    said = ["step 10 of 100", "step 30 of 100, 2.00 s a step", "step 100 of 100, 2.00 s a step"]
+    assert shown.getvalue().splitlines() == [f"LucidDream: {line}" for line in said]
+
+
+def test_the_demo_takes_the_time_of_each_phase(monkeypatch):
+    clock = iter([0.0, 1.0, 60.0, 80.0])
     monkeypatch.setattr(demo.time, "monotonic", lambda: next(clock))
     reporter = demo.Reporter()
-    reporter(Progress("LucidDream", 0, 0))
-    reporter(Progress("LucidDream", 10, 100))
-    reporter(Progress("LucidDream", 20, 100))
-    assert "step 20 of 100, 2.00 s a step, 2 min 40 s left" in shown.getvalue()
+    for progress in (Progress("LucidDream", 0, 0), Progress("LucidDream", 0, 0, "loading"), Progress("LucidSave", 0, 0)):
+        reporter(progress)
+    reporter.node_ends()
+    assert reporter.seconds == {"load": 1.0, "distil": 59.0, "save": 20.0}
 
 
 def test_the_shipped_workflow_takes_what_the_demo_sets():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from demo.client import ComfyError
+from workflows.api.client import ComfyError
 
 from .family_graphs import FLOWS, FamilyGraph
 from .graphs import ply_of

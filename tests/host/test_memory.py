@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from demo.client import Client, ComfyError
 from demo.host import Server
+from workflows.api.client import Client, ComfyError
 
 from .graphs import Graph, node_of, ply_of, workflow
 from .test_cancel import cancelled

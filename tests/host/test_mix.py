@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from demo import loras
-from demo.client import ComfyError
+from workflows.api.client import ComfyError
 
 from .family_graphs import FamilyGraph
 from .graphs import node_of, ply_of, workflow

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from demo.client import ComfyError
 from lucid_core import ism
 from lucid_core.checks import bounds_of
 from lucid_core.methods import METHODS
+from workflows.api.client import ComfyError
 
 from .graphs import Graph, files, image, node_of, ply_of, workflow
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from demo.client import ComfyError
+from workflows.api.client import ComfyError
 
 from .families import LORAS, TEXT_LORA, WORD, file_of
 from .family_graphs import BLEND, FamilyGraph

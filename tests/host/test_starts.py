@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny_shap_e import RADII, save
 
-from demo.client import ComfyError
 from lucid_core import shap_e
 from lucid_core.gaussians import SH_C0
+from workflows.api.client import ComfyError
 
 from .graphs import Graph, image, node_of, ply_of, workflow
 from .test_cancel import cancelled

@@ -11,11 +11,11 @@ import pytest
 
 from benchmarks.quality.cases import evaluations_a_step, workflow
 from demo.base import LORAS, PACK, PRIOR
-from demo.client import ComfyError
 from lucid_core import dream, ply
 from lucid_core.ism import PRESETS
 from lucid_core.pointcloud import PointCloud
 from lucid_core.sds import SDS
+from workflows.api.client import ComfyError
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))

@@ -1,0 +1,318 @@
+#!/usr/bin/env python3
+"""Runs a workflow on a ComfyUI and keeps its files: a plain client of the HTTP and websocket API, made to be copied.
+
+    python client.py text_to_splat.json --set 'LucidPrompt.text=a blue mug' --set LucidDream.steps=100 --out DIR
+
+Needs aiohttp, which ComfyUI's own Python has. The workflow is in API form ("Export (API)" in the web page's menu).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import copy
+import json
+import struct
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+Graph = dict  # API format: node id -> {"class_type": ..., "inputs": ...}
+SERVER = "127.0.0.1:8188"
+PICTURE, TEXT = 1, 3  # the server's kinds of binary messages
+PLAIN_SECONDS = 10  # between two lines of progress where stderr is no terminal
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The node at work; `step` of `steps`, both 0 when it has just begun; what it says and shows of itself."""
+
+    node: str
+    step: int
+    steps: int
+    text: str = ""
+    picture: bytes = b""  # a JPEG or PNG file, in the message that brings it alone
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class ComfyError(RuntimeError):
+    """The server refused a graph, a node failed, or the server is gone."""
+
+
+class Client:
+    """Talks to the server at `address`, host:port or a URL.
+
+    `log_tail` gives what its log last said, for the error if it dies.
+    """
+
+    def __init__(self, address: str = SERVER, log_tail: Callable[[], str] = str):
+        self.address, self.log_tail = address, log_tail
+        self.prompt_id: str | None = None  # of the graph queued last
+
+    def run(self, graph: Graph, on_progress: OnProgress = lambda progress: None) -> dict:
+        """Queue `graph`, wait for its end and return its history entry. Raises ComfyError where a node fails."""
+        return asyncio.run(self._guarded(self._run(graph, on_progress)))
+
+    def object_info(self) -> dict:
+        """Node class -> its description."""
+        return json.loads(self._request("GET", "/object_info"))
+
+    def interrupt(self, wait_s: float = 10) -> None:
+        """Stop the graph that this client queued last, and give its node time to save what it has."""
+        if self.prompt_id is None:
+            return
+        self._request("POST", f"/api/jobs/{self.prompt_id}/cancel")
+        give_up = time.monotonic() + wait_s
+        while self._is_running() and time.monotonic() < give_up:
+            time.sleep(0.2)
+
+    def view(self, file: dict) -> bytes:
+        """The content of one file of a history entry: {"filename", "subfolder", "type"}."""
+        return self._request("GET", "/view", params={key: file[key] for key in ("filename", "subfolder", "type")})
+
+    def upload(self, name: str, content: bytes) -> str:
+        """Put a file into the server's input folder; returns the name under which nodes find it."""
+        form = aiohttp.FormData({"overwrite": "true"})
+        form.add_field("image", content, filename=name)  # the field's name, whatever the file is
+        return json.loads(self._request("POST", "/upload/image", data=form))["name"]
+
+    def _is_running(self) -> bool:
+        running = json.loads(self._request("GET", "/queue"))["queue_running"]
+        return any(prompt_id == self.prompt_id for _, prompt_id, *_ in running)
+
+    def _request(self, method: str, path: str, *, data=None, params=None) -> bytes:
+        return asyncio.run(self._guarded(self._fetch(method, path, data=data, params=params)))
+
+    async def _guarded(self, work):
+        """Await `work`; a lost connection becomes a ComfyError that shows what the server last said."""
+        try:
+            return await work
+        except (aiohttp.ClientConnectionError, asyncio.TimeoutError) as error:
+            message = f"the ComfyUI at {self.address} has died or does not answer.\n{self.log_tail()}"
+            raise ComfyError(message.rstrip()) from error
+        except (aiohttp.ClientError, json.JSONDecodeError) as error:
+            raise ComfyError(f"what answers at {self.address} is no ComfyUI: {error}") from error
+
+    def _session(self) -> aiohttp.ClientSession:
+        url = self.address if "://" in self.address else f"http://{self.address}"
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+        return aiohttp.ClientSession(url, timeout=timeout)
+
+    async def _fetch(self, method: str, path: str, *, data=None, params=None) -> bytes:
+        async with self._session() as session, session.request(method, path, data=data, params=params) as response:
+            if response.status != 200:
+                raise ComfyError(f"{method} {path}: status {response.status}: {await response.text()}")
+            return await response.read()
+
+    async def _run(self, graph: Graph, on_progress: OnProgress) -> dict:
+        client_id = uuid.uuid4().hex
+        async with self._session() as session:
+            # Previews are larger than aiohttp's default limit for one message.
+            async with session.ws_connect("/ws", params={"clientId": client_id}, max_msg_size=0) as events:
+                self.prompt_id = await _queue(session, graph, client_id)
+                await _follow(events, graph, self.prompt_id, on_progress)
+            async with session.get(f"/history/{self.prompt_id}") as response:
+                entry = (await response.json())[self.prompt_id]
+        _raise_for_failure(entry)
+        return entry
+
+
+async def _queue(session: aiohttp.ClientSession, graph: Graph, client_id: str) -> str:
+    async with session.post("/prompt", json={"prompt": graph, "client_id": client_id}) as response:
+        answer = await response.json(content_type=None)
+        if response.status != 200:
+            raise ComfyError("\n".join(_refusals(answer)))
+        return answer["prompt_id"]
+
+
+async def _follow(events: aiohttp.ClientWebSocketResponse, graph: Graph, prompt_id: str, on_progress: OnProgress) -> None:
+    """Report progress until the server has filed the prompt's history. Raises ServerDisconnectedError before that."""
+    now = Progress("", 0, 0)
+    async for message in events:
+        if message.type is aiohttp.WSMsgType.BINARY:
+            if now.node:  # else it is of somebody else's run
+                now = _heard(message.data, now, on_progress)
+            continue
+        event = json.loads(message.data)
+        kind, data = event["type"], event["data"]
+        if data.get("prompt_id") != prompt_id:
+            continue
+        if kind == "executing" and data["node"] is None:  # sent last; execution_success comes before the history
+            return
+        if kind in ("executing", "progress"):
+            node = graph.get(data["node"], {}).get("class_type", data["node"])
+            now = Progress(node, int(data.get("value", 0)), int(data.get("max", 0)), now.text if kind == "progress" else "")
+            on_progress(now)
+    raise aiohttp.ServerDisconnectedError
+
+
+def _heard(message: bytes, now: Progress, on_progress: OnProgress) -> Progress:
+    """Report the text or picture of a binary message; returns the progress with it."""
+    (kind,) = struct.unpack_from(">I", message)
+    if kind == TEXT:  # the length of the node's id, the id, the text
+        (length,) = struct.unpack_from(">I", message, 4)
+        now = replace(now, text=message[8 + length :].decode())
+        on_progress(now)
+    elif kind == PICTURE:  # its format, the file
+        on_progress(replace(now, picture=message[8:]))
+    return now
+
+
+def _refusals(answer: dict) -> Iterator[str]:
+    """One line for each fault that the server's check of a graph found."""
+    for node in answer.get("node_errors", {}).values():
+        for error in node["errors"]:
+            yield f"{node['class_type']}: {error['message']}: {error['details']}"
+    if not answer.get("node_errors"):
+        error = answer["error"]
+        yield f"ComfyUI refuses the graph: {error['message']}: {error['details']}"
+
+
+def _raise_for_failure(entry: dict) -> None:
+    for kind, data in entry["status"]["messages"]:
+        if kind == "execution_error":
+            raise ComfyError(f"{data['node_type']}: {data['exception_message'].strip()} ({data['exception_type']})")
+        if kind == "execution_interrupted":
+            raise ComfyError(f"{data['node_type']}: the run was interrupted")
+
+
+def output_files(entry: dict) -> Iterator[dict]:
+    """Every {"filename", "subfolder", "type"} that the nodes of a history entry report."""
+    for node in entry["outputs"].values():
+        for values in node.values():
+            yield from (value for value in values if isinstance(value, dict) and "filename" in value)
+
+
+def fill(graph: Graph, values: dict[str, dict]) -> Graph:
+    """`graph` with inputs set by node (class_type or id); a value of None leaves the input as it is."""
+    graph = copy.deepcopy(graph)
+    for name, inputs in values.items():
+        for node in nodes_of(graph, name):
+            node["inputs"].update({key: value for key, value in inputs.items() if value is not None})
+    return graph
+
+
+def nodes_of(graph: Graph, name: str) -> list[dict]:
+    """The nodes of the class or with the id `name`. Raises ValueError where there are none."""
+    nodes = [node for key, node in graph.items() if name in (key, node["class_type"])]
+    if not nodes:
+        known = ", ".join(dict.fromkeys(node["class_type"] for node in graph.values()))
+        raise ValueError(f"the workflow has no {name} node; it has {known}")
+    return nodes
+
+
+def setting(graph: Graph, text: str) -> dict[str, dict]:
+    """'NODE.INPUT=VALUE' as `fill` takes it; the value becomes what the input holds now: a text, a number, a switch."""
+    target, equals, value = text.partition("=")
+    name, dot, key = target.partition(".")
+    if not (equals and dot):
+        raise ValueError(f"--set takes NODE.INPUT=VALUE, such as LucidPrompt.text='a blue mug', not {text!r}")
+    (node, *_) = nodes_of(graph, name)
+    if key not in node["inputs"] or isinstance(node["inputs"][key], list):
+        free = ", ".join(key for key, held in node["inputs"].items() if not isinstance(held, list))
+        raise ValueError(f"{name} has no input {key!r} to set; it has {free}")
+    return {name: {key: converted(value, node["inputs"][key], target)}}
+
+
+def converted(value: str, held: Any, target: str) -> Any:
+    """`value` as the type of `held`."""
+    if isinstance(held, str):
+        return value
+    try:
+        number = json.loads(value.lower())
+    except json.JSONDecodeError:
+        number = None
+    wanted = (bool,) if isinstance(held, bool) else (int, float)
+    if type(number) not in wanted:
+        raise ValueError(f"{target} takes {'true or false' if wanted == (bool,) else 'a number'}, not {value!r}")
+    return number
+
+
+def read_graph(name: str) -> Graph:
+    """The workflow in the file `name`, looked for here and beside this script."""
+    file = next((path for path in (Path(name), Path(__file__).parent / name) if path.is_file()), None)
+    if file is None:
+        raise ValueError(f"there is no workflow file {name}")
+    try:
+        graph = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ValueError(f"{file} is no JSON file: {error}") from error
+    if isinstance(graph, dict) and "nodes" in graph:
+        raise ValueError(f"{file} is in the web page's form; save it there by Export (API)")
+    nodes = graph.values() if isinstance(graph, dict) else [graph]
+    if not all(isinstance(node, dict) and {"class_type", "inputs"} <= set(node) for node in nodes):
+        raise ValueError(f"{file} is no workflow in API form")
+    return graph
+
+
+class Printer:
+    """Prints progress on stderr: one line that changes on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self.shown = float("-inf")
+
+    def __call__(self, progress: Progress) -> None:
+        if not progress.steps or progress.picture:
+            return
+        now, terminal, last = time.monotonic(), sys.stderr.isatty(), progress.step == progress.steps
+        if not (terminal or last or now - self.shown > PLAIN_SECONDS):
+            return
+        self.shown = now
+        line = f"{progress.node}: {progress.text or f'step {progress.step} of {progress.steps}'}"
+        print(f"\r{line}\033[K" if terminal else line, end="\n" if last or not terminal else "", file=sys.stderr, flush=True)
+
+
+def keep(client: Client, entry: dict, folder: Path) -> list[Path]:
+    """Write the output files of a history entry into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept: dict[Path, dict] = {}
+    for file in output_files(entry):
+        if file["type"] != "output":  # a preview
+            continue
+        name = Path(file["filename"]).name
+        taken = kept.get(folder / name, file) != file
+        kept[folder / ("_".join([*Path(file["subfolder"]).parts, name]) if taken else name)] = file
+    for path, file in kept.items():
+        path.write_bytes(client.view(file))
+    return list(kept)
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workflow", help="a workflow in API form; one that lies beside this script needs no folder")
+    help = "change an input of a node, named by its class or id; may be given several times"
+    parser.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help=help)
+    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="folder for the files (default: this one)")
+    parser.add_argument("--server", default=SERVER, metavar="HOST:PORT", help="default: %(default)s")
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    options = parse(words)
+    client = Client(options.server)
+    try:
+        graph = read_graph(options.workflow)
+        for text in options.set:
+            graph = fill(graph, setting(graph, text))
+        for path in keep(client, client.run(graph, Printer()), options.out):
+            print(path)
+        return 0
+    except KeyboardInterrupt:
+        client.interrupt()
+        print("\nInterrupted; the run is stopped on the server too.", file=sys.stderr)
+        return 130
+    except (ComfyError, ValueError, OSError) as error:
+        print("error:", "; ".join(filter(None, map(str.strip, str(error).splitlines()))), file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
