@@ -58,12 +58,10 @@ class Project(torch.autograd.Function):
         means2d, records = means.new_empty(views, n, 2), means.new_empty(views, n, cpu_bins.RECORD)
         radii, rects = (torch.empty(views, n, size, dtype=torch.int32) for size in (2, 4))
         touched = torch.empty(views, n, dtype=torch.int64)
-        bands, Ks = (sh_degree + 1) ** 2, _array(cameras.Ks.double())
-        limits = cpu_project.slope_limits(Ks, width, height)
-        ctx.camera = (_array(cameras.viewmats.double()), Ks, limits, bands)
+        ctx.camera = (_array(cameras.viewmats.double()), _array(cameras.Ks.double()), (sh_degree + 1) ** 2, width, height)
         inputs = (_array(x) for x in (means, quats, scales, opacities, sh))
         outputs = (_array(x) for x in (means2d, records, radii, rects, touched))
-        spread(cpu_project.project, n, SPLATS_PER_JOB, *inputs, *ctx.camera, width, height, *outputs)
+        spread(cpu_project.project, n, SPLATS_PER_JOB, *inputs, *ctx.camera, *outputs)
         ctx.save_for_backward(means, quats, scales, opacities, sh, radii, records)
         ctx.mark_non_differentiable(radii, rects, touched)
         return means2d, records, radii, rects, touched
@@ -88,7 +86,6 @@ class Bins:
     records: np.ndarray  # (M, RECORD)
     rects: np.ndarray  # (M, 4) tiles
     touched: np.ndarray  # (M,) how many tiles
-    starts: np.ndarray  # (M,) first gradient slot
     pairs: np.ndarray  # (pairs,) ids
     offsets: np.ndarray  # (B * tiles + 1,) into pairs
 
@@ -109,8 +106,7 @@ def _bin(records: Tensor, rects: Tensor, touched: Tensor, width: int, height: in
     offsets = np.concatenate([[0], counts.ravel().cumsum()])
     pairs, cursors = np.empty(offsets[-1], np.int32), offsets[:-1].reshape(counts.shape).copy()
     spread(cpu_bins.fill, jobs, 1, rects, order, shown, band, tiles_x, tiles_y, cursors, pairs)
-    touched = touched.ravel()
-    return Bins(records, rects, touched, touched.cumsum() - touched, pairs, offsets)
+    return Bins(records, rects, touched.ravel(), pairs, offsets)
 
 
 class Blend(torch.autograd.Function):
@@ -135,12 +131,13 @@ class Blend(torch.autograd.Function):
         images = (_array(x[..., 0]) for x in (remaining, stop))
         g_images = (_array(g_rgb), *(_array(x[..., 0]) for x in (g_alpha, g_depth)))
         slots = np.zeros((len(bins.pairs), cpu_blend.GRADIENTS), np.float32)
-        lists = (bins.records, bins.pairs, bins.offsets, bins.rects, bins.starts)
+        starts = bins.touched.cumsum() - bins.touched  # (M,) first slot of a splat
+        lists = (bins.records, bins.pairs, bins.offsets, bins.rects, starts)
         tiles = len(bins.offsets) - 1
         spread(cpu_blend.blend_backward, tiles, 1, *lists, _array(background), *images, *g_images, slots)
 
         g_means2d, g_records = (remaining.new_empty(views, n, size) for size in (2, cpu_bins.RECORD))
         outputs = (_array(x.flatten(0, 1)) for x in (g_means2d, g_records))
-        spread(cpu_blend.reduce, views * n, SPLATS_PER_JOB, slots, bins.starts, bins.touched, *outputs)
+        spread(cpu_blend.reduce, views * n, SPLATS_PER_JOB, slots, starts, bins.touched, *outputs)
         g_background = torch.einsum("bhwc,bhwk->bc", g_rgb, remaining) if ctx.needs_input_grad[2] else None
         return g_means2d, g_records, g_background, None, None, None, None

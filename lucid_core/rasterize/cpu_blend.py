@@ -21,10 +21,9 @@ PIXELS = TILE * TILE
 SIDE = 4  # pixels of a block, and blocks of a tile, each way
 LANES = SIDE * SIDE
 GRADIENTS = 10  # per pair: mean x y, factor p q s, opacity, r g b z
-# scratch: planes of a tile's pixels, block by block, the last of them the stops; then each block's latest stop
-STOP, LATEST = 5 * PIXELS, 6 * PIXELS
-# the same backward; then the rows of lanes in which the gradient of a pair gathers
-STOP_BACK, LATEST_BACK, SUMS, SUMS_AT = 6 * PIXELS, 7 * PIXELS, 10, 7 * PIXELS + LANES
+# scratch is planes of a tile's pixels, block by block; where that of the stops begins, forward and backward
+STOP, STOP_BACK = 5 * PIXELS, 6 * PIXELS
+SUMS, SUMS_AT = 10, 7 * PIXELS  # rows of lanes in which the gradient of a pair gathers, and where they begin
 CHECK = 32  # splats between two looks at which blocks are opaque
 NEVER, OUTSIDE = f32(2**30), f32(-1)  # a stop beyond every k; kept as float32 beside the pixels, exact to 2**24
 CEILING, FLOOR = f32(ALPHA_MAX), f32(TRANSMITTANCE_MIN)
@@ -66,17 +65,28 @@ def _corner(m, dx, dy):
 
 
 @kernel(fastmath=True)
-def _blocks(pixels, latest, k, dx, dy, p, q, s, strength):
-    """A bit for each block that is open at k and where alpha may reach 1/255; dx, dy from the mean to the first pixel."""
+def _near(dx, dy, p, q, s, strength):
+    """A bit for each block where alpha may reach 1/255; dx, dy from the mean to the tile's first pixel."""
     bits = 0
     for m in range(LANES):
         x, y = _corner(m, dx, dy)
         low, e = p * x + q * y + min(q * REACH, ZERO), s * y
         high = low + p * REACH + abs(q * REACH)
         d, e = max(max(low, -high), ZERO), max(max(e, -e - s * REACH), ZERO)
-        near = (d * d + e * e <= strength + f32(1e-3)) & (pixels[latest + m] > k)
-        bits |= 1 << m if near else 0
-    return np.int32(bits)
+        bits |= 1 << m if d * d + e * e <= strength + f32(1e-3) else 0
+    return bits
+
+
+@kernel(fastmath=True, inline=True)
+def _blocks(records, n, left, top, dx, dy, open):
+    """A bit for each block of `open` where alpha may reach 1/255, in one of the tiles that the splat's box touches."""
+    x0, x1 = max(int(records[n, 11]) - left, 0) >> 2, min(int(records[n, 12]) - left - 1, TILE - 1) >> 2
+    y0, y1 = max(int(records[n, 13]) - top, 0) >> 2, min(int(records[n, 14]) - top - 1, TILE - 1) >> 2
+    columns, rows = (2 << x1) - (1 << x0), (16 << SIDE * y1) - (1 << SIDE * y0)
+    mask = columns * 0x1111 & rows & open
+    if x1 - x0 + y1 - y0 > 2:  # more than 2 x 2 blocks: their corners are worth a look
+        mask &= _near(dx, dy, records[n, 2], records[n, 3], records[n, 4], records[n, 10])
+    return mask
 
 
 @kernel(fastmath=True)
@@ -101,16 +111,15 @@ def _blend_block(pixels, m, k, u, v, p, q, s, strength, opacity, r, g, b, z):
 
 
 @kernel(fastmath=True)
-def _close(pixels, k):
-    """Let blocks whose pixels have all stopped be passed by; returns whether one is left."""
-    alive = ZERO
+def _open(pixels, stop, k):
+    """A bit for each block with a pixel that is not opaque before k; stop is where that plane begins."""
+    bits = 0
     for m in range(LANES):
-        open = ZERO
+        alive = ZERO
         for i in range(LANES):
-            open += ONE if pixels[m * LANES + i + STOP] > k else ZERO
-        pixels[LATEST + m] = NEVER if open > ZERO else OUTSIDE
-        alive += open
-    return alive > ZERO
+            alive += ONE if pixels[stop + m * LANES + i] > k else ZERO
+        bits |= 1 << m if alive > ZERO else 0
+    return bits
 
 
 @kernel(allocates=True)
@@ -132,25 +141,27 @@ def _tile(t, width, height):
 @kernel(fastmath=True)
 def _blend_tile(records, ids, left, top, width, height, pixels):
     pixels[:] = ZERO
-    pixels[:PIXELS], pixels[STOP:LATEST] = ONE, OUTSIDE
+    pixels[:PIXELS], pixels[STOP:] = ONE, OUTSIDE
     for j in range(min(TILE, height - top)):
         for i in range(min(TILE, width - left)):
             pixels[_block_of(i, j) + STOP] = NEVER
-    _close(pixels, OUTSIDE)
+    open = _open(pixels, STOP, OUTSIDE)
     x0, y0 = f32(left) + f32(0.5), f32(top) + f32(0.5)
     for k in range(ids.shape[0]):
         n = ids[k]
         dx, dy = x0 - records[n, 0], y0 - records[n, 1]
         p, q, s, opacity, strength = records[n, 2], records[n, 3], records[n, 4], records[n, 5], records[n, 10]
         r, g, b, z = records[n, 6], records[n, 7], records[n, 8], records[n, 9]
-        mask = _blocks(pixels, LATEST, f32(k), dx, dy, p, q, s, strength)
+        mask = _blocks(records, n, left, top, dx, dy, open)
         while mask:
             m = _lowest_bit(mask)
             mask &= mask - np.int32(1)
             x, y = _corner(m, dx, dy)
             _blend_block(pixels, m, f32(k), p * x + q * y, s * y, p, q, s, strength, opacity, r, g, b, z)
-        if k % CHECK == CHECK - 1 and not _close(pixels, f32(k)):
-            break
+        if k % CHECK == CHECK - 1:
+            open = _open(pixels, STOP, f32(k))
+            if not open:
+                break
 
 
 @kernel(fastmath=True, allocates=True)
@@ -160,7 +171,7 @@ def blend(first, end, records, pairs, offsets, background, rgb, alpha, depth, re
     A job t is one of all views' tiles; its splats are pairs[offsets[t] : offsets[t + 1]], front to back.
     """
     _, height, width = stop.shape
-    pixels = _scratch(LATEST + LANES)
+    pixels = _scratch(6 * PIXELS)
     for t in range(first, end):
         b, left, top = _tile(t, width, height)
         _blend_tile(records, pairs[offsets[t] : offsets[t + 1]], left, top, width, height, pixels)
@@ -222,13 +233,15 @@ def _sum(pixels, row):
 
 
 @kernel(fastmath=True)
-def _pair_backward(records, n, pixels, k, left, top, slots, slot):
-    """All blocks of one (tile, splat) pair -> its GRADIENTS."""
+def _pair_backward(records, n, pixels, k, left, top, open, slots, slot):
+    """The `open` blocks of one (tile, splat) pair -> its GRADIENTS."""
     p, q, s, opacity, strength = records[n, 2], records[n, 3], records[n, 4], records[n, 5], records[n, 10]
     r, g, b, z = records[n, 6], records[n, 7], records[n, 8], records[n, 9]
     dx, dy = f32(left) + f32(0.5) - records[n, 0], f32(top) + f32(0.5) - records[n, 1]
-    mask = _blocks(pixels, LATEST_BACK, k, dx, dy, p, q, s, strength)
-    pixels[SUMS_AT : SUMS_AT + SUMS * LANES] = ZERO
+    mask = _blocks(records, n, left, top, dx, dy, open)
+    if not mask:
+        return
+    pixels[SUMS_AT:] = ZERO
     while mask:
         m = _lowest_bit(mask)
         mask &= mask - np.int32(1)
@@ -250,7 +263,7 @@ def _load_tile(b, left, top, background, remaining, stop, g_rgb, g_alpha, g_dept
     _, height, width = stop.shape
     pixels[:] = ZERO
     pixels[:PIXELS], pixels[STOP_BACK:SUMS_AT] = ONE, OUTSIDE
-    latest = OUTSIDE
+    latest = ZERO
     for j in range(min(TILE, height - top)):
         for i in range(min(TILE, width - left)):
             at, y, x = _block_of(i, j), top + j, left + i
@@ -260,8 +273,6 @@ def _load_tile(b, left, top, background, remaining, stop, g_rgb, g_alpha, g_dept
                 pixels[at + (2 + c) * PIXELS] = g_rgb[b, y, x, c]
             pixels[at], pixels[at + PIXELS] = remaining[b, y, x], g_remaining * remaining[b, y, x]
             pixels[at + 5 * PIXELS], pixels[at + STOP_BACK] = g_depth[b, y, x], stop[b, y, x]
-            m = at // LANES
-            pixels[LATEST_BACK + m] = max(pixels[LATEST_BACK + m], stop[b, y, x])
             latest = max(latest, stop[b, y, x])
     return latest
 
@@ -279,11 +290,13 @@ def blend_backward(
     for t in range(first, end):
         b, left, top = _tile(t, width, height)
         latest = _load_tile(b, left, top, background, remaining, stop, g_rgb, g_alpha, g_depth, pixels)
-        count = offsets[t + 1] - offsets[t]
-        for k in range(min(count, int(latest)) - 1, -1, -1):
+        last, open = min(offsets[t + 1] - offsets[t], int(latest)) - 1, 0
+        for k in range(last, -1, -1):
+            if k == last or k % CHECK == CHECK - 1:
+                open = _open(pixels, STOP_BACK, f32(k - k % CHECK))
             n = pairs[offsets[t] + k]
             slot = starts[n] + (top // TILE - rects[n, 2]) * (rects[n, 1] - rects[n, 0]) + left // TILE - rects[n, 0]
-            _pair_backward(records, n, pixels, f32(k), left, top, slots, slot)
+            _pair_backward(records, n, pixels, f32(k), left, top, open, slots, slot)
 
 
 @kernel()

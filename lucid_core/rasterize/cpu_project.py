@@ -99,13 +99,12 @@ def _view_direction(W, means, i, bands):
     return X / distance, Y / distance, Z / distance, distance
 
 
-def slope_limits(Ks, width, height):
-    """(B, 3, 3) -> (B, 4) low and high x/z, low and high y/z: the directions to which the Jacobian is clamped."""
-    focal, center = Ks[:, (0, 1), (0, 1)], Ks[:, :2, 2]
-    size = np.array([width, height])
-    margin = JACOBIAN_MARGIN * 0.5 * size / focal
-    low, high = -center / focal - margin, (size - center) / focal + margin
-    return np.ascontiguousarray(np.stack([low, high], -1).reshape(-1, 4))
+@kernel(fastmath=KEEPS_NAN, inline=True)
+def _slope_limits(K, axis, size):
+    """Low and high x/z (axis 0) or y/z (1), to which the Jacobian's direction is clamped."""
+    f, c = K[axis, axis], K[axis, 2]
+    margin = JACOBIAN_MARGIN * 0.5 * size / f
+    return -c / f - margin, (size - c) / f + margin
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
@@ -171,11 +170,11 @@ def _covariance(m1, m2):
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _project_block(s, out, W, K, limits, width, height):
+def _project_block(s, out, W, K, width, height):
     """The rows of s in one view -> those of out."""
     w1, w2, w3 = _row(W, 0), _row(W, 1), _row(W, 2)
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
-    left, right, top, bottom = limits[0], limits[1], limits[2], limits[3]
+    (left, right), (top, bottom) = _slope_limits(K, 0, width), _slope_limits(K, 1, height)
     for j in range(BLOCK):
         x, y, z, inside = _to_camera(s, j, w1, w2, w3)
         near = 1 / z
@@ -233,13 +232,13 @@ def _place(out, j, opacity, strength, record, rect):
 
 @kernel(fastmath=KEEPS_NAN, allocates=True)
 def project(
-    first, end, means, quats, scales, opacities, sh, views, Ks, limits, bands, width, height,
+    first, end, means, quats, scales, opacities, sh, views, Ks, bands, width, height,
     means2d, records, radii, rects, touched,
 ):  # fmt: skip
     """-> means2d (B, N, 2) and radii (B, N, 2), zeros where culled; records (B, N, RECORD) of what shows;
     rects (B, N, 4) tiles x0 x1 y0 y1 and touched (B, N), how many.
 
-    views (B, 4, 4), Ks (B, 3, 3), limits (B, 4) are float64, the rest float32. A job is a splat.
+    views (B, 4, 4) and Ks (B, 3, 3) are float64, the rest float32. A job is a splat.
     """
     s, out, basis = np.zeros((ROWS, BLOCK)), np.zeros((ROWS_OUT, BLOCK)), np.empty(16)
     for begin in range(first, end, BLOCK):
@@ -249,7 +248,7 @@ def project(
             s[STRENGTH, j] = math.log(max(opacities[begin + j] / ALPHA_MIN, 1.0))
         _axes(s)
         for b in range(views.shape[0]):
-            _project_block(s, out, views[b], Ks[b], limits[b], float(width), float(height))
+            _project_block(s, out, views[b], Ks[b], float(width), float(height))
             for j in range(count):
                 i = begin + j
                 means2d[b, i, 0], means2d[b, i, 1], radii[b, i, 0], radii[b, i, 1] = 0, 0, 0, 0
@@ -287,10 +286,11 @@ def _axes_backward(s, g, j, w, w3, slope, f, g0, g1, g2):
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _geometry_backward(s, g, W, K, limits):
+def _geometry_backward(s, g, W, K, width, height):
     """The transpose of `_project_block`: from the gradients of one view in g, adds to its sums."""
     w1, w2, w3 = _row(W, 0), _row(W, 1), _row(W, 2)
-    left, right, top, bottom, focal_x, focal_y = limits[0], limits[1], limits[2], limits[3], K[0, 0], K[1, 1]
+    (left, right), (top, bottom) = _slope_limits(K, 0, width), _slope_limits(K, 1, height)
+    focal_x, focal_y = K[0, 0], K[1, 1]
     for j in range(BLOCK):
         x, y, z, _ = _to_camera(s, j, w1, w2, w3)
         near = 1 / z
@@ -373,7 +373,7 @@ def _gather_gradients(b, i, j, radii, g_means2d, g_records, g):
 
 @kernel(fastmath=KEEPS_NAN, allocates=True)
 def project_backward(
-    first, end, means, quats, scales, sh, views, Ks, limits, bands, radii, records,
+    first, end, means, quats, scales, sh, views, Ks, bands, width, height, radii, records,
     g_means2d, g_records, g_means, g_quats, g_scales, g_opacities, g_sh,
 ):  # fmt: skip
     """The transpose of `project`. A splat's views are added up by one thread, so no atomics."""
@@ -395,7 +395,7 @@ def project_backward(
                     g[G_MEAN, j], g[G_MEAN + 1, j], g[G_MEAN + 2, j] = (
                         g[G_MEAN, j] + cx, g[G_MEAN + 1, j] + cy, g[G_MEAN + 2, j] + cz,
                     )  # fmt: skip
-            _geometry_backward(s, g, views[b], Ks[b], limits[b])
+            _geometry_backward(s, g, views[b], Ks[b], float(width), float(height))
         _axes_to_splat(s, g)
         for j in range(count):
             i = begin + j
