@@ -115,7 +115,7 @@ class Blend(torch.autograd.Function):
         bins = _bin(records, rects, touched, width, height)
         rgb = means2d.new_empty(len(means2d), height, width, 3)
         alpha, depth, remaining, stop = (torch.empty_like(rgb[..., :1]) for _ in range(4))
-        images = (_array(rgb), *(_array(x[..., 0]) for x in (alpha, depth, remaining, stop)))
+        images = (_array(x) for x in (rgb, alpha, depth, remaining, stop))
         tiles = len(bins.offsets) - 1
         spread(cpu_blend.blend, tiles, 1, bins.records, bins.pairs, bins.offsets, _array(background), *images)
         ctx.bins = bins
@@ -128,13 +128,12 @@ class Blend(torch.autograd.Function):
         background, remaining, stop = ctx.saved_tensors
         bins, views = ctx.bins, len(stop)
         n = len(bins.records) // views
-        images = (_array(x[..., 0]) for x in (remaining, stop))
-        g_images = (_array(g_rgb), *(_array(x[..., 0]) for x in (g_alpha, g_depth)))
+        images = (_array(x) for x in (remaining, stop, g_rgb, g_alpha, g_depth))
         slots = np.zeros((len(bins.pairs), cpu_blend.GRADIENTS), np.float32)
         starts = bins.touched.cumsum() - bins.touched  # (M,) first slot of a splat
         lists = (bins.records, bins.pairs, bins.offsets, bins.rects, starts)
         tiles = len(bins.offsets) - 1
-        spread(cpu_blend.blend_backward, tiles, 1, *lists, _array(background), *images, *g_images, slots)
+        spread(cpu_blend.blend_backward, tiles, 1, *lists, _array(background), *images, slots)
 
         g_means2d, g_records = (remaining.new_empty(views, n, size) for size in (2, cpu_bins.RECORD))
         outputs = (_array(x.flatten(0, 1)) for x in (g_means2d, g_records))

@@ -18,7 +18,7 @@ from .limits import ALPHA_MAX, TRANSMITTANCE_MIN
 
 f32 = np.float32
 PIXELS = TILE * TILE
-SIDE = 4  # pixels of a block, and blocks of a tile, each way
+SIDE = 4  # pixels of a block, and blocks of a tile, each way; so x // SIDE is x >> 2
 LANES = SIDE * SIDE
 GRADIENTS = 10  # per pair: mean x y, factor p q s, opacity, r g b z
 # scratch is planes of a tile's pixels, block by block; where that of the stops begins, forward and backward
@@ -55,13 +55,13 @@ def _exp_minus(x):
 @kernel(fastmath=True, inline=True)
 def _block_of(x, y):
     """Where pixel x, y of a tile is in a plane."""
-    return ((y >> 2) * SIDE + (x >> 2)) * LANES + (y & (SIDE - 1)) * SIDE + (x & (SIDE - 1))
+    return ((y >> 2) * SIDE + (x >> 2)) * LANES + (y & 3) * SIDE + (x & 3)
 
 
 @kernel(fastmath=True, inline=True)
 def _corner(m, dx, dy):
     """First pixel of block m, if dx, dy is the tile's."""
-    return dx + f32(SIDE * (m & (SIDE - 1))), dy + f32(SIDE * (m >> 2))
+    return dx + f32(SIDE * (m & 3)), dy + f32(SIDE * (m >> 2))
 
 
 @kernel(fastmath=True)
@@ -92,9 +92,9 @@ def _blocks(records, n, left, top, dx, dy, open):
 @kernel(fastmath=True)
 def _blend_block(pixels, m, k, u, v, p, q, s, strength, opacity, r, g, b, z):
     """u and v are d and e at the block's first pixel. pixels holds planes T r g b z stop; stop is the k that made it opaque."""
-    at = (m & (LANES - 1)) * LANES
+    at = (m & 15) * LANES
     for i in range(LANES):
-        x, y = f32(i & (SIDE - 1)), f32(i >> 2)
+        x, y = f32(i & 3), f32(i >> 2)
         d, e = u + (p * x + q * y), v + s * y
         power, T, stop = d * d + e * e, pixels[at + i], pixels[at + i + STOP]
         hit = (power <= strength) & (stop > k)
@@ -166,11 +166,11 @@ def _blend_tile(records, ids, left, top, width, height, pixels):
 
 @kernel(fastmath=True, allocates=True)
 def blend(first, end, records, pairs, offsets, background, rgb, alpha, depth, remaining, stop):
-    """-> rgb (B, H, W, 3); alpha, depth, remaining (transmittance) and stop (B, H, W), the last two for the gradient.
+    """-> rgb (B, H, W, 3); alpha, depth, remaining (transmittance) and stop (B, H, W, 1), the last two for the gradient.
 
     A job t is one of all views' tiles; its splats are pairs[offsets[t] : offsets[t + 1]], front to back.
     """
-    _, height, width = stop.shape
+    _, height, width, _ = stop.shape
     pixels = _scratch(6 * PIXELS)
     for t in range(first, end):
         b, left, top = _tile(t, width, height)
@@ -181,8 +181,8 @@ def blend(first, end, records, pairs, offsets, background, rgb, alpha, depth, re
                 T = pixels[at]
                 for c in range(3):
                     rgb[b, y, x, c] = pixels[at + (1 + c) * PIXELS] + T * background[b, c]
-                alpha[b, y, x], depth[b, y, x] = ONE - T, pixels[at + 4 * PIXELS]
-                remaining[b, y, x], stop[b, y, x] = T, pixels[at + STOP]
+                alpha[b, y, x, 0], depth[b, y, x, 0] = ONE - T, pixels[at + 4 * PIXELS]
+                remaining[b, y, x, 0], stop[b, y, x, 0] = T, pixels[at + STOP]
 
 
 @kernel(fastmath=True)
@@ -193,7 +193,7 @@ def _blend_block_backward(pixels, m, k, dx, dy, p, q, s, strength, opacity, r, g
     behind = sum over what lies behind of weight * <color, gradient>. At SUMS_AT, rows of lanes gather
     weight * gradient (4) and, with G = dL/d(log alpha): G, G dy, G dy^2, G d, G d dx, G d dy.
     """
-    at = (m & (LANES - 1)) * LANES
+    at = (m & 15) * LANES
     for i in range(LANES):
         x, y = dx + f32(i % SIDE), dy + f32(i // SIDE)
         d, e = p * x + q * y, s * y
@@ -260,20 +260,20 @@ def _pair_backward(records, n, pixels, k, left, top, open, slots, slot):
 @kernel(fastmath=True)
 def _load_tile(b, left, top, background, remaining, stop, g_rgb, g_alpha, g_depth, pixels):
     """Fill the planes of `_blend_block_backward` for one tile of view b; returns its latest stop."""
-    _, height, width = stop.shape
+    _, height, width, _ = stop.shape
     pixels[:] = ZERO
     pixels[:PIXELS], pixels[STOP_BACK:SUMS_AT] = ONE, OUTSIDE
     latest = ZERO
     for j in range(min(TILE, height - top)):
         for i in range(min(TILE, width - left)):
             at, y, x = _block_of(i, j), top + j, left + i
-            g_remaining = -g_alpha[b, y, x]
+            g_remaining, T, stopped = -g_alpha[b, y, x, 0], remaining[b, y, x, 0], stop[b, y, x, 0]
             for c in range(3):
                 g_remaining += g_rgb[b, y, x, c] * background[b, c]
                 pixels[at + (2 + c) * PIXELS] = g_rgb[b, y, x, c]
-            pixels[at], pixels[at + PIXELS] = remaining[b, y, x], g_remaining * remaining[b, y, x]
-            pixels[at + 5 * PIXELS], pixels[at + STOP_BACK] = g_depth[b, y, x], stop[b, y, x]
-            latest = max(latest, stop[b, y, x])
+            pixels[at], pixels[at + PIXELS] = T, g_remaining * T
+            pixels[at + 5 * PIXELS], pixels[at + STOP_BACK] = g_depth[b, y, x, 0], stopped
+            latest = max(latest, stopped)
     return latest
 
 
@@ -285,7 +285,7 @@ def blend_backward(
 
     starts (M,): a splat's first slot.
     """
-    _, height, width = stop.shape
+    _, height, width, _ = stop.shape
     pixels = _scratch(SUMS_AT + SUMS * LANES)
     for t in range(first, end):
         b, left, top = _tile(t, width, height)
