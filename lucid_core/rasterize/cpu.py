@@ -32,11 +32,11 @@ def render(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree:
     device = splats.means.device  # splats beside a GPU come here and their images go back, gradients the other way
     splats, background = splats.map(Tensor.cpu), background.cpu()
     cameras = Cameras(cameras.viewmats.cpu(), cameras.Ks.cpu())
-    means2d, records, radii, rects, touched = Project.apply(
+    means2d, records, radii, *tiles = Project.apply(
         splats.means, splats.quats, splats.scales, splats.opacities, splats.sh, cameras, width, height, sh_degree
     )
     means2d = means2d.to(device)
-    images = Blend.apply(means2d.cpu(), records, background, rects, touched, width, height)
+    images = Blend.apply(means2d.cpu(), records, background, *tiles, width, height)
     return *(image.to(device) for image in images), means2d, radii.to(device)
 
 
@@ -57,14 +57,14 @@ class Project(torch.autograd.Function):
         views, n = len(cameras), len(means)
         means2d, records = means.new_empty(views, n, 2), means.new_empty(views, n, cpu_bins.RECORD)
         radii, rects = (torch.empty(views, n, size, dtype=torch.int32) for size in (2, 4))
-        touched = torch.empty(views, n, dtype=torch.int64)
+        depths, touched = means.new_empty(views, n), torch.empty(views, n, dtype=torch.int64)
         ctx.camera = (_array(cameras.viewmats.double()), _array(cameras.Ks.double()), (sh_degree + 1) ** 2, width, height)
         inputs = (_array(x) for x in (means, quats, scales, opacities, sh))
-        outputs = (_array(x) for x in (means2d, records, radii, rects, touched))
+        outputs = (_array(x) for x in (means2d, records, radii, rects, depths, touched))
         spread(cpu_project.project, n, SPLATS_PER_JOB, *inputs, *ctx.camera, *outputs)
         ctx.save_for_backward(means, quats, scales, opacities, sh, radii, records)
-        ctx.mark_non_differentiable(radii, rects, touched)
-        return means2d, records, radii, rects, touched
+        ctx.mark_non_differentiable(radii, rects, depths, touched)
+        return means2d, records, radii, rects, depths, touched
 
     @staticmethod
     @once_differentiable
@@ -90,29 +90,29 @@ class Bins:
     offsets: np.ndarray  # (B * tiles + 1,) into pairs
 
 
-def _bin(records: Tensor, rects: Tensor, touched: Tensor, width: int, height: int) -> Bins:
+def _bin(records: Tensor, rects: Tensor, depths: Tensor, touched: Tensor, width: int, height: int) -> Bins:
     views, n = touched.shape
     tiles_x, tiles_y = -(-width // cpu_bins.TILE), -(-height // cpu_bins.TILE)
-    records, rects, touched = (_array(x) for x in (records.flatten(0, 1), rects.flatten(0, 1), touched))
+    records, rects, touched = (_array(x.flatten(0, 1)) for x in (records, rects, touched))
     order, shown = np.empty((views, n), np.int32), np.empty(views, np.int64)
-    spread(cpu_bins.sort, views, 1, records.view(np.uint32), touched, order, shown)
+    spread(cpu_bins.sort, views, 1, _array(depths).view(np.uint32), order, shown)
 
     threads = min(torch.get_num_threads(), 1 + n // SPLATS_PER_BAND)
     bands = 1 if threads == 1 else min(-(-BANDS_PER_THREAD * threads // views), tiles_y)  # each looks at every splat
     band = -(-tiles_y // bands)
     jobs = views * -(-tiles_y // band)
-    counts = np.zeros((views, tiles_x * tiles_y), np.int64)
-    spread(cpu_bins.count, jobs, 1, rects, band, tiles_x, tiles_y, counts)
+    counts = np.empty((views, tiles_y, tiles_x), np.int64)
+    spread(cpu_bins.count, jobs, 1, rects, band, counts)
     offsets = np.concatenate([[0], counts.ravel().cumsum()])
     pairs, cursors = np.empty(offsets[-1], np.int32), offsets[:-1].reshape(counts.shape).copy()
-    spread(cpu_bins.fill, jobs, 1, rects, order, shown, band, tiles_x, tiles_y, cursors, pairs)
-    return Bins(records, rects, touched.ravel(), pairs, offsets)
+    spread(cpu_bins.fill, jobs, 1, rects, order, shown, band, cursors, pairs)
+    return Bins(records, rects, touched, pairs, offsets)
 
 
 class Blend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, means2d, records, background, rects, touched, width, height):
-        bins = _bin(records, rects, touched, width, height)
+    def forward(ctx, means2d, records, background, rects, depths, touched, width, height):
+        bins = _bin(records, rects, depths, touched, width, height)
         rgb = means2d.new_empty(len(means2d), height, width, 3)
         alpha, depth, remaining, stop = (torch.empty_like(rgb[..., :1]) for _ in range(4))
         images = (_array(x) for x in (rgb, alpha, depth, remaining, stop))
@@ -139,4 +139,4 @@ class Blend(torch.autograd.Function):
         outputs = (_array(x.flatten(0, 1)) for x in (g_means2d, g_records))
         spread(cpu_blend.reduce, views * n, SPLATS_PER_JOB, slots, starts, bins.touched, *outputs)
         g_background = torch.einsum("bhwc,bhwk->bc", g_rgb, remaining) if ctx.needs_input_grad[2] else None
-        return g_means2d, g_records, g_background, None, None, None, None
+        return g_means2d, g_records, g_background, None, None, None, None, None

@@ -40,38 +40,52 @@ def _radix_sort(keys, ids):
 
 
 @kernel(allocates=True)
-def sort(first, end, records, touched, order, shown):
+def sort(first, end, depth_keys, order, shown):
     """For views first to end: order (B, N) begins with the `shown` (B,) ids that touch a tile, by depth.
 
-    The keys are the bits of float32 z, which grow with z > 0; touched is (B, N) here.
+    depth_keys (B, N) are the bits of float32 z, which grow with z > 0; 0 where no tile is touched.
     """
-    n = touched.shape[1]
+    n = depth_keys.shape[1]
     for b in range(first, end):
         ids, keys, found = np.empty(n, np.int32), np.empty(n, np.uint32), 0
         for i in range(n):
-            if touched[b, i]:
-                ids[found], keys[found] = b * n + i, records[b * n + i, 9]
+            if depth_keys[b, i]:
+                ids[found], keys[found] = b * n + i, depth_keys[b, i]
                 found += 1
         order[b, :found] = _radix_sort(keys[:found], ids[:found])
         shown[b] = found
 
 
-@kernel()
-def count(first, end, rects, band, tiles_x, tiles_y, counts):
-    """counts (B, tiles): pairs in each tile; comes zeroed. A job is `band` rows of tiles of a view."""
-    views, bands = counts.shape[0], (tiles_y + band - 1) // band
-    n = rects.shape[0] // views
+@kernel(allocates=True)
+def count(first, end, rects, band, counts):
+    """counts (B, tiles_y, tiles_x): pairs in each tile. A job is `band` rows of tiles of a view.
+
+    A rectangle is four steps of a sum over rows and columns: no branches, whatever its size.
+    """
+    views, tiles_y, tiles_x = counts.shape
+    bands, n = (tiles_y + band - 1) // band, rects.shape[0] // views
     for job in range(first, end):
         b, top = job // bands, (job % bands) * band
+        bottom = min(top + band, tiles_y)
+        steps = np.zeros((bottom - top + 1, tiles_x + 1), np.int64)
         for i in range(b * n, (b + 1) * n):
-            for y in range(max(rects[i, 2], top), min(rects[i, 3], top + band)):
-                for x in range(rects[i, 0], rects[i, 1]):
-                    counts[b, y * tiles_x + x] += 1
+            x0, x1 = rects[i, 0], rects[i, 1]
+            y0, y1 = min(max(rects[i, 2], top), bottom) - top, min(max(rects[i, 3], top), bottom) - top
+            steps[y0, x0] += 1
+            steps[y0, x1] -= 1
+            steps[y1, x0] -= 1
+            steps[y1, x1] += 1
+        for y in range(bottom - top):
+            along = 0
+            for x in range(tiles_x):
+                along += steps[y, x]
+                counts[b, top + y, x] = along + (counts[b, top + y - 1, x] if y else 0)
 
 
 @kernel()
-def fill(first, end, rects, order, shown, band, tiles_x, tiles_y, cursors, pairs):
-    """pairs: ids by tile, front to back. cursors (B, tiles), where each tile's pairs begin, are moved to their ends."""
+def fill(first, end, rects, order, shown, band, cursors, pairs):
+    """pairs: ids by tile, front to back. cursors (B, tiles_y, tiles_x), where tiles' pairs begin, are moved to their ends."""
+    _, tiles_y, _ = cursors.shape
     bands = (tiles_y + band - 1) // band
     for job in range(first, end):
         b, top = job // bands, (job % bands) * band
@@ -79,5 +93,5 @@ def fill(first, end, rects, order, shown, band, tiles_x, tiles_y, cursors, pairs
             i = order[b, s]
             for y in range(max(rects[i, 2], top), min(rects[i, 3], top + band)):
                 for x in range(rects[i, 0], rects[i, 1]):
-                    pairs[cursors[b, y * tiles_x + x]] = i
-                    cursors[b, y * tiles_x + x] += 1
+                    pairs[cursors[b, y, x]] = i
+                    cursors[b, y, x] += 1

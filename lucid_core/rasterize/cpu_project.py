@@ -233,10 +233,10 @@ def _place(out, j, opacity, strength, record, rect):
 @kernel(fastmath=KEEPS_NAN, allocates=True)
 def project(
     first, end, means, quats, scales, opacities, sh, views, Ks, bands, width, height,
-    means2d, records, radii, rects, touched,
+    means2d, records, radii, rects, depths, touched,
 ):  # fmt: skip
     """-> means2d (B, N, 2) and radii (B, N, 2), zeros where culled; records (B, N, RECORD) of what shows;
-    rects (B, N, 4) tiles x0 x1 y0 y1 and touched (B, N), how many.
+    rects (B, N, 4) tiles x0 x1 y0 y1, touched (B, N), how many, and depths (B, N) z, 0 where no tile is touched.
 
     views (B, 4, 4) and Ks (B, 3, 3) are float64, the rest float32. A job is a splat.
     """
@@ -252,9 +252,11 @@ def project(
             for j in range(count):
                 i = begin + j
                 means2d[b, i, 0], means2d[b, i, 1], radii[b, i, 0], radii[b, i, 1] = 0, 0, 0, 0
-                rects[b, i, 0], rects[b, i, 1], rects[b, i, 2], rects[b, i, 3], touched[b, i] = 0, 0, 0, 0, 0
+                rects[b, i, 0], rects[b, i, 1], rects[b, i, 2], rects[b, i, 3] = 0, 0, 0, 0
+                depths[b, i], touched[b, i] = 0, 0
                 if out[SHOWN, j] > 0 and _color(i, means, sh, views[b], bands, basis, records[b, i]):
                     touched[b, i] = _place(out, j, opacities[i], s[STRENGTH, j], records[b, i], rects[b, i])
+                    depths[b, i] = out[DEPTH, j] if touched[b, i] else 0.0
                     for c in range(2):
                         means2d[b, i, c], radii[b, i, c] = out[MEAN2D + c, j], out[RADII + c, j]
 
