@@ -1,7 +1,7 @@
 """What the CPU rasterizer's two hottest loops do and what that costs: kernel times, steps counted, instructions read.
 
-The unit is the row step: one splat meets 16 pixels of one row of a tile. Its instructions are those that LLVM made here,
-counted in the disassembly, not guessed.
+The unit is the block step: one splat meets the 4x4 pixels of one block of a tile. Its instructions are those that LLVM made
+here, counted in the disassembly, not guessed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lucid_core.cameras import Cameras
 from lucid_core.gaussians import Splats
 from lucid_core.rasterize import cpu, cpu_blend, rasterize
 from lucid_core.rasterize.cpu_bins import TILE
+from lucid_core.rasterize.cpu_blend import CHECK, LANES, SIDE
 
 LOOPS = {"blend": "_blend_tile", "blend_backward": "_pair_backward"}  # kernel -> the function that holds its loop
 REPEATS = 7
@@ -59,34 +60,36 @@ def kernel_seconds(job: Callable[[], object]) -> dict[str, float]:
 
 
 @numba.njit
-def _count_steps(records, pairs, offsets, ends, tiles_x, tiles):
-    """Row steps that the blending takes: rows within the tile that are not missed; ends (tiles,) where each stops."""
+def _count_steps(records, pairs, offsets, latest, tiles_x, tiles):
+    """Block steps that the blending takes; latest (B * tiles, LANES) is where each block's last pixel stops."""
     steps = 0
-    for t in range(ends.shape[0]):
+    for t in range(latest.shape[0]):
         left, top = t % tiles % tiles_x * TILE, t % tiles // tiles_x * TILE
-        for k in range(min(ends[t], offsets[t + 1] - offsets[t])):
-            n = pairs[offsets[t] + k]
-            first, end = cpu_blend._rows(records, n, top)
-            for j in range(first, end):
-                dy = np.float32(top + j + 0.5) - records[n, 1]
-                u = records[n, 2] * (np.float32(left + 0.5) - records[n, 0]) + records[n, 3] * dy
-                steps += not cpu_blend._row_misses(u, records[n, 2], records[n, 4] * dy * dy, records[n, 10])
+        for k in range(offsets[t + 1] - offsets[t]):
+            n, open = pairs[offsets[t] + k], 0
+            for m in range(LANES):
+                open |= (latest[t, m] >= k // CHECK * CHECK) << m
+            dx, dy = np.float32(left + 0.5) - records[n, 0], np.float32(top + 0.5) - records[n, 1]
+            mask = cpu_blend._blocks(records, n, left, top, dx, dy, open)
+            while mask:
+                mask &= mask - 1
+                steps += 1
     return steps
 
 
-def row_steps(grad_fn, px: int) -> int:
+def block_steps(grad_fn, px: int) -> int:
     """From the node of Blend in a render's graph."""
     bins, stop = grad_fn.bins, grad_fn.saved_tensors[2][..., 0]  # (B, H, W)
     tiles_x = -(-px // TILE)
     margin = tiles_x * TILE - px
     stop = torch.nn.functional.pad(stop, (0, margin, 0, margin), value=-1.0)
-    ends = stop.unflatten(2, (tiles_x, TILE)).unflatten(1, (tiles_x, TILE)).amax((2, 4)).flatten()  # (B * tiles,)
-    ends = (ends + 1).clamp(0, 2**30).long().numpy()  # the splat that stops a pixel is itself looked at
-    return _count_steps(bins.records, bins.pairs, bins.offsets, ends, tiles_x, tiles_x * tiles_x)
+    blocks = stop.unflatten(2, (tiles_x, SIDE, SIDE)).unflatten(1, (tiles_x, SIDE, SIDE)).amax((3, 6))
+    latest = blocks.transpose(2, 3).reshape(-1, LANES).numpy()  # (B, rows, SIDE, columns, SIDE) before
+    return _count_steps(bins.records, bins.pairs, bins.offsets, latest, tiles_x, tiles_x * tiles_x)
 
 
 def instruction_mix(name: str) -> Counter:
-    """Kinds of instruction in one row step of kernel `name`; empty where the machine is not x86-64."""
+    """Kinds of instruction in one block step of kernel `name`; empty where the machine is not x86-64."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return Counter()
     kernel = getattr(cpu_blend, name)
@@ -115,12 +118,13 @@ def report(splats: Splats, cameras: Cameras, gradient: Tensor, px: int) -> str:
 
     steps, threads = [], torch.get_num_threads()
     seconds = kernel_seconds(job)
-    count = row_steps(steps[-1], px)
-    lines = [f"{len(splats):,} splats, {px} px: {count:,} row steps of {TILE} pixels; ms in each kernel:"]
+    count = block_steps(steps[-1], px)
+    lines = [f"{len(splats):,} splats, {px} px: {count:,} block steps of {LANES} pixels; ms in each kernel:"]
     lines.append("  " + ", ".join(f"{name} {s * 1e3:.2f}" for name, s in seconds.items()))
     for name in LOOPS:
         ns = seconds[name] * threads / count * 1e9
-        lines.append(f"  {name}: {ns:.1f} ns a row step and core, {TILE / ns:.2f} G pixel-splat evaluations a second and core")
+        rate = f"{LANES / ns:.2f} G pixel-splat evaluations a second and core"
+        lines.append(f"  {name}: {ns:.1f} ns a block step and core, {rate}")
         mix = instruction_mix(name)
         if mix:
             lanes, total = mix.pop("lanes"), sum(n for kind, n in mix.items() if not kind.startswith("of all"))

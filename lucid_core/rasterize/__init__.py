@@ -125,7 +125,7 @@ def check(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: 
     low, high = ranges.get("opacities", (0.0, 1.0))
     if low < 0 or high > 1:
         raise ValueError(f"opacities span {low:g} to {high:g}; expected activated opacities in [0, 1]")
-    if not (cameras.Ks[:, (0, 1), (0, 1)] > 0).all():
+    if not (cameras.Ks.diagonal(dim1=1, dim2=2)[:, :2] > 0).all():
         raise ValueError("Ks hold a focal length that is not positive; expected fx, fy > 0 in pixels")
 
 

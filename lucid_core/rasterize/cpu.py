@@ -1,7 +1,7 @@
 """The numba backend: milliseconds on any CPU, differentiable, deterministic.
 
 Two autograd functions, so that means2d is an ordinary tensor between them and can keep its gradient:
-    Project  splats -> means2d, row factors, features (r, g, b, z), radii
+    Project  splats -> means2d, records of what blending reads (see cpu_bins), radii, rectangles of tiles
     Blend    those  -> rgb, alpha, depth
 """
 
@@ -31,12 +31,12 @@ def render(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree:
     _announce()
     device = splats.means.device  # splats beside a GPU come here and their images go back, gradients the other way
     splats, background = splats.map(Tensor.cpu), background.cpu()
-    cameras, opacities = Cameras(cameras.viewmats.cpu(), cameras.Ks.cpu()), splats.opacities
-    means2d, factors, features, radii = Project.apply(
-        splats.means, splats.quats, splats.scales, opacities.detach(), splats.sh, cameras, width, height, sh_degree
+    cameras = Cameras(cameras.viewmats.cpu(), cameras.Ks.cpu())
+    means2d, records, radii, *tiles = Project.apply(
+        splats.means, splats.quats, splats.scales, splats.opacities, splats.sh, cameras, width, height, sh_degree
     )
     means2d = means2d.to(device)
-    images = Blend.apply(means2d.cpu(), factors, features, opacities, background, radii, width, height)
+    images = Blend.apply(means2d.cpu(), records, background, *tiles, width, height)
     return *(image.to(device) for image in images), means2d, radii.to(device)
 
 
@@ -51,38 +51,32 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().contiguous().numpy()
 
 
-def _flat(tensor: Tensor) -> np.ndarray:
-    """(B, N, ...) -> (B * N, ...), shared where it is contiguous."""
-    return _array(tensor.flatten(0, 1))
-
-
 class Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, sh, cameras, width, height, sh_degree):
         views, n = len(cameras), len(means)
-        means2d, factors, features = (means.new_empty(views, n, size) for size in (2, 3, 4))
-        radii = torch.empty(views, n, 2, dtype=torch.int32)
-        bands, Ks = (sh_degree + 1) ** 2, _array(cameras.Ks.double())
-        limits = cpu_project.slope_limits(Ks, width, height)
-        ctx.camera = (_array(cameras.viewmats.double()), Ks, limits, bands)
+        means2d, records = means.new_empty(views, n, 2), means.new_empty(views, n, cpu_bins.RECORD)
+        radii, rects = (torch.empty(views, n, size, dtype=torch.int32) for size in (2, 4))
+        depths, touched = means.new_empty(views, n), torch.empty(views, n, dtype=torch.int64)
+        ctx.camera = (_array(cameras.viewmats.double()), _array(cameras.Ks.double()), (sh_degree + 1) ** 2, width, height)
         inputs = (_array(x) for x in (means, quats, scales, opacities, sh))
-        outputs = (_array(x) for x in (means2d, factors, features, radii))
-        spread(cpu_project.project, n, SPLATS_PER_JOB, *inputs, *ctx.camera, width, height, *outputs)
-        ctx.save_for_backward(means, quats, scales, sh, radii, features)
-        ctx.mark_non_differentiable(radii)
-        return means2d, factors, features, radii
+        outputs = (_array(x) for x in (means2d, records, radii, rects, depths, touched))
+        spread(cpu_project.project, n, SPLATS_PER_JOB, *inputs, *ctx.camera, *outputs)
+        ctx.save_for_backward(means, quats, scales, opacities, sh, radii, records)
+        ctx.mark_non_differentiable(radii, rects, depths, touched)
+        return means2d, records, radii, rects, depths, touched
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g_means2d, g_factors, g_features, _g_radii):
-        means, quats, scales, sh, radii, features = ctx.saved_tensors
-        grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (means, quats, scales, sh)]
-        inputs = (_array(x) for x in (means, quats, scales, sh))
-        given = (_array(x) for x in (radii, features, g_means2d, g_factors, g_features))
+    def backward(ctx, g_means2d, g_records, *_):
+        *splats, radii, records = ctx.saved_tensors
+        grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in splats]
+        means, quats, scales, _, sh = (_array(x) for x in splats)
+        given = (_array(x) for x in (radii, records, g_means2d, g_records))
         outputs = (_array(x) for x in grads)
-        spread(cpu_project.project_backward, len(means), SPLATS_PER_JOB, *inputs, *ctx.camera, *given, *outputs)
-        g_means, g_quats, g_scales, g_sh = grads
-        return g_means, g_quats, g_scales, None, g_sh, None, None, None, None
+        jobs = (cpu_project.project_backward, len(means), SPLATS_PER_JOB)
+        spread(*jobs, means, quats, scales, sh, *ctx.camera, *given, *outputs)
+        return *grads, None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -92,42 +86,36 @@ class Bins:
     records: np.ndarray  # (M, RECORD)
     rects: np.ndarray  # (M, 4) tiles
     touched: np.ndarray  # (M,) how many tiles
-    starts: np.ndarray  # (M,) first gradient slot
     pairs: np.ndarray  # (pairs,) ids
     offsets: np.ndarray  # (B * tiles + 1,) into pairs
 
 
-def _bin(means2d, factors, features, opacities, radii, width: int, height: int) -> Bins:
-    views, n = means2d.shape[:2]
+def _bin(records: Tensor, rects: Tensor, depths: Tensor, touched: Tensor, width: int, height: int) -> Bins:
+    views, n = touched.shape
     tiles_x, tiles_y = -(-width // cpu_bins.TILE), -(-height // cpu_bins.TILE)
-    records = torch.empty(views * n, cpu_bins.RECORD).numpy()  # torch's begin where a cache line does
-    rects, touched = np.empty((views * n, 4), np.int32), np.empty(views * n, np.int64)
-    projected = (*(_flat(x) for x in (means2d, factors, features)), _array(opacities), _flat(radii))
-    spread(cpu_bins.pack, views * n, SPLATS_PER_JOB, *projected, width, height, records, rects, touched)
-
+    records, rects, touched = (_array(x.flatten(0, 1)) for x in (records, rects, touched))
     order, shown = np.empty((views, n), np.int32), np.empty(views, np.int64)
-    depth_keys = _array(features[..., 3]).view(np.uint32)
-    spread(cpu_bins.sort, views, 1, depth_keys, touched.reshape(views, n), order, shown)
+    spread(cpu_bins.sort, views, 1, _array(depths).view(np.uint32), order, shown)
 
     threads = min(torch.get_num_threads(), 1 + n // SPLATS_PER_BAND)
     bands = 1 if threads == 1 else min(-(-BANDS_PER_THREAD * threads // views), tiles_y)  # each looks at every splat
     band = -(-tiles_y // bands)
     jobs = views * -(-tiles_y // band)
-    counts = np.zeros((views, tiles_x * tiles_y), np.int64)
-    spread(cpu_bins.count, jobs, 1, rects, band, tiles_x, tiles_y, counts)
+    counts = np.empty((views, tiles_y, tiles_x), np.int64)
+    spread(cpu_bins.count, jobs, 1, rects, band, counts)
     offsets = np.concatenate([[0], counts.ravel().cumsum()])
     pairs, cursors = np.empty(offsets[-1], np.int32), offsets[:-1].reshape(counts.shape).copy()
-    spread(cpu_bins.fill, jobs, 1, rects, order, shown, band, tiles_x, tiles_y, cursors, pairs)
-    return Bins(records, rects, touched, touched.cumsum() - touched, pairs, offsets)
+    spread(cpu_bins.fill, jobs, 1, rects, order, shown, band, cursors, pairs)
+    return Bins(records, rects, touched, pairs, offsets)
 
 
 class Blend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, means2d, factors, features, opacities, background, radii, width, height):
-        bins = _bin(means2d, factors, features, opacities, radii, width, height)
+    def forward(ctx, means2d, records, background, rects, depths, touched, width, height):
+        bins = _bin(records, rects, depths, touched, width, height)
         rgb = means2d.new_empty(len(means2d), height, width, 3)
         alpha, depth, remaining, stop = (torch.empty_like(rgb[..., :1]) for _ in range(4))
-        images = (_array(rgb), *(_array(x[..., 0]) for x in (alpha, depth, remaining, stop)))
+        images = (_array(x) for x in (rgb, alpha, depth, remaining, stop))
         tiles = len(bins.offsets) - 1
         spread(cpu_blend.blend, tiles, 1, bins.records, bins.pairs, bins.offsets, _array(background), *images)
         ctx.bins = bins
@@ -140,16 +128,15 @@ class Blend(torch.autograd.Function):
         background, remaining, stop = ctx.saved_tensors
         bins, views = ctx.bins, len(stop)
         n = len(bins.records) // views
-        images = (_array(x[..., 0]) for x in (remaining, stop))
-        g_images = (_array(g_rgb), *(_array(x[..., 0]) for x in (g_alpha, g_depth)))
+        images = (_array(x) for x in (remaining, stop, g_rgb, g_alpha, g_depth))
         slots = np.zeros((len(bins.pairs), cpu_blend.GRADIENTS), np.float32)
-        lists = (bins.records, bins.pairs, bins.offsets, bins.rects, bins.starts)
+        starts = bins.touched.cumsum() - bins.touched  # (M,) first slot of a splat
+        lists = (bins.records, bins.pairs, bins.offsets, bins.rects, starts)
         tiles = len(bins.offsets) - 1
-        spread(cpu_blend.blend_backward, tiles, 1, *lists, _array(background), *images, *g_images, slots)
+        spread(cpu_blend.blend_backward, tiles, 1, *lists, _array(background), *images, slots)
 
-        grads = [remaining.new_empty(views, n, size) for size in (2, 3, 4)]
-        g_opacities = remaining.new_empty(n)
-        outputs = (_array(x) for x in (*grads, g_opacities))
-        spread(cpu_blend.reduce, n, SPLATS_PER_JOB, slots, bins.starts, bins.touched, *outputs)
-        g_background = torch.einsum("bhwc,bhwk->bc", g_rgb, remaining) if ctx.needs_input_grad[4] else None
-        return *grads, g_opacities, g_background, None, None, None
+        g_means2d, g_records = (remaining.new_empty(views, n, size) for size in (2, cpu_bins.RECORD))
+        outputs = (_array(x.flatten(0, 1)) for x in (g_means2d, g_records))
+        spread(cpu_blend.reduce, views * n, SPLATS_PER_JOB, slots, starts, bins.touched, *outputs)
+        g_background = torch.einsum("bhwc,bhwk->bc", g_rgb, remaining) if ctx.needs_input_grad[2] else None
+        return g_means2d, g_records, g_background, None, None, None, None, None

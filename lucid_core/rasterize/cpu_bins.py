@@ -8,62 +8,14 @@ Ids count the splats of all views: M = B * N, view b's begin at b * N.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from .jit import kernel
 
 TILE = 16
-SLACK = 1e-3  # pixels; rounding must not lose one, and blending looks at each anyway
-RECORD = 16  # what blending reads: mean x y, factor p q r, opacity, r g b z, log(255 opacity), first row and end; a cache line
+# what blending reads of a splat: mean x y, factor p q s, opacity, r g b z, log(255 opacity), box x0 x1 y0 y1; a cache line
+RECORD = 16
 RADIX_BITS = 11  # three passes over 32 bits
-
-
-@kernel(inline=True)
-def _half_size(strength, p, q, r, radius_x, radius_y):
-    """Half width and height of the ellipse alpha = 1/255, at most the whole-pixel radii (also where p or r is 0)."""
-    half_x = math.sqrt(strength * (r + q * q) / r) / p
-    half_y = math.sqrt(strength / r)
-    return half_x if half_x < radius_x else radius_x, half_y if half_y < radius_y else radius_y
-
-
-@kernel(inline=True)
-def _range(center, half, size):
-    """First pixel along one axis whose centre is within `half` of `center`, and the one after the last.
-
-    Clamped to [0, size] as floats, which do not overflow; there a cast rounds down.
-    """
-    half += SLACK
-    first = int(min(max(center - half + 0.5, 0.0), float(size)))
-    end = int(min(max(center + half + 0.5, 0.0), float(size)))
-    return first, end
-
-
-@kernel()
-def pack(first, end, means2d, factors, features, opacities, radii, width, height, records, rects, touched):
-    """-> records (M, RECORD) of what shows; rects (M, 4) tiles x0 x1 y0 y1; touched (M,) how many."""
-    n = opacities.shape[0]
-    for i in range(first, end):
-        record, rect = records[i], rects[i]
-        rect[:], touched[i] = 0, 0
-        if radii[i, 0] == 0:
-            continue
-        opacity = opacities[i % n]
-        strength = math.log(max(opacity * 255.0, 1.0))
-        p, q, r = float(factors[i, 0]), float(factors[i, 1]), float(factors[i, 2])
-        half_x, half_y = _half_size(strength, p, q, r, float(radii[i, 0]), float(radii[i, 1]))
-        record[0], record[1] = means2d[i, 0], means2d[i, 1]
-        record[2], record[3], record[4], record[5] = p, q, r, opacity
-        for c in range(4):
-            record[6 + c] = features[i, c]
-        x0, x1 = _range(float(record[0]), half_x, width)
-        y0, y1 = _range(float(record[1]), half_y, height)
-        record[10], record[11], record[12] = strength, y0, y1
-        if x0 < x1 and y0 < y1:
-            rect[0], rect[1] = x0 // TILE, (x1 - 1) // TILE + 1
-            rect[2], rect[3] = y0 // TILE, (y1 - 1) // TILE + 1
-            touched[i] = (rect[1] - rect[0]) * (rect[3] - rect[2])
 
 
 @kernel(allocates=True)
@@ -88,38 +40,52 @@ def _radix_sort(keys, ids):
 
 
 @kernel(allocates=True)
-def sort(first, end, depth_keys, touched, order, shown):
+def sort(first, end, depth_keys, order, shown):
     """For views first to end: order (B, N) begins with the `shown` (B,) ids that touch a tile, by depth.
 
-    depth_keys (B, N) are the bits of float32 z, which grow with z > 0; touched is (B, N) here.
+    depth_keys (B, N) are the bits of float32 z, which grow with z > 0; 0 where no tile is touched.
     """
-    n = touched.shape[1]
+    n = depth_keys.shape[1]
     for b in range(first, end):
         ids, keys, found = np.empty(n, np.int32), np.empty(n, np.uint32), 0
         for i in range(n):
-            if touched[b, i]:
+            if depth_keys[b, i]:
                 ids[found], keys[found] = b * n + i, depth_keys[b, i]
                 found += 1
         order[b, :found] = _radix_sort(keys[:found], ids[:found])
         shown[b] = found
 
 
-@kernel()
-def count(first, end, rects, band, tiles_x, tiles_y, counts):
-    """counts (B, tiles): pairs in each tile; comes zeroed. A job is `band` rows of tiles of a view."""
-    views, bands = counts.shape[0], (tiles_y + band - 1) // band
-    n = rects.shape[0] // views
+@kernel(allocates=True)
+def count(first, end, rects, band, counts):
+    """counts (B, tiles_y, tiles_x): pairs in each tile. A job is `band` rows of tiles of a view.
+
+    A rectangle is four steps of a sum over rows and columns: no branches, whatever its size.
+    """
+    views, tiles_y, tiles_x = counts.shape
+    bands, n = (tiles_y + band - 1) // band, rects.shape[0] // views
     for job in range(first, end):
         b, top = job // bands, (job % bands) * band
+        bottom = min(top + band, tiles_y)
+        steps = np.zeros((bottom - top + 1, tiles_x + 1), np.int64)
         for i in range(b * n, (b + 1) * n):
-            for y in range(max(rects[i, 2], top), min(rects[i, 3], top + band)):
-                for x in range(rects[i, 0], rects[i, 1]):
-                    counts[b, y * tiles_x + x] += 1
+            x0, x1 = rects[i, 0], rects[i, 1]
+            y0, y1 = min(max(rects[i, 2], top), bottom) - top, min(max(rects[i, 3], top), bottom) - top
+            steps[y0, x0] += 1
+            steps[y0, x1] -= 1
+            steps[y1, x0] -= 1
+            steps[y1, x1] += 1
+        for y in range(bottom - top):
+            along = 0
+            for x in range(tiles_x):
+                along += steps[y, x]
+                counts[b, top + y, x] = along + (counts[b, top + y - 1, x] if y else 0)
 
 
 @kernel()
-def fill(first, end, rects, order, shown, band, tiles_x, tiles_y, cursors, pairs):
-    """pairs: ids by tile, front to back. cursors (B, tiles), where each tile's pairs begin, are moved to their ends."""
+def fill(first, end, rects, order, shown, band, cursors, pairs):
+    """pairs: ids by tile, front to back. cursors (B, tiles_y, tiles_x), where tiles' pairs begin, are moved to their ends."""
+    _, tiles_y, _ = cursors.shape
     bands = (tiles_y + band - 1) // band
     for job in range(first, end):
         b, top = job // bands, (job % bands) * band
@@ -127,5 +93,5 @@ def fill(first, end, rects, order, shown, band, tiles_x, tiles_y, cursors, pairs
             i = order[b, s]
             for y in range(max(rects[i, 2], top), min(rects[i, 3], top + band)):
                 for x in range(rects[i, 0], rects[i, 1]):
-                    pairs[cursors[b, y * tiles_x + x]] = i
-                    cursors[b, y * tiles_x + x] += 1
+                    pairs[cursors[b, y, x]] = i
+                    cursors[b, y, x] += 1

@@ -1,66 +1,108 @@
 """CPU kernels, 3 of 3: blending sorted splats into 16x16 tiles, and its gradient.
 
-The inner loops are rows of 16 pixels over one flat scratch buffer at constant offsets, which LLVM turns into
-vector code. fastmath is safe here: projection lets only finite, bounded splats through.
+A tile is 4x4 blocks of 4x4 pixels. The inner loops are the 16 pixels of a block over one flat scratch buffer at constant
+offsets, which LLVM turns into vector code. fastmath is safe here: projection lets only finite, bounded splats through.
+
+    alpha = opacity exp(-power),  power = d^2 + e^2,  d = p dx + q dy,  e = s dy
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 
 from .cpu_bins import TILE
 from .jit import kernel
-from .limits import ALPHA_MAX, ALPHA_MIN, TRANSMITTANCE_MIN
+from .limits import ALPHA_MAX, TRANSMITTANCE_MIN
 
 f32 = np.float32
 PIXELS = TILE * TILE
-GRADIENTS = 10  # per pair: mean x y, factor p q r, opacity, r g b z
-SUMS, SUMS_AT = 9, 7 * PIXELS  # rows of lanes in which the gradient of a pair gathers, and where they begin
-CHECK = 8  # splats between two looks at whether the whole tile is opaque
+SIDE = 4  # pixels of a block, and blocks of a tile, each way; so x // SIDE is x >> 2
+LANES = SIDE * SIDE
+GRADIENTS = 10  # per pair: mean x y, factor p q s, opacity, r g b z
+# scratch is planes of a tile's pixels, block by block; where that of the stops begins, forward and backward
+STOP, STOP_BACK = 5 * PIXELS, 6 * PIXELS
+SUMS, SUMS_AT = 10, 7 * PIXELS  # rows of lanes in which the gradient of a pair gathers, and where they begin
+CHECK = 32  # splats between two looks at which blocks are opaque
 NEVER, OUTSIDE = f32(2**30), f32(-1)  # a stop beyond every k; kept as float32 beside the pixels, exact to 2**24
-THRESHOLD, CEILING, FLOOR = f32(ALPHA_MIN), f32(ALPHA_MAX), f32(TRANSMITTANCE_MIN)
+CEILING, FLOOR = f32(ALPHA_MAX), f32(TRANSMITTANCE_MIN)
 ZERO, ONE, TWO = f32(0), f32(1), f32(2)
-# exp(x) = poly(x / 8)**8 on [-5.6, 0], relative error 2e-6; below, alpha is under 1/255 whatever the opacity
-LOWEST, EIGHTH = f32(-5.6), f32(0.125)
-E0, E1, E2 = f32(0.9999999403953552), f32(0.9999925494194031), f32(0.4998825788497925)
-E3, E4, E5 = f32(0.1659739762544632), f32(0.03977256268262863), f32(0.005846760235726833)
+REACH = f32(SIDE - 1)  # from a block's first pixel to its last
+# exp(-x) = poly(x)**8 on [0, 5.6], relative error 2e-6; beyond, alpha is under 1/255 whatever the opacity
+E0, E1, E2 = f32(0.9999999403953552), f32(-0.9999925494194031 / 8), f32(0.4998825788497925 / 8**2)
+E3, E4, E5 = f32(-0.1659739762544632 / 8**3), f32(0.03977256268262863 / 8**4), f32(-0.005846760235726833 / 8**5)
+
+
+@intrinsic
+def _lowest_bit(_typing, mask):
+    """Number of the lowest bit that is set in an int32 which is not 0."""
+
+    def generate(context, builder, _signature, args):
+        return builder.cttz(args[0], context.get_constant(types.boolean, True))
+
+    return types.int32(types.int32), generate
 
 
 @kernel(fastmath=True, inline=True)
-def _exp(x):
-    y = max(min(x, ZERO), LOWEST) * EIGHTH
-    e = ((((E5 * y + E4) * y + E3) * y + E2) * y + E1) * y + E0
+def _exp_minus(x):
+    e = ((((E5 * x + E4) * x + E3) * x + E2) * x + E1) * x + E0
     e = e * e
     e = e * e
     return e * e
 
 
 @kernel(fastmath=True, inline=True)
-def _rows(records, n, top):
-    """Rows of the tile that begins at `top` where the splat's alpha can reach 1/255."""
-    return max(int(records[n, 11]) - top, 0), min(int(records[n, 12]) - top, TILE)
+def _block_of(x, y):
+    """Where pixel x, y of a tile is in a plane."""
+    return ((y >> 2) * SIDE + (x >> 2)) * LANES + (y & 3) * SIDE + (x & 3)
 
 
 @kernel(fastmath=True, inline=True)
-def _row_misses(u, p, drop, strength):
-    """Whether alpha stays under 1/255 in all 16 pixels; u is p dx + q dy at the first, drop is r dy^2."""
-    nearest = max(max(u, -(u + f32(TILE - 1) * p)), ZERO)
-    return nearest * nearest + drop > strength + f32(1e-3)
+def _corner(m, dx, dy):
+    """First pixel of block m, if dx, dy is the tile's."""
+    return dx + f32(SIDE * (m & 3)), dy + f32(SIDE * (m >> 2))
 
 
 @kernel(fastmath=True)
-def _blend_row(pixels, row, k, u, p, drop, opacity, r, g, b, z):
-    """pixels holds the tile's planes T r g b z stop; stop is the k that made a pixel opaque."""
-    at = (row & (TILE - 1)) * TILE
-    for i in range(TILE):
-        d = u + p * f32(i)
-        alpha = min(opacity * _exp(-d * d - drop), CEILING)
-        T = pixels[at + i]
-        after = T - alpha * T
-        stop = pixels[at + i + 5 * PIXELS]
-        hit = (alpha >= THRESHOLD) & (stop > k)
-        pixels[at + i + 5 * PIXELS] = k if hit & (after <= FLOOR) else stop
-        w = alpha * T if hit & (after > FLOOR) else ZERO
+def _near(dx, dy, p, q, s, strength):
+    """A bit for each block where alpha may reach 1/255; dx, dy from the mean to the tile's first pixel."""
+    bits = 0
+    for m in range(LANES):
+        x, y = _corner(m, dx, dy)
+        low, e = p * x + q * y + min(q * REACH, ZERO), s * y
+        high = low + p * REACH + abs(q * REACH)
+        d, e = max(max(low, -high), ZERO), max(max(e, -e - s * REACH), ZERO)
+        bits |= 1 << m if d * d + e * e <= strength + f32(1e-3) else 0
+    return bits
+
+
+@kernel(fastmath=True, inline=True)
+def _blocks(records, n, left, top, dx, dy, open):
+    """A bit for each block of `open` where alpha may reach 1/255, in one of the tiles that the splat's box touches."""
+    x0, x1 = max(int(records[n, 11]) - left, 0) >> 2, min(int(records[n, 12]) - left - 1, TILE - 1) >> 2
+    y0, y1 = max(int(records[n, 13]) - top, 0) >> 2, min(int(records[n, 14]) - top - 1, TILE - 1) >> 2
+    columns, rows = (2 << x1) - (1 << x0), (16 << SIDE * y1) - (1 << SIDE * y0)
+    mask = columns * 0x1111 & rows & open
+    if x1 - x0 + y1 - y0 > 2:  # more than 2 x 2 blocks: their corners are worth a look
+        mask &= _near(dx, dy, records[n, 2], records[n, 3], records[n, 4], records[n, 10])
+    return mask
+
+
+@kernel(fastmath=True)
+def _blend_block(pixels, m, k, u, v, p, q, s, strength, opacity, r, g, b, z):
+    """u and v are d and e at the block's first pixel. pixels holds planes T r g b z stop; stop is the k that made it opaque."""
+    at = (m & 15) * LANES
+    for i in range(LANES):
+        x, y = f32(i & 3), f32(i >> 2)
+        d, e = u + (p * x + q * y), v + s * y
+        power, T, stop = d * d + e * e, pixels[at + i], pixels[at + i + STOP]
+        hit = (power <= strength) & (stop > k)
+        w = T * min(opacity * _exp_minus(power), CEILING)
+        w = w if hit else ZERO
+        stops = T - w <= FLOOR
+        pixels[at + i + STOP] = k if stops else stop
+        w = ZERO if stops else w
         pixels[at + i] = T - w
         pixels[at + i + PIXELS] += w * r
         pixels[at + i + 2 * PIXELS] += w * g
@@ -69,20 +111,20 @@ def _blend_row(pixels, row, k, u, p, drop, opacity, r, g, b, z):
 
 
 @kernel(fastmath=True)
-def _all_stopped(pixels, k):
-    """Looks row by row, so that it mostly ends at the first."""
-    for j in range(TILE):
+def _open(pixels, stop, k):
+    """A bit for each block with a pixel that is not opaque before k; stop is where that plane begins."""
+    bits = 0
+    for m in range(LANES):
         alive = ZERO
-        for i in range(TILE):
-            alive += ONE if pixels[j * TILE + i + 5 * PIXELS] > k else ZERO
-        if alive > ZERO:
-            return False
-    return True
+        for i in range(LANES):
+            alive += ONE if pixels[stop + m * LANES + i] > k else ZERO
+        bits |= 1 << m if alive > ZERO else 0
+    return bits
 
 
 @kernel(allocates=True)
 def _scratch(size):
-    """(size,) float32 that begins where a cache line does: a row is one, and one across two costs twice."""
+    """(size,) float32 that begins where a cache line does: a block's row is one, and one across two costs twice."""
     buffer = np.empty(size + TILE, np.float32)
     skip = -(buffer.ctypes.data // 4) % TILE
     return buffer[skip : skip + size]
@@ -99,58 +141,67 @@ def _tile(t, width, height):
 @kernel(fastmath=True)
 def _blend_tile(records, ids, left, top, width, height, pixels):
     pixels[:] = ZERO
-    pixels[:PIXELS], pixels[5 * PIXELS :] = ONE, OUTSIDE
+    pixels[:PIXELS], pixels[STOP:] = ONE, OUTSIDE
     for j in range(min(TILE, height - top)):
         for i in range(min(TILE, width - left)):
-            pixels[j * TILE + i + 5 * PIXELS] = NEVER
+            pixels[_block_of(i, j) + STOP] = NEVER
+    open = _open(pixels, STOP, OUTSIDE)
     x0, y0 = f32(left) + f32(0.5), f32(top) + f32(0.5)
     for k in range(ids.shape[0]):
         n = ids[k]
-        p, q, r, opacity, strength = records[n, 2], records[n, 3], records[n, 4], records[n, 5], records[n, 10]
-        first, end = _rows(records, n, top)
-        for j in range(first, end):
-            dy = y0 + f32(j) - records[n, 1]
-            u, drop = p * (x0 - records[n, 0]) + q * dy, r * dy * dy
-            if not _row_misses(u, p, drop, strength):
-                _blend_row(pixels, j, f32(k), u, p, drop, opacity, records[n, 6], records[n, 7], records[n, 8], records[n, 9])
-        if k % CHECK == CHECK - 1 and _all_stopped(pixels, f32(k)):
-            break
+        dx, dy = x0 - records[n, 0], y0 - records[n, 1]
+        p, q, s, opacity, strength = records[n, 2], records[n, 3], records[n, 4], records[n, 5], records[n, 10]
+        r, g, b, z = records[n, 6], records[n, 7], records[n, 8], records[n, 9]
+        mask = _blocks(records, n, left, top, dx, dy, open)
+        while mask:
+            m = _lowest_bit(mask)
+            mask &= mask - np.int32(1)
+            x, y = _corner(m, dx, dy)
+            _blend_block(pixels, m, f32(k), p * x + q * y, s * y, p, q, s, strength, opacity, r, g, b, z)
+        if k % CHECK == CHECK - 1:
+            open = _open(pixels, STOP, f32(k))
+            if not open:
+                break
 
 
 @kernel(fastmath=True, allocates=True)
 def blend(first, end, records, pairs, offsets, background, rgb, alpha, depth, remaining, stop):
-    """-> rgb (B, H, W, 3); alpha, depth, remaining (transmittance) and stop (B, H, W), the last two for the gradient.
+    """-> rgb (B, H, W, 3); alpha, depth, remaining (transmittance) and stop (B, H, W, 1), the last two for the gradient.
 
     A job t is one of all views' tiles; its splats are pairs[offsets[t] : offsets[t + 1]], front to back.
     """
-    _, height, width = stop.shape
+    _, height, width, _ = stop.shape
     pixels = _scratch(6 * PIXELS)
     for t in range(first, end):
         b, left, top = _tile(t, width, height)
         _blend_tile(records, pairs[offsets[t] : offsets[t + 1]], left, top, width, height, pixels)
         for j in range(min(TILE, height - top)):
             for i in range(min(TILE, width - left)):
-                at, y, x = j * TILE + i, top + j, left + i
+                at, y, x = _block_of(i, j), top + j, left + i
                 T = pixels[at]
                 for c in range(3):
                     rgb[b, y, x, c] = pixels[at + (1 + c) * PIXELS] + T * background[b, c]
-                alpha[b, y, x], depth[b, y, x] = ONE - T, pixels[at + 4 * PIXELS]
-                remaining[b, y, x], stop[b, y, x] = T, pixels[at + 5 * PIXELS]
+                alpha[b, y, x, 0], depth[b, y, x, 0] = ONE - T, pixels[at + 4 * PIXELS]
+                remaining[b, y, x, 0], stop[b, y, x, 0] = T, pixels[at + STOP]
 
 
 @kernel(fastmath=True)
-def _blend_row_backward(pixels, row, k, dy, u, p, drop, opacity, r, g, b, z):
-    """pixels holds planes T, behind, the gradients of r g b z, and stop; T and behind step back to before this splat.
+def _blend_block_backward(pixels, m, k, dx, dy, p, q, s, strength, opacity, r, g, b, z):
+    """dx, dy: from the mean to the block's first pixel. pixels holds planes T, behind, the gradients of r g b z, and stop;
+    T and behind step back to before this splat.
 
-    behind = sum over what lies behind of weight * <color, gradient>. After the planes come SUMS rows of 16 lanes that
-    gather weight * gradient (4) and, with G = dL/d(log alpha): G, G dy, G dy^2, G d, G d dy (d = u + p i).
+    behind = sum over what lies behind of weight * <color, gradient>. At SUMS_AT, rows of lanes gather
+    weight * gradient (4) and, with G = dL/d(log alpha): G, G dy, G dy^2, G d, G d dx, G d dy.
     """
-    at = (row & (TILE - 1)) * TILE
-    for i in range(TILE):
-        d = u + p * f32(i)
-        raw = opacity * _exp(-d * d - drop)
+    at = (m & 15) * LANES
+    for i in range(LANES):
+        x, y = dx + f32(i % SIDE), dy + f32(i // SIDE)
+        d, e = p * x + q * y, s * y
+        power = d * d + e * e
+        hit = (power <= strength) & (pixels[at + i + STOP_BACK] > k)
+        raw = opacity * _exp_minus(power)
+        raw = raw if hit else ZERO
         alpha = min(raw, CEILING)
-        alpha = alpha if (alpha >= THRESHOLD) & (pixels[at + i + 6 * PIXELS] > k) else ZERO
         inverse = ONE / (ONE - alpha)
         T, behind = pixels[at + i] * inverse, pixels[at + i + PIXELS]
         gr, gg = pixels[at + i + 2 * PIXELS], pixels[at + i + 3 * PIXELS]
@@ -162,69 +213,67 @@ def _blend_row_backward(pixels, row, k, dy, u, p, drop, opacity, r, g, b, z):
         pixels[at + i] = T
         pixels[at + i + PIXELS] = behind + w * seen
         pixels[i + SUMS_AT] += w * gr
-        pixels[i + SUMS_AT + TILE] += w * gg
-        pixels[i + SUMS_AT + 2 * TILE] += w * gb
-        pixels[i + SUMS_AT + 3 * TILE] += w * gz
-        pixels[i + SUMS_AT + 4 * TILE] += G
-        pixels[i + SUMS_AT + 5 * TILE] += G * dy
-        pixels[i + SUMS_AT + 6 * TILE] += G * dy * dy
-        pixels[i + SUMS_AT + 7 * TILE] += G * d
-        pixels[i + SUMS_AT + 8 * TILE] += G * d * dy
+        pixels[i + SUMS_AT + LANES] += w * gg
+        pixels[i + SUMS_AT + 2 * LANES] += w * gb
+        pixels[i + SUMS_AT + 3 * LANES] += w * gz
+        pixels[i + SUMS_AT + 4 * LANES] += G
+        pixels[i + SUMS_AT + 5 * LANES] += G * y
+        pixels[i + SUMS_AT + 6 * LANES] += G * y * y
+        pixels[i + SUMS_AT + 7 * LANES] += G * d
+        pixels[i + SUMS_AT + 8 * LANES] += G * d * x
+        pixels[i + SUMS_AT + 9 * LANES] += G * d * y
 
 
 @kernel(fastmath=True)
 def _sum(pixels, row):
-    """A row of sums -> its total, and the total of lane * sum."""
-    total, moment = ZERO, ZERO
-    for i in range(TILE):
-        value = pixels[SUMS_AT + row * TILE + i]
-        total += value
-        moment += value * f32(i)
-    return total, moment
+    total = ZERO
+    for i in range(LANES):
+        total += pixels[SUMS_AT + row * LANES + i]
+    return total
 
 
 @kernel(fastmath=True)
-def _pair_backward(records, n, pixels, k, left, top, slots, slot):
-    """All rows of one (tile, splat) pair -> its GRADIENTS."""
-    p, q, r, opacity, strength = records[n, 2], records[n, 3], records[n, 4], records[n, 5], records[n, 10]
-    dx, y0 = f32(left) + f32(0.5) - records[n, 0], f32(top) + f32(0.5)
+def _pair_backward(records, n, pixels, k, left, top, open, slots, slot):
+    """The `open` blocks of one (tile, splat) pair -> its GRADIENTS."""
+    p, q, s, opacity, strength = records[n, 2], records[n, 3], records[n, 4], records[n, 5], records[n, 10]
+    r, g, b, z = records[n, 6], records[n, 7], records[n, 8], records[n, 9]
+    dx, dy = f32(left) + f32(0.5) - records[n, 0], f32(top) + f32(0.5) - records[n, 1]
+    mask = _blocks(records, n, left, top, dx, dy, open)
+    if not mask:
+        return
     pixels[SUMS_AT:] = ZERO
-    first, end = _rows(records, n, top)
-    for j in range(first, end):
-        dy = y0 + f32(j) - records[n, 1]
-        u, drop = p * dx + q * dy, r * dy * dy
-        if not _row_misses(u, p, drop, strength):
-            _blend_row_backward(
-                pixels, j, k, dy, u, p, drop, opacity, records[n, 6], records[n, 7], records[n, 8], records[n, 9]
-            )
+    while mask:
+        m = _lowest_bit(mask)
+        mask &= mask - np.int32(1)
+        x, y = _corner(m, dx, dy)
+        _blend_block_backward(pixels, m, k, x, y, p, q, s, strength, opacity, r, g, b, z)
     for c in range(4):
-        slots[slot, 6 + c] = _sum(pixels, c)[0]
-    G, Gy, Gyy = _sum(pixels, 4)[0], _sum(pixels, 5)[0], _sum(pixels, 6)[0]
-    Gd, Gdi = _sum(pixels, 7)
-    Gdy = _sum(pixels, 8)[0]
-    # log alpha = log opacity - d^2 - r dy^2, with d = p dx + q dy
-    slots[slot, 0], slots[slot, 1] = TWO * p * Gd, TWO * (q * Gd + r * Gy)
-    slots[slot, 2], slots[slot, 3], slots[slot, 4] = -TWO * (dx * Gd + Gdi), -TWO * Gdy, -Gyy
+        slots[slot, 6 + c] = _sum(pixels, c)
+    G, Gy, Gyy = _sum(pixels, 4), _sum(pixels, 5), _sum(pixels, 6)
+    Gd, Gdx, Gdy = _sum(pixels, 7), _sum(pixels, 8), _sum(pixels, 9)
+    # log alpha = log opacity - (p dx + q dy)^2 - (s dy)^2
+    slots[slot, 0], slots[slot, 1] = TWO * p * Gd, TWO * (q * Gd + s * s * Gy)
+    slots[slot, 2], slots[slot, 3], slots[slot, 4] = -TWO * Gdx, -TWO * Gdy, -TWO * s * Gyy
     slots[slot, 5] = G / opacity
 
 
 @kernel(fastmath=True)
 def _load_tile(b, left, top, background, remaining, stop, g_rgb, g_alpha, g_depth, pixels):
-    """Fill the planes of `_blend_row_backward` for one tile of view b; returns its latest stop."""
-    _, height, width = stop.shape
+    """Fill the planes of `_blend_block_backward` for one tile of view b; returns its latest stop."""
+    _, height, width, _ = stop.shape
     pixels[:] = ZERO
-    pixels[:PIXELS], pixels[6 * PIXELS : SUMS_AT] = ONE, OUTSIDE
+    pixels[:PIXELS], pixels[STOP_BACK:SUMS_AT] = ONE, OUTSIDE
     latest = ZERO
     for j in range(min(TILE, height - top)):
         for i in range(min(TILE, width - left)):
-            at, y, x = j * TILE + i, top + j, left + i
-            g_remaining = -g_alpha[b, y, x]
+            at, y, x = _block_of(i, j), top + j, left + i
+            g_remaining, T, stopped = -g_alpha[b, y, x, 0], remaining[b, y, x, 0], stop[b, y, x, 0]
             for c in range(3):
                 g_remaining += g_rgb[b, y, x, c] * background[b, c]
                 pixels[at + (2 + c) * PIXELS] = g_rgb[b, y, x, c]
-            pixels[at], pixels[at + PIXELS] = remaining[b, y, x], g_remaining * remaining[b, y, x]
-            pixels[at + 5 * PIXELS], pixels[at + 6 * PIXELS] = g_depth[b, y, x], stop[b, y, x]
-            latest = max(latest, stop[b, y, x])
+            pixels[at], pixels[at + PIXELS] = T, g_remaining * T
+            pixels[at + 5 * PIXELS], pixels[at + STOP_BACK] = g_depth[b, y, x, 0], stopped
+            latest = max(latest, stopped)
     return latest
 
 
@@ -236,33 +285,26 @@ def blend_backward(
 
     starts (M,): a splat's first slot.
     """
-    _, height, width = stop.shape
-    pixels = _scratch(SUMS_AT + SUMS * TILE)
+    _, height, width, _ = stop.shape
+    pixels = _scratch(SUMS_AT + SUMS * LANES)
     for t in range(first, end):
         b, left, top = _tile(t, width, height)
         latest = _load_tile(b, left, top, background, remaining, stop, g_rgb, g_alpha, g_depth, pixels)
-        count = offsets[t + 1] - offsets[t]
-        for k in range(min(count, int(latest)) - 1, -1, -1):
+        last, open = min(offsets[t + 1] - offsets[t], int(latest)) - 1, 0
+        for k in range(last, -1, -1):
+            if k == last or k % CHECK == CHECK - 1:
+                open = _open(pixels, STOP_BACK, f32(k - k % CHECK))
             n = pairs[offsets[t] + k]
             slot = starts[n] + (top // TILE - rects[n, 2]) * (rects[n, 1] - rects[n, 0]) + left // TILE - rects[n, 0]
-            _pair_backward(records, n, pixels, f32(k), left, top, slots, slot)
+            _pair_backward(records, n, pixels, f32(k), left, top, open, slots, slot)
 
 
-@kernel(allocates=True)
-def reduce(first, end, slots, starts, touched, g_means2d, g_factors, g_features, g_opacities):
-    """Add up each splat's slots, in order -> gradients (B, N, ...), of the opacities (N,). A job is a splat."""
-    views, n, _ = g_means2d.shape
-    total = np.empty(GRADIENTS, np.float32)
+@kernel()
+def reduce(first, end, slots, starts, touched, g_means2d, g_records):
+    """Add up each splat's slots, in order -> gradients of means2d (M, 2) and of records (M, RECORD), zero where culled."""
     for i in range(first, end):
-        g_opacities[i] = 0
-        for b in range(views):
-            total[:] = 0
-            at = starts[b * n + i]
-            for slot in range(at, at + touched[b * n + i]):
-                for c in range(GRADIENTS):
-                    total[c] += slots[slot, c]
-            g_means2d[b, i, 0], g_means2d[b, i, 1] = total[0], total[1]
-            g_factors[b, i, 0], g_factors[b, i, 1], g_factors[b, i, 2] = total[2], total[3], total[4]
-            g_opacities[i] += total[5]
-            for c in range(4):
-                g_features[b, i, c] = total[6 + c]
+        g_records[i] = 0
+        for slot in range(starts[i], starts[i] + touched[i]):
+            for c in range(GRADIENTS):
+                g_records[i, c] += slots[slot, c]
+        g_means2d[i, 0], g_means2d[i, 1] = g_records[i, 0], g_records[i, 1]
