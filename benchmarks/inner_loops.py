@@ -98,6 +98,7 @@ def instruction_mix(name: str) -> Counter:
     fresh.compile(kernel.signatures[0])
     code = next(iter(fresh.inspect_asm().values()))
     function = re.search(rf"^_ZN\S*{LOOPS[name]}\S*:$(.*?)^\.Lfunc_end", code, re.M | re.S).group(1)
+    function = re.sub(r"^\tj.*$", r"\g<0>\n.LBBnext:", function, flags=re.M)  # a jump ends a block as a label does
     blocks = [re.findall(r"^\t([a-z]\w*)(.*)$", block, re.M) for block in re.split(r"^\.LBB\S+:", function, flags=re.M)]
     step = max(blocks, key=lambda block: sum(bool(re.fullmatch(KINDS["packed fma"], mnemonic)) for mnemonic, _ in block))
     mix = Counter()
