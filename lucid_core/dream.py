@@ -220,7 +220,7 @@ def backpropagate(
     scene = joined(jitter(current, config, generator), fixed)
     render = rasterize(scene, seen_by, config.resolution, config.resolution, sh_degree, background, backend)
     if run.step == 0:
-        require_seen(render, scene)
+        require_seen(render, scene, cameras)
     disparity = losses.disparity(render.depth, render.alpha, seen_by.Ks[:, 0, 0] / config.resolution)
 
     # 2. what the teacher would change about them
@@ -312,10 +312,11 @@ def require_finite(values: dict[str, Tensor], step: int, config: DreamConfig) ->
             )
 
 
-def require_seen(render: Render, scene: Splats) -> None:
-    """Raise ValueError where the first views are empty: nothing would ever change."""
-    if not (render.alpha > 0).any():
-        place = ", ".join(f"{value:.3g}" for value in scene.means.median(dim=0).values.tolist())
+def require_seen(render: Render, scene: Splats, cameras: CameraRanges) -> None:
+    """Raise ValueError where the first views are empty and the splat lies behind the cameras: nothing would ever change."""
+    centre = scene.means.median(dim=0).values
+    if not (render.alpha > 0).any() and centre.norm() > cameras.radius_max:
+        place = ", ".join(f"{value:.3g}" for value in centre.tolist())
         raise ValueError(f"no camera sees the splat, which lies about ({place}); turn on fit_to_view, or move it to the origin")
 
 
