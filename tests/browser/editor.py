@@ -47,6 +47,7 @@ class Editor:
         """The page with an empty graph."""
         page.goto("/")
         page.wait_for_function(f"() => {FIRST_WORKFLOW}")
+        page.locator("#splash-loader").wait_for(state="hidden")  # it takes the clicks
         page.evaluate(LISTEN)
         page.evaluate("() => app.canvas.graph.clear()")
         return cls(page)
