@@ -47,6 +47,7 @@ class Editor:
         """The page with an empty graph."""
         page.goto("/")
         page.wait_for_function(f"() => {FIRST_WORKFLOW}")
+        page.locator("#splash-loader").wait_for(state="hidden")  # it takes the clicks
         page.evaluate(LISTEN)
         page.evaluate("() => app.canvas.graph.clear()")
         return cls(page)
@@ -63,7 +64,8 @@ class Editor:
             "([kind, ...at]) => { const node = LiteGraph.createNode(kind); node.pos = at; app.canvas.graph.add(node); }",
             [kind, x, y],
         )
-        self.page.wait_for_function(f"kind => ({FIND})(kind).widgets.every(widget => widget.y > 0)", arg=kind)  # is drawn
+        drawn = f"kind => (({FIND})(kind).widgets ?? []).every(widget => widget.y > 0)"
+        self.page.wait_for_function(drawn, arg=kind)
 
     def set(self, **changes: dict) -> None:
         """Widget values by class: LucidDream={"steps": 3}."""
