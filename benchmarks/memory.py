@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from demo.launch import needs_repair, repair_cpu_torch
 from lucid_core.encoder import encode_in, encode_in_parts
 from lucid_core.extras import load
 
@@ -59,6 +60,8 @@ def main(as_json: bool, views: int, px: int, rounds: int) -> None:
 
 
 def encoders(device: str) -> list[tuple[str, Callable[[Tensor], Tensor], torch.dtype]]:
+    if needs_repair():
+        repair_cpu_torch()
     diffusers = load("diffusers", "diffusers")
     torch.manual_seed(0)
     full, tiny = diffusers.AutoencoderKL(**SD_VAE), diffusers.AutoencoderTiny()

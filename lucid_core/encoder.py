@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 Encode = Callable[[Tensor], Tensor]
-EXPONENTS = 100  # of two, at most: a factor that float32 holds, and its inverse
+EXPONENTS = 120  # of two, at most: a factor that float32 holds, and its inverse
 
 
 def encode_in(dtype: torch.dtype, encode: Encode, pixels: Tensor) -> Tensor:
