@@ -90,7 +90,7 @@ def test_adapters_give_every_batch_its_own_features(client):
 
 def dreamt(client, *controls, **changes):
     """The splat of three steps of Lucid Dream under chained controls, each the settings of one; with the run's outputs."""
-    graph, *_, prompt = prepared(LucidDream={"steps": 3, "views": 2, "resolution": 64, "seed": 4, **changes})
+    graph, *_, prompt = prepared(LucidDream={"steps": 3, "seed": 4, **changes})
     cloud = [node_of(graph, "LucidPointCloud"), 0]
     for settings in controls:
         settings = {"name": "plain"} | settings
