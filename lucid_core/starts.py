@@ -24,7 +24,7 @@ class Start:
     """How coloured points become the first splats of a run."""
 
     count: int = setting(
-        100_000, 4, 5_000_000, "Number of Gaussians at most. More hold finer detail and cost more.", step=1000, rare=False
+        100_000, 4, 5_000_000, "Number of Gaussians at most. More hold finer detail and cost more.", step=1, rare=False
     )
     size: float = setting(
         1.0, 0, 1000, "Largest side of the object, which is moved to the origin, in units of the splat; 0 = leave it as it is.",
