@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from demo.base import PRIOR
 from workflows.api.client import ComfyError
 
 from . import controlnets
-from .conftest import TREE
 from .graphs import Graph, node_of, ply_of, workflow
 
 CLOSE = 1e-4
@@ -14,7 +14,7 @@ CLOSE = 1e-4
 
 @pytest.fixture(scope="module", autouse=True)
 def nets(base, client):
-    controlnets.write(next(TREE.checkpoints.glob("*.safetensors")), base / "models" / "controlnet")
+    controlnets.write(base / "models" / "checkpoints" / PRIOR, base / "models" / "controlnet")
 
 
 def load(graph, name):
