@@ -161,6 +161,7 @@ class HostPrior(Prior):
     def release(self) -> None:
         """Drop the copy of the VAE; also called after an error."""
         self._vae.release()
+        self._loaded.clear()  # an error's traceback may outlive this
         del self._model
         comfy.model_management.cleanup_models()
         comfy.model_management.soft_empty_cache()
