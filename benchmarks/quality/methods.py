@@ -14,6 +14,9 @@ from lucid_core.score import Distillation, Guidance
 CPU = PRESETS["cpu"]
 # The rivals look at the noise levels that ISM looks at, where they draw them as it does: the score is what differs.
 LEVELS = {f.name: getattr(CPU, f.name) for f in fields(Distillation)}
+# SDS has its own besides: its pull on what a view shows wrong is strong at little noise (`python -m benchmarks pull`), where
+# its push away from a true view is least.
+SDS_LEVELS = LEVELS | {"t_min": 0.02, "t_max": 0.3}
 GROWING = replace(DREAMS["cpu"].densify, grow_grad2d=Densify().grow_grad2d)
 
 
@@ -40,8 +43,10 @@ def _ism(**changes: Any) -> Method:
 
 METHODS = {
     "ism": _ism(),
-    "sds": _rival("SDS", cfg=7.5, **LEVELS),
-    "sds_high": _rival("SDS", cfg=30.0, **LEVELS),  # the paper's 100 is for a model over a hundred times the size
+    "sds": _rival("SDS", cfg=7.5, **SDS_LEVELS),
+    "sds_high": _rival("SDS", cfg=30.0, **SDS_LEVELS),  # the paper's 100 is for a model over a hundred times the size
+    "sds_100": _rival("SDS", cfg=100.0, **SDS_LEVELS),
+    "sds_same_levels": _rival("SDS", cfg=7.5, **LEVELS),
     "csd": _rival("CSD", **LEVELS),
     "sdi": _rival("SDI"),
     "isd": _rival("ISD", **LEVELS),
@@ -60,4 +65,6 @@ METHODS = {
     "ism_no_views": Method(CPU, view_words=False),
     "ism_perp_neg": Method(CPU, blend={"perp_neg": 2.0}),  # the official strength
     "ism_growth": Method(CPU, config={"densify": GROWING}),
+    "ism_2_views": Method(CPU, config={"views": 2}),
+    "ism_3_views_no_inversion": Method(replace(CPU, inversion_steps=0), config={"views": 3}),
 }
