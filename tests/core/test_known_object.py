@@ -46,6 +46,8 @@ def truth(views):
 class Known:
     """32 fixed cameras, drawn from in turn, and the question for each: this very view, or any that is near one of them."""
 
+    hints = ()
+
     def __init__(self):
         i = torch.arange(VIEWS)
         self.views = views_of(i * 2.399963 % (2 * math.pi), torch.asin(torch.linspace(-0.3, 0.8, VIEWS)))  # golden angle
