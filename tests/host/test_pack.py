@@ -22,7 +22,7 @@ if launch.needs_repair():
     launch.repair_cpu_torch()
 import comfy.options
 comfy.options.enable_args_parsing()
-import comfy.controlnet, comfy.samplers, comfy.sd, comfy_api.latest, folder_paths  # the host's own nodes have these before any pack
+import comfy.controlnet, comfy.samplers, comfy.sd, comfy_api.latest, folder_paths  # as the host's nodes do
 before, begun = set(sys.modules), time.process_time()
 module = load("lucid_ism", pack + "/__init__.py", submodule_search_locations=[pack])
 nodes = asyncio.run(asyncio.run(module.comfy_entrypoint()).get_node_list())
