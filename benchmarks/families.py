@@ -81,8 +81,8 @@ def measured(client: Client, family: str, views: int, px: int, steps: int, round
     for kind in ("LucidDream", "LucidSave", "PreviewGaussianSplat"):
         del graph[of(kind)]
     sizes = {"views": views, "resolution": px, "steps": steps, "rounds": rounds}
-    node = graph.add("LucidTestPace", guidance=[ism, 0], splat=[cloud, 0], **sizes)
-    found = client.run(graph)["outputs"][node]
+    graph["pace"] = {"class_type": "LucidTestPace", "inputs": {"guidance": [ism, 0], "splat": [cloud, 0], **sizes}}
+    found = client.run(graph)["outputs"]["pace"]
     step, host, vae = (median(found[name]) / steps for name in ("steps", "host", "vae"))
     ratio = median((a - c) / b for a, b, c in zip(found["steps"], found["host"], found["vae"]))
     return {"family": family, "evaluations": found["evaluations"][0] / steps / views, "step_s": step, "host_s": host,
