@@ -64,7 +64,11 @@ class Editor:
             "([kind, ...at]) => { const node = LiteGraph.createNode(kind); node.pos = at; app.canvas.graph.add(node); }",
             [kind, x, y],
         )
-        drawn = f"kind => (({FIND})(kind).widgets ?? []).every(widget => widget.y > 0)"
+        # Clicks find only what a frame has drawn.
+        drawn = f"""kind => {{
+          const node = ({FIND})(kind);
+          return app.canvas.visible_nodes.includes(node) && (node.widgets ?? []).every(widget => widget.y > 0);
+        }}"""
         self.page.wait_for_function(drawn, arg=kind)
 
     def set(self, **changes: dict) -> None:

@@ -102,9 +102,9 @@ def test_a_number_that_is_typed_stays_as_it_is(editor, kind, widget, number):
 
 @pytest.mark.skipif(not HELP, reason="no node has a help page")
 def test_the_info_button_opens_the_help_pages_with_their_pictures(editor):
-    for kind in HELP:
+    for i, kind in enumerate(HELP):
         editor.page.evaluate("() => app.canvas.graph.clear()")
-        editor.add(kind, 100, 100)
+        editor.add(kind, 100 + 300 * (i % 2), 100)  # two clicks on one place would be a double click
         editor.page.mouse.click(*editor.point(*editor.of(kind, "[node.pos[0] + 100, node.pos[1] - 15]")))  # its title
         editor.page.get_by_test_id("info-button").click()
         help = editor.page.locator(".markdown-content")
