@@ -19,6 +19,7 @@ SETTINGS = {
     "Comfy.Workflow.ShowMissingModelsWarning": False,  # of the page's first workflow, which is not ours
     "Comfy.Minimap.Visible": False,  # it would lie over our nodes
     "Comfy.EnableTooltips": False,
+    "Comfy.Pointer.ClickBufferTime": 10_000,  # ms; 32 by default, and a click that a busy machine makes longer is a drag
 }
 TIMEOUT_MS = 60_000  # for what takes a second on a quiet machine
 

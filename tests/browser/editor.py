@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from playwright.sync_api import TimeoutError
+
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
 ROOT = Path(__file__).resolve().parents[2]
+CLICKS, CLICK_MS = 10, 6_000  # tries, and the wait after each
 RUN_MS = 600_000  # for a run of few steps: seconds on a quiet machine, minutes on a busy one that compiles first
 
 # The page opens one by itself, and last of all moves the view to it.
@@ -109,9 +112,20 @@ class Editor:
         widget = f"node.widgets.find(widget => widget.name === {name!r})"
         return self.point(*self.of(kind, f"[node.pos[0] + node.size[0] / 2, node.pos[1] + {widget}.y + 10]"))
 
+    def click(self, at: tuple[float, float], opens: Locator) -> None:
+        """Click there as a user would: again, and slower than a double click, where a busy page has missed it."""
+        for _ in range(CLICKS):
+            self.page.mouse.click(*at)
+            try:
+                return opens.wait_for(timeout=CLICK_MS)
+            except TimeoutError:
+                continue
+        raise AssertionError(f"{CLICKS} clicks at {at} did not open {opens}")
+
     def type_number(self, kind: str, name: str, text: str) -> None:
-        self.page.mouse.click(*self.widget(kind, name))
-        self.page.locator(".graphdialog input").fill(text)
+        box = self.page.locator(".graphdialog input")
+        self.click(self.widget(kind, name), opens=box)
+        box.fill(text)
         self.page.keyboard.press("Enter")
 
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:

@@ -105,8 +105,9 @@ def test_the_info_button_opens_the_help_pages_with_their_pictures(editor):
     for i, kind in enumerate(HELP):
         editor.page.evaluate("() => app.canvas.graph.clear()")
         editor.add(kind, 100 + 300 * (i % 2), 100)  # two clicks on one place would be a double click
-        editor.page.mouse.click(*editor.point(*editor.of(kind, "[node.pos[0] + 100, node.pos[1] - 15]")))  # its title
-        editor.page.get_by_test_id("info-button").click()
+        info = editor.page.get_by_test_id("info-button")
+        editor.click(editor.point(*editor.of(kind, "[node.pos[0] + 100, node.pos[1] - 15]")), opens=info)  # its title
+        info.click()
         help = editor.page.locator(".markdown-content")
         text = (ROOT / "nodes" / "web" / "docs" / f"{kind}.md").read_text(encoding="utf-8")
         help.get_by_role("heading", name=text.splitlines()[0].removeprefix("# "), exact=True).wait_for()
