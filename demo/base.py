@@ -10,7 +10,7 @@ from .tree import Tree, run, say
 
 PACK = "lucid_ism"
 PRIOR = "lucid_demo_prior.safetensors"
-LORAS = ("lucid_demo_red_is_blue.safetensors", "lucid_demo_red_is_yellow.safetensors")
+LORAS = ("lucid_demo_red_is_green.safetensors", "lucid_demo_red_is_yellow.safetensors")
 
 
 def prepare_base(tree: Tree, python: str | Path) -> None:

@@ -19,7 +19,7 @@ from . import captions, unet
 from .checkpoint import PRIOR, save
 from .words import CONCEPTS
 
-COLORS = ("blue", "yellow")
+COLORS = ("green", "yellow")
 
 
 def file_of(color: str) -> str:

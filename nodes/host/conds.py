@@ -9,7 +9,7 @@ import comfy.conds
 import torch
 from torch import Tensor
 
-from .families import family_of
+from .families import family_of, shape_of
 
 HostCond = list[dict]  # a conditioning as the host's samplers hold it
 TEXT = ("c_crossattn", "y", "clip_text_pooled", "guidance")  # what the models read of a text: means of these mean something
@@ -24,24 +24,24 @@ class Mixture(HostCond):
     As a list it holds the entries of all with those weights as strengths, for patches that hand it to the host again.
     """
 
-    def __init__(self, conds: list[HostCond], weights: Tensor) -> None:
+    def __init__(self, conds: list[HostCond], weights: Tensor, dimensions: int) -> None:
         self.conds, self.weights = conds, weights
-        rows = weights.float()[..., None, None, None]  # (B, V, 1, 1, 1)
+        rows = weights.float().reshape(*weights.shape, *[1] * (1 + dimensions))  # (B, V, 1, 1, 1), as the host's latents
         super().__init__(
             {**entry, "strength": entry.get("strength", 1.0) * rows[:, k]} for k, cond in enumerate(conds) for entry in cond
         )
 
 
-def blend(conds: list[HostCond], weights: Tensor) -> HostCond:
+def blend(conds: list[HostCond], weights: Tensor, dimensions: int) -> HostCond:
     """Weighted sum of V conditionings for each of B views, weights (B, V): of the texts where those are all they differ in.
 
     Otherwise (regions, schedules, controls, LoRA hooks, texts of other lengths) of the model's answers, which costs an
-    evaluation for each conditioning that has weight in the batch.
+    evaluation for each conditioning that has weight in the batch. The host's latents have `dimensions` beside B and C.
     """
     if _differ_in_text_alone(conds):
         return [_blend_entries(entries, weights) for entries in zip(*conds)]
     asked = weights.any(0).tolist()
-    return Mixture([cond for cond, has_weight in zip(conds, asked) if has_weight], weights[:, asked])
+    return Mixture([cond for cond, has_weight in zip(conds, asked) if has_weight], weights[:, asked], dimensions)
 
 
 def parts_of(cond: HostCond) -> list[HostCond]:
@@ -133,8 +133,9 @@ def _require_views(name: str, options: dict) -> None:
 
 def _made_of(model: Any, name: str, text: Tensor, options: dict) -> dict:
     latents = model.latent_format
-    noise = torch.zeros(1, latents.latent_channels, 8, 8)
-    size = {"width": 8 * latents.spacial_downscale_ratio, "height": 8 * latents.spacial_downscale_ratio, "prompt_type": name}
+    side = 8 * latents.spacial_downscale_ratio
+    noise = torch.zeros(shape_of(latents, 1, side))
+    size = {"width": side, "height": side, "prompt_type": name}
     try:
         return model.extra_conds(
             **{**size, "seed": 0, **options, "cross_attn": text, "noise": noise, "latent_image": noise, "device": text.device}

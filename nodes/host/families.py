@@ -13,7 +13,8 @@ from comfy.patcher_extension import WrappersMP
 from .noise import NoiseLevels
 
 log = logging.getLogger(__name__)
-INSTEAD = "use a text-to-image model such as SD 1.5, SD 2.1, SDXL, SD3, Flux or Z-Image"
+INSTEAD = "use a text-to-image model such as SD 1.5, SD 2.1, SDXL, SD3, Flux, Qwen-Image or Z-Image"
+ONE_FRAME = ("QwenImage", "Krea2", "Anima", "CosmosT2IPredict2")  # image models on a video VAE: an image is its one frame
 NOT_FOR_VIEWS = {  # what latents, channels and sampling do not give away
     "SDXLRefiner": "knows the last fifth of the noise alone; use SDXL itself",
     "Stable_Cascade_C": f"makes a code for a second model and no image; {INSTEAD}",
@@ -36,13 +37,18 @@ def require_image_model(model: Any, vae: Any) -> None:
     name, latents = family_of(model.model), model.model.latent_format
     if name in NOT_FOR_VIEWS:
         raise ValueError(f"model {name} {NOT_FOR_VIEWS[name]}")
-    if latents.latent_dimensions != 2 or vae.latent_dim != 2:
+    if latents.latent_dimensions != 2 + (name in ONE_FRAME):
         raise ValueError(
-            f"model {name} does not make images one by one: it or its VAE works on video, sound or 3D "
-            f"({latents.latent_dimensions} latent dimensions, the VAE {vae.latent_dim}); {INSTEAD}"
+            f"model {name} does not make images one by one: it works on video, sound or 3D "
+            f"({latents.latent_dimensions} latent dimensions); {INSTEAD}"
         )
     if not predicts_clean_images(model.get_model_object("model_sampling")):
         raise ValueError(f"model {name} turns one image into another, or samples in a way of its own; {INSTEAD}")
+    if latents.latent_dimensions != vae.latent_dim:
+        raise ValueError(
+            f"model {name} works on latents of {latents.latent_dimensions} dimensions, but this vae makes {vae.latent_dim} (3 is "
+            "video's, as in Qwen-Image); use the VAE that belongs to the model"
+        )
     if latents.latent_channels != vae.latent_channels:
         raise ValueError(
             f"model {name} works on {latents.latent_channels} latent channels, but this vae makes {vae.latent_channels}; "
@@ -62,11 +68,17 @@ def family_of(model: Any) -> str:
     return type(model.model_config).__name__
 
 
+def shape_of(latents: Any, views: int, resolution: int) -> tuple[int, ...]:
+    """Of a batch of views in the host's `latents` format: (B, C, h, w), or (B, C, 1, h, w) for those of ONE_FRAME."""
+    side = resolution // latents.spacial_downscale_ratio
+    return views, latents.latent_channels, *[1] * (latents.latent_dimensions - 2), side, side
+
+
 def predicts_clean_images(of: Any) -> bool:
     """Does a `model_sampling` predict z0 from z0 plus noise: by noise, v, EDM or x0 prediction, or by flow?"""
     if isinstance(of, (sampling.IMG_TO_IMG, sampling.IMG_TO_IMG_FLOW)):
         return False
-    return isinstance(of, (sampling.EPS, sampling.CONST))
+    return isinstance(of, (sampling.EPS, sampling.CONST, sampling.COSMOS_RFLOW))
 
 
 def _require_patches(model: Any) -> None:

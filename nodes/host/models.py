@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from ...lucid_core.views import VIEWS, Prompts
 from ..types import Conditioning, Control, LucidGuidanceData
 from . import control
 from .conds import HostCond, blend, mean_of, parts_of
-from .families import pixel_limit_of
+from .families import pixel_limit_of, shape_of
 from .memory import are_loaded, free_memory, load, memory_errors
 from .noise import NoiseLevels
 from .page import check_interrupt
@@ -104,7 +105,7 @@ def with_prior(guidance: LucidGuidanceData, views: int, resolution: int, body: C
     ratio = latents.spacial_downscale_ratio
     if resolution % ratio:
         raise ValueError(f"resolution is {resolution}; it must be a multiple of {ratio} with this model")
-    noise = torch.zeros(views, latents.latent_channels, resolution // ratio, resolution // ratio)
+    noise = torch.zeros(shape_of(latents, views, resolution))
     guider = comfy.samplers.CFGGuider(guidance.model)
     prompt = guidance.prompt
     conds, shown = control.controlled(prompt.conditionings(), prompt.controls, guidance.model, guidance.vae)
@@ -140,8 +141,8 @@ class HostPrior(Prior):
         self.pixel_limit = pixel_limit_of(self._model)
         self._vae = GradientVAE(vae)
         self._loaded = [self._patcher, *guider.loaded_models, self._vae.patcher]  # with its ControlNets
-        latents = self._model.latent_format
-        noise = (views, latents.latent_channels, *(resolution // latents.spacial_downscale_ratio,) * 2)
+        self._latents = copy.deepcopy(self._model.latent_format)  # its tensors were made in inference mode
+        noise = shape_of(self._latents, views, resolution)
         required, least = comfy.sampler_helpers.estimate_memory(self._patcher, noise, guider.conds)
         view = self._vae.memory_required(resolution)
         self._memory = required + views * view, least + view
@@ -169,10 +170,17 @@ class HostPrior(Prior):
     def encode(self, images: Tensor) -> Tensor:
         with memory_errors():
             self._ready()
-            return self._model.process_latent_in(self._vae.encode(images).to(self._device))
+            return self._ours(self._latents.process_in(self._hosts(self._vae.encode(images).to(self._device))))
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self._vae.decode(self._model.process_latent_out(latents))
+        return self._vae.decode(self._ours(self._latents.process_out(self._hosts(latents))))
+
+    def _hosts(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w), or (B, C, 1, h, w) for a model to which an image is a video of one frame."""
+        return latents if self._latents.latent_dimensions == 2 else latents.unsqueeze(2)
+
+    def _ours(self, latents: Tensor) -> Tensor:
+        return latents if self._latents.latent_dimensions == 2 else latents.squeeze(2)
 
     def denoise(self, z: Tensor, sigma: float, conds: list[HostCond]) -> list[Tensor]:
         check_interrupt()
@@ -183,9 +191,9 @@ class HostPrior(Prior):
         with memory_errors():
             self._ready()
             with torch.inference_mode():  # as under the host's samplers, where every patch expects to run
-                x, levels = self._levels.to_host(z, sigma)
+                x, levels = self._levels.to_host(self._hosts(z), sigma)
                 answers = iter(comfy.samplers.calc_cond_batch(self._model, asked, x, levels, with_roles(self._options, roles)))
-        return [mean_of(cond, [next(answers) for _ in some]) for cond, some in zip(conds, parts)]
+        return [self._ours(mean_of(cond, [next(answers) for _ in some])) for cond, some in zip(conds, parts)]
 
     def show(self, hints: list[Tensor]) -> None:
         for nets, hint in zip(self._shown, hints, strict=True):
@@ -195,7 +203,7 @@ class HostPrior(Prior):
         return self._levels.sigma(t)
 
     def blend(self, conds: list[HostCond], weights: Tensor) -> HostCond:
-        return blend(conds, weights.to(self._device))
+        return blend(conds, weights.to(self._device), self._latents.latent_dimensions)
 
     def guide(self, z: Tensor, sigma: float, conds: list[HostCond], e: list[Tensor], cfg: float) -> Tensor:
         """As the host's sampler would: patches of the model (Rescale CFG, Mahiro, PAG) may combine the two in their own way.
@@ -205,8 +213,9 @@ class HostPrior(Prior):
         if not any(self._options.get(name) for name in CFG_PATCHES):
             return super().guide(z, sigma, conds, e, cfg)
         with memory_errors(), torch.inference_mode():
-            x, levels = self._levels.to_host(z, sigma)
-            z0 = guided(self._model, conds, x, levels, [z - sigma * noise for noise in e], cfg, self._options)
+            x, levels = self._levels.to_host(self._hosts(z), sigma)
+            answers = [self._hosts(z - sigma * noise) for noise in e]
+            z0 = self._ours(guided(self._model, conds, x, levels, answers, cfg, self._options))
         return (z - z0.clone()) / sigma
 
 

@@ -1,7 +1,7 @@
 """The host's noise levels and ours: variance-exploding sigmas of fractions of a MODEL's training schedule.
 
 kind of model               host's level         host's latent        ours
-noise and v prediction      sigma                z0 + sigma * eps     the same
+noise and v prediction      sigma                z0 + sigma * eps     the same (a flow too, if Cosmos's)
 flow (SD3, Flux, Z-Image)   t, with its shift    z / (1 + sigma)      z = z0 + sigma * eps, sigma = t / (1 - t)
 """
 

@@ -8,13 +8,15 @@ from typing import Any
 import comfy.model_patcher
 import comfy.sd
 import torch
+from comfy.taesd.taehv import TAEHV
 from torch import Tensor
 
 from ...lucid_core.encoder import encode_in, encode_in_parts
 from .memory import memory_errors
 
 log = logging.getLogger(__name__)
-BACKWARD = 2  # what the way back keeps of an encoder, over the host's estimate of a pass without it (BENCHMARKS.md)
+# What the way back keeps of an encoder, over the host's estimate of a pass without it (BENCHMARKS.md), by latent dimensions.
+BACKWARD = {2: 2, 3: 4}
 
 
 class GradientVAE:
@@ -27,11 +29,15 @@ class GradientVAE:
         self._vae = vae
         self.patcher = copy_of(vae)
         self.patcher.model.requires_grad_(False)
+        self._is_of_video = vae.latent_dim == 3  # then a view is a video of one frame
+        if isinstance(self.patcher.model, TAEHV):
+            self.patcher.model.parallel = True  # frame by frame it cuts the gradient
         self.views_at_a_time: int | None = None  # None: all
 
     def memory_required(self, resolution: int) -> int:
         """Bytes for encoding one view and going back."""
-        return int(BACKWARD * self._vae.memory_used_encode((1, 3, resolution, resolution), self._vae.vae_dtype))
+        shape = (1, 3, 1, resolution, resolution) if self._is_of_video else (1, 3, resolution, resolution)
+        return int(BACKWARD[self._vae.latent_dim] * self._vae.memory_used_encode(shape, self._vae.vae_dtype))
 
     def fit(self, views: int, resolution: int, free: int) -> None:
         """Encode as few views at a time as `free` bytes hold, at least one; then each is encoded again on the way back."""
@@ -41,7 +47,7 @@ class GradientVAE:
             log.info("Lucid Dream: little memory is free; the VAE encodes %d of %d views at a time, twice", fitting, views)
 
     def encode(self, images: Tensor) -> Tensor:
-        """(B, H, W, 3) in [0, 1] -> float32 latents; differentiable."""
+        """(B, H, W, 3) in [0, 1] -> float32 latents (B, C, h, w); differentiable."""
         with memory_errors():
             if self.views_at_a_time:
                 return encode_in_parts(self._encode, images, self.views_at_a_time)
@@ -49,11 +55,17 @@ class GradientVAE:
 
     def _encode(self, images: Tensor) -> Tensor:
         pixels = self._vae.process_input(images.movedim(-1, 1).to(self._vae.device))
-        return encode_in(self._vae.vae_dtype, self.patcher.model.encode, pixels).float()
+        encode = self._encode_frame if self._is_of_video else self.patcher.model.encode
+        return encode_in(self._vae.vae_dtype, encode, pixels).float()
+
+    def _encode_frame(self, pixels: Tensor) -> Tensor:
+        return self.patcher.model.encode(pixels.unsqueeze(2)).squeeze(2)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents -> (B, H, W, 3), by the host's own VAE and without gradients."""
+        """Latents (B, C, h, w) -> (B, H, W, 3), by the host's own VAE and without gradients."""
         with torch.inference_mode():
+            if self._is_of_video:
+                return self._vae.decode(latents.unsqueeze(2)).flatten(0, 1).clone()
             return self._vae.decode(latents).clone()
 
     def release(self) -> None:

@@ -10,7 +10,8 @@ Text: the host's loaders take no small text encoder for SD 2, SDXL, SD3 or Flux 
 they take is free for transformers: `sd3` and `flux*` here read CLIP-L's own 768 wide text, as CLIP Text Encode gives it with
 the demo's checkpoint. For `sd2*` and `sdxl*` the tests' node LucidTestWiden makes CLIP-L's text as wide as theirs.
 
-A small Z-Image cannot be a file (its detection wants 3840 channels): the tests' node LucidTestZImage builds one.
+A small Z-Image, Qwen-Image, Anima or Cosmos cannot be a file (their detection wants the full width): the tests' node
+LucidTestBuilt builds one.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ FLUX = {
     "num_heads": 1, "depth": 1, "depth_single_blocks": 1, "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2,
     "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
 }  # fmt: skip
+KREA2 = {"features": 128, "heads": 1, "kvheads": 1, "txtdim": 320, "txtlayers": 3, "layers": 1}
 WAN = {"dim": 128, "ffn_dim": 256, "num_heads": 1, "num_layers": 1, "in_dim": 16, "out_dim": 16, "model_type": "t2v"}
 
 V_PREDICTION = {"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.tensor([-1.0, 1.0])}  # how SD 2.1-v is told
@@ -51,6 +53,7 @@ CLASSES = {
     "SD": "comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel",
     "SD3": "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT",
     "FLUX": "comfy.ldm.flux.model.Flux",
+    "KREA2": "comfy.ldm.krea2.model.SingleStreamDiT",
     "WAN": "comfy.ldm.wan.model.WanModel",
 }
 MODELS = {  # name of the file: the host's class, its configuration, weights that are only there to be seen
@@ -65,13 +68,23 @@ MODELS = {  # name of the file: the host's class, its configuration, weights tha
     "flux": ("FLUX", FLUX, {}),
     "flux_schnell": ("FLUX", {**FLUX, "guidance_embed": False}, {}),
     "flux_fill": ("FLUX", {**FLUX, "in_channels": 96}, {}),
+    "krea2": ("KREA2", KREA2, {}),
     "wan": ("WAN", WAN, {}),
 }
-TEXT = {"sd2": (1024, 1024), "sd2_v": (1024, 1024), "sdxl": (2048, 1280), "sdxl_v_ztsnr": (2048, 1280)}  # of others 768, 768
+TEXT = {  # widths of tokens and of the pooled text; of others 768, 768
+    **dict.fromkeys(("sd2", "sd2_v"), (1024, 1024)), **dict.fromkeys(("sdxl", "sdxl_v_ztsnr"), (2048, 1280)),
+    "krea2": (960, 768),
+}  # fmt: skip
 LORAS = ("lora_a", "lora_b")  # of `sd15`
 TEXT_LORA = "lora_text"  # of the last layers of CLIP-L, which do nothing in the demo's checkpoint
 WORD = "word"  # a textual inversion for CLIP-L: embedding:lucid_test_word
-VAES = {"taesd_16_channels": 16}  # the demo's checkpoint holds one of 4
+VAES = {  # the demo's checkpoint holds one of 4 channels
+    "taesd_16_channels": ("comfy.taesd.taesd.TAESD", {"latent_channels": 16}),
+    "taew": ("comfy.taesd.taehv.TAEHV", {"latent_channels": 16}),
+    "wan_vae": ("comfy.ldm.wan.vae.WanVAE", {
+        "dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "temperal_downsample": [False, True, True],
+    }),
+}  # fmt: skip
 
 
 def file_of(family: str) -> str:
@@ -88,10 +101,11 @@ def write(folder: Path) -> None:
         if is_due(path):
             module, name = CLASSES[kind].rsplit(".", 1)
             save_file(random_weights(build(module, name, config), family) | extra, path)
-    for name, channels in VAES.items():
+    for name, (kind, config) in VAES.items():
         path = folder / "vae" / file_of(name)
         if is_due(path):
-            save_file(random_weights(build("comfy.taesd.taesd", "TAESD", {"latent_channels": channels}), name), path)
+            module, of = kind.rsplit(".", 1)
+            save_file(random_weights(build(module, of, config), name), path)
     for name in LORAS:
         path = folder / "loras" / file_of(name)
         if is_due(path):
@@ -137,7 +151,7 @@ def build(module: str, name: str, config: dict) -> torch.nn.Module:
     import comfy.ops
 
     place = {"operations": comfy.ops.disable_weight_init, "device": "meta", "dtype": torch.float32}
-    operations = {} if name == "TAESD" else place
+    operations = {} if name in ("TAESD", "TAEHV", "WanVAE") else place
     with torch.device("meta"):
         return getattr(importlib.import_module(module), name)(**config, **operations)
 

@@ -1,10 +1,16 @@
 """Graphs around the small models of families.py: their sources, their text, and what asks them."""
 
-from .families import TEXT, VAES, file_of
+from .families import TEXT, file_of
 from .graphs import Graph, workflow
 
-FLOWS = ("sd3", "flux", "flux_schnell", "z_image")
-SIXTEEN_CHANNELS = (*FLOWS, "flux_fill", "wan")
+ONE_FRAME = ("qwen_image", "krea2", "anima")  # on a video VAE
+FLOWS = ("sd3", "flux", "flux_schnell", "z_image", *ONE_FRAME)
+FAMILIES = ("sd15", "sd2", "sd2_v", "sdxl", "sdxl_v_ztsnr", "cosmos", *FLOWS)
+BUILT = ("z_image", "qwen_image", "anima", "cosmos")  # by a node
+OTHER_VAES = {  # than the demo's checkpoint's
+    **dict.fromkeys((*FLOWS, "flux_fill"), "taesd_16_channels"),
+    **dict.fromkeys((*ONE_FRAME, "cosmos", "wan"), "wan_vae"),
+}
 CHECKPOINT = "lucid_demo_prior.safetensors"
 BLEND = {"blend_deg": 90.0, "overhead_deg": 60.0, "perp_neg": 0.0, "perp_neg_front_decay": 2.0, "perp_neg_side_decay": 10.0}
 
@@ -15,16 +21,18 @@ class FamilyGraph(Graph):
     def __init__(self, family):
         super().__init__()
         self.family, demo = family, self.add("CheckpointLoaderSimple", ckpt_name=CHECKPOINT)
-        if family == "z_image":
-            self.model = [self.add("LucidTestZImage"), 0]
+        if family in BUILT:
+            self.model = [self.add("LucidTestBuilt", family=family), 0]
         elif family == "demo":
             self.model = [demo, 0]
         else:
             self.model = [self.add("UNETLoader", unet_name=file_of(family), weight_dtype="default"), 0]
         self.clip, self.vae = [demo, 1], [demo, 2]
-        if family in SIXTEEN_CHANNELS:
-            (name,) = VAES
-            self.vae = [self.add("VAELoader", vae_name=file_of(name)), 0]
+        if family in OTHER_VAES:
+            self.use_vae(OTHER_VAES[family])
+
+    def use_vae(self, name):
+        self.vae = [self.add("VAELoader", vae_name=file_of(name)), 0]
 
     def text(self, words):
         link = [self.add("CLIPTextEncode", clip=self.clip, text=words), 0]

@@ -4,12 +4,13 @@ import pytest
 
 from workflows.api.client import ComfyError
 
-from .family_graphs import FLOWS, FamilyGraph
+from .families import VAES
+from .family_graphs import FAMILIES, FLOWS, FamilyGraph
 from .graphs import ply_of
 
 pytestmark = pytest.mark.usefixtures("families")
-FAMILIES = ("sd15", "sd2", "sd2_v", "sdxl", "sdxl_v_ztsnr", *FLOWS)
-SHIFT = {"sd3": 3.0, "flux": 3.1582, "flux_schnell": 1.0, "z_image": 3.0}  # Flux: e^1.15
+SHIFT = {"sd3": 3.0, "flux_schnell": 1.0, "z_image": 3.0, "anima": 3.0}
+SHIFT |= dict.fromkeys(("flux", "qwen_image", "krea2"), 3.1582)  # e^1.15
 
 
 def found_by(client, graph, node):
@@ -25,7 +26,7 @@ def test_ten_euler_steps_in_our_form_end_where_the_hosts_end(client, family):
     assert found["moved"][0] > 1
 
 
-@pytest.mark.parametrize("family", ["sd2_v", "sdxl", *FLOWS])
+@pytest.mark.parametrize("family", ["sd2_v", "sdxl", "cosmos", *FLOWS])
 def test_a_splat_is_distilled_from_every_family(client, server, family):
     splats = ply_of(client, client.run(FamilyGraph(family).dream(seed=91)))
     assert len(splats) > 100 and all(x.isfinite().all() for x in vars(splats).values())
@@ -76,7 +77,9 @@ def test_a_family_that_cannot_serve_is_refused_by_name(client, family, message):
     "family, change, message",
     [
         ("sdxl", "text", "model KOALA_700M reads text of width 2048, but the conditioning front is 768 wide"),
-        ("sd3", "vae", "model SD3 works on 16 latent channels, but this vae makes 4"),
+        ("sd3", "demo_vae", "model SD3 works on 16 latent channels, but this vae makes 4"),
+        ("sd3", "wan_vae", "model SD3 works on latents of 2 dimensions, but this vae makes 3"),
+        ("qwen_image", "taesd_16_channels", "model QwenImage works on latents of 3 dimensions, but this vae makes 2"),
         ("sd2", "sampling", "model SD20 turns one image into another"),
         ("sdxl", "pooled", "model KOALA_700M needs pooled_output, which the conditioning front does not hold"),
     ],
@@ -88,8 +91,10 @@ def test_parts_of_different_families_are_refused_with_both_sides(client, family,
         prompt = graph.prompt([graph.add("CLIPTextEncode", clip=graph.clip, text="a mug"), 0])
     elif change == "pooled":
         prompt = graph.prompt([graph.add("LucidTestSpoilt", conditioning=graph.text("a mug"), change="no pooled text"), 0])
-    elif change == "vae":
+    elif change == "demo_vae":
         graph.vae = [graph.clip[0], 2]
+    elif change in VAES:
+        graph.use_vae(change)
     else:
         graph.patched("ModelSamplingDiscrete", sampling="img_to_img", zsnr=False)
     with pytest.raises(ComfyError, match=f"Lucid ISM: {message}"):

@@ -135,9 +135,9 @@ def test_blended_views_are_the_hosts_average_of_their_texts(client, family):
 
 
 @pytest.mark.parametrize("rider", ["regions", "schedule", "LoRA hook", "longer text"])
-@pytest.mark.parametrize("family", ["sd15", "sd3"])
+@pytest.mark.parametrize("family", ["sd15", "sd3", "qwen_image"])
 def test_views_of_different_structure_are_asked_one_by_one_and_their_answers_blended(client, family, rider):
-    if (family, rider) == ("sd3", "LoRA hook"):
+    if family != "sd15" and rider == "LoRA hook":
         pytest.skip("the LoRA is of sd15")
     graph = FamilyGraph(family)
     if rider == "longer text":
@@ -155,11 +155,13 @@ def test_views_of_different_structure_are_asked_one_by_one_and_their_answers_ble
         ply_of(client, client.run(graph.dream(graph.prompt(back=back), seed=93)))
 
 
-def test_a_splat_is_distilled_through_patches_of_cfg(client):
+@pytest.mark.parametrize("family", ["sd15", "qwen_image"])
+def test_a_splat_is_distilled_through_patches_of_cfg(client, family):
     """Also with Perp-Neg, and where the patch asks again about views of different structure."""
-    graph = FamilyGraph("sd15")
+    graph = FamilyGraph(family)
     graph.patched("RescaleCFG", multiplier=0.7)
-    graph.patched("PerturbedAttentionGuidance", scale=3.0)
+    if family == "sd15":
+        graph.patched("PerturbedAttentionGuidance", scale=3.0)
     prompt = graph.prompt(back=regions(graph), perp_neg=2.0)
     splats = ply_of(client, client.run(graph.dream(prompt, seed=95)))
     assert len(splats) > 100 and all(x.isfinite().all() for x in vars(splats).values())

@@ -11,11 +11,24 @@ import comfy.supported_models
 import torch
 from comfy_api.latest import IO
 
-Z_IMAGE = {
-    "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 256, "cap_feat_dim": 768, "n_layers": 1,
-    "qk_norm": True, "n_heads": 8, "n_kv_heads": 8, "axes_dims": [8, 12, 12], "axes_lens": [1536, 512, 512],
-    "rope_theta": 256.0, "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True, "time_scale": 1000.0,
-    "pad_tokens_multiple": 32,
+COSMOS = {
+    "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16, "out_channels": 16, "patch_spatial": 2,
+    "patch_temporal": 1, "model_channels": 128, "concat_padding_mask": True, "crossattn_emb_channels": 768,
+    "pos_emb_cls": "rope3d", "pos_emb_learnable": True, "pos_emb_interpolation": "crop", "min_fps": 1, "max_fps": 30,
+    "use_adaln_lora": True, "adaln_lora_dim": 32, "num_blocks": 1, "num_heads": 2, "extra_per_block_abs_pos_emb": False,
+}  # fmt: skip
+BUILT = {  # family: the host's configuration of it, and what its detection would find in a model as small as this
+    "z_image": ("ZImage", {
+        "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 256, "cap_feat_dim": 768, "n_layers": 1,
+        "qk_norm": True, "n_heads": 8, "n_kv_heads": 8, "axes_dims": [8, 12, 12], "axes_lens": [1536, 512, 512],
+        "rope_theta": 256.0, "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True, "time_scale": 1000.0,
+        "pad_tokens_multiple": 32,
+    }),
+    "qwen_image": ("QwenImage", {
+        "image_model": "qwen_image", "in_channels": 64, "num_layers": 1, "num_attention_heads": 1, "joint_attention_dim": 768,
+    }),
+    "anima": ("Anima", {**COSMOS, "image_model": "anima"}),
+    "cosmos": ("CosmosT2IPredict2", {**COSMOS, "image_model": "cosmos_predict2"}),
 }  # fmt: skip
 
 
@@ -77,16 +90,18 @@ class LucidTestSpoilt(IO.ComfyNode):
         return IO.NodeOutput([[text, options]])
 
 
-class LucidTestZImage(IO.ComfyNode):
-    """A small Z-Image of the host's own classes, whose detection knows none but the full width."""
+class LucidTestBuilt(IO.ComfyNode):
+    """A small model of the host's own classes, of a family whose detection knows none but the full width."""
 
     @classmethod
     def define_schema(cls):
-        return IO.Schema(node_id="LucidTestZImage", inputs=[], outputs=[IO.Model.Output()])
+        family = IO.Combo.Input("family", options=list(BUILT))
+        return IO.Schema(node_id="LucidTestBuilt", inputs=[family], outputs=[IO.Model.Output()])
 
     @classmethod
-    def execute(cls):
-        config = comfy.supported_models.ZImage(dict(Z_IMAGE))
+    def execute(cls, family):
+        name, found = BUILT[family]
+        config = getattr(comfy.supported_models, name)(dict(found))
         config.set_inference_dtype(torch.float32, None)
         device = comfy.model_management.get_torch_device()
         model = config.get_model({}, device=comfy.model_management.unet_offload_device())
@@ -118,10 +133,12 @@ class LucidTestEuler(IO.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae, prompt, cfg, steps):
-        channels = model.model.latent_format.latent_channels
-        noise = torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(0))
-        scaled = torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(1))
-        start = model.model.process_latent_out(scaled)
+        latents = model.model.latent_format
+        hosts = lambda z: z if latents.latent_dimensions == 2 else z.unsqueeze(2)
+        ours_of = lambda z: z if latents.latent_dimensions == 2 else z.squeeze(2)
+        noise = torch.randn(2, latents.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+        scaled = torch.randn(2, latents.latent_channels, 8, 8, generator=torch.Generator().manual_seed(1))
+        start = model.model.process_latent_out(hosts(scaled))
         times = torch.linspace(0.9, 0.05, steps + 1).tolist()
 
         def body(prior, prompts):
@@ -139,11 +156,11 @@ class LucidTestEuler(IO.ComfyNode):
         flow = hasattr(sampling, "shift") and not hasattr(sampling, "log_sigmas")
         levels = [sigma / (1 + sigma) if flow else sigma for sigma in ours["sigmas"]]
         theirs = comfy.samplers.sample(
-            model, noise, prompt.views[0], prompt.negative, cfg, model.load_device, comfy.samplers.sampler_object("euler"),
+            model, hosts(noise), prompt.views[0], prompt.negative, cfg, model.load_device, comfy.samplers.sampler_object("euler"),
             torch.tensor(levels), latent_image=start, disable_pbar=True, seed=0,
         )  # fmt: skip
         # The host's sampler gives the noisy latent divided by 1 - level, which in a flow is our form too.
-        theirs = model.model.process_latent_in(theirs)
+        theirs = ours_of(model.model.process_latent_in(theirs))
         return IO.NodeOutput(
             ui={
                 "after": [difference(ours["z"], theirs)],
@@ -270,6 +287,6 @@ class LucidTestRoles(IO.ComfyNode):
 
 
 NODES = [
-    LucidTestWiden, LucidTestSpoilt, LucidTestZImage, LucidTestEuler, LucidTestBlend, LucidTestAttention, LucidTestBlocks,
+    LucidTestWiden, LucidTestSpoilt, LucidTestBuilt, LucidTestEuler, LucidTestBlend, LucidTestAttention, LucidTestBlocks,
     LucidTestRoles,
 ]  # fmt: skip
