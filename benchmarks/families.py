@@ -22,7 +22,7 @@ from demo.tree import Tree
 from workflows.api.client import Client
 
 TREE = Tree(Path(__file__).resolve().parents[1])
-FAMILIES = ("demo", "sd15", "sd2_v", "sdxl", "sd3", "flux", "z_image")
+FAMILIES = ("demo", "sd15", "sd2_v", "sdxl", "sd3", "flux", "z_image", "qwen_image", "krea2")
 ROW = (
     "| {family} | {evaluations:.1f} | {step_s:.3f} | {host_s:.3f} | {vae_s:.3f} | **{step_x:.2f}** | {peak_mb:,.0f} "
     "| {host_mb:,.0f} |"

@@ -23,9 +23,7 @@ class PointCloud:
     """
 
     shape: str = SHAPES[0]
-    count: int = setting(
-        100_000, 4, 5_000_000, "Number of points. More hold finer detail and cost more.", step=1, rare=False
-    )
+    count: int = setting(100_000, 4, 5_000_000, "Number of points. More hold finer detail and cost more.", step=1, rare=False)
     size: float = setting(1.0, 0.001, 1000, "Height and width in units of the splat.", rare=False)
     color: tuple[float, float, float] = (0.5, 0.5, 0.5)
     color_noise: float = setting(0.1, 0, 1, "Random difference of each point from the colour; 0 = all alike.")

@@ -22,9 +22,7 @@ class LucidSelection(IO.ComfyNode):
                 ),
                 *inputs_of(Selection),
             ],
-            outputs=[
-                LucidSelectionType.Output(display_name="selection", tooltip="The part that may change, for Lucid Dream.")
-            ],
+            outputs=[LucidSelectionType.Output(display_name="selection", tooltip="The part that may change, for Lucid Dream.")],
         )
 
     @classmethod

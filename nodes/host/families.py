@@ -46,8 +46,8 @@ def require_image_model(model: Any, vae: Any) -> None:
         raise ValueError(f"model {name} turns one image into another, or samples in a way of its own; {INSTEAD}")
     if latents.latent_dimensions != vae.latent_dim:
         raise ValueError(
-            f"model {name} works on latents of {latents.latent_dimensions} dimensions, but this vae makes {vae.latent_dim} (3 is "
-            "video's, as in Qwen-Image); use the VAE that belongs to the model"
+            f"model {name} works on latents of {latents.latent_dimensions} dimensions, but this vae makes {vae.latent_dim} "
+            "(3 is video's, which Qwen-Image has too); use the VAE that belongs to the model"
         )
     if latents.latent_channels != vae.latent_channels:
         raise ValueError(

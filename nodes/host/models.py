@@ -33,6 +33,7 @@ CFG_PATCHES = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post
 WITHOUT_PROMPT = ("negative", "inverse")
 IDENTITY_WEIGHTS, IDENTITY_VALUES = 32, 4096  # how many weights, and values of each, tell two models apart
 
+
 def require_clip(clip: Any) -> None:
     if clip is None:
         raise ValueError("clip is missing: this checkpoint holds no text encoder; load one with CLIP Loader")

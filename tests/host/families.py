@@ -36,13 +36,13 @@ SDXL = {  # that of KOALA-700M, the smallest that is told by its depths
     "transformer_depth_output": [0] * 6, "num_classes": "sequential", "adm_in_channels": 2816,
 }  # fmt: skip
 SD3 = {
-    "in_channels": 16, "patch_size": 2, "depth": 2, "input_size": None, "adm_in_channels": 768, "num_patches": 1024,
+    "in_channels": 16, "patch_size": 2, "depth": 3, "input_size": None, "adm_in_channels": 768, "num_patches": 1024,
     "pos_embed_max_size": 32, "context_embedder_config": {"target": "torch.nn.Linear",
-                                                          "params": {"in_features": 768, "out_features": 128}},
+                                                          "params": {"in_features": 768, "out_features": 192}},
 }  # fmt: skip
 FLUX = {
     "in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 768, "hidden_size": 128, "mlp_ratio": 4.0,
-    "num_heads": 1, "depth": 1, "depth_single_blocks": 1, "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2,
+    "num_heads": 1, "depth": 3, "depth_single_blocks": 3, "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2,
     "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
 }  # fmt: skip
 KREA2 = {"features": 128, "heads": 1, "kvheads": 1, "txtdim": 320, "txtlayers": 3, "layers": 1}

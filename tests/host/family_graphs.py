@@ -6,7 +6,7 @@ from .graphs import Graph, workflow
 ONE_FRAME = ("qwen_image", "krea2", "anima")  # on a video VAE
 FLOWS = ("sd3", "flux", "flux_schnell", "z_image", *ONE_FRAME)
 FAMILIES = ("sd15", "sd2", "sd2_v", "sdxl", "sdxl_v_ztsnr", "cosmos", *FLOWS)
-BUILT = ("z_image", "qwen_image", "anima", "cosmos")  # by a node
+BUILT = ("sd15_narrow", "z_image", "qwen_image", "anima", "cosmos")  # by a node
 OTHER_VAES = {  # than the demo's checkpoint's
     **dict.fromkeys((*FLOWS, "flux_fill"), "taesd_16_channels"),
     **dict.fromkeys((*ONE_FRAME, "cosmos", "wan"), "wan_vae"),

@@ -31,7 +31,6 @@ def loras(graph, *names):
 MODEL_RIDERS = {
     "a LoRA": lambda graph: loras(graph, LORAS[0]),
     "two LoRAs": lambda graph: loras(graph, *LORAS),
-    "block patches": lambda graph: graph.patched("LucidTestBlocks"),
     "attention patch": lambda graph: graph.patched("LucidTestAttention"),
     "Rescale CFG": lambda graph: graph.patched("RescaleCFG", multiplier=0.7),
     "Mahiro": lambda graph: graph.patched("Mahiro"),
@@ -51,6 +50,14 @@ def plain(client):
 def test_what_rides_on_a_model_changes_the_prediction_as_in_the_host(client, plain, rider):
     graph = FamilyGraph("sd15")
     MODEL_RIDERS[rider](graph)
+    require_same_change(euler(client, graph), plain)
+
+
+@pytest.mark.parametrize("node, strengths", [("FreeU", (1.1, 1.2, 0.9, 0.2)), ("FreeU_V2", (1.3, 1.4, 0.9, 0.2))])
+def test_freeu_changes_the_prediction_as_in_the_host(client, node, strengths):
+    graph = FamilyGraph("sd15_narrow")
+    plain = euler(client, graph)["z"]
+    graph.patched(node, **dict(zip(("b1", "b2", "s1", "s2"), strengths)))
     require_same_change(euler(client, graph), plain)
 
 

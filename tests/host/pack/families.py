@@ -18,6 +18,12 @@ COSMOS = {
     "use_adaln_lora": True, "adaln_lora_dim": 32, "num_blocks": 1, "num_heads": 2, "extra_per_block_abs_pos_emb": False,
 }  # fmt: skip
 BUILT = {  # family: the host's configuration of it, and what its detection would find in a model as small as this
+    "sd15_narrow": ("SD15", {  # with the levels that FreeU knows
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1, 1],
+        "channel_mult": [1, 2, 4], "transformer_depth": [1, 1, 0], "transformer_depth_output": [1, 1, 1, 1, 0, 0],
+        "transformer_depth_middle": 1, "use_spatial_transformer": True, "legacy": False, "use_temporal_attention": False,
+        "use_temporal_resblock": False, "context_dim": 768, "use_linear_in_transformer": False,
+    }),
     "z_image": ("ZImage", {
         "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 256, "cap_feat_dim": 768, "n_layers": 1,
         "qk_norm": True, "n_heads": 8, "n_kv_heads": 8, "axes_dims": [8, 12, 12], "axes_lens": [1536, 512, 512],
@@ -156,8 +162,8 @@ class LucidTestEuler(IO.ComfyNode):
         flow = hasattr(sampling, "shift") and not hasattr(sampling, "log_sigmas")
         levels = [sigma / (1 + sigma) if flow else sigma for sigma in ours["sigmas"]]
         theirs = comfy.samplers.sample(
-            model, hosts(noise), prompt.views[0], prompt.negative, cfg, model.load_device, comfy.samplers.sampler_object("euler"),
-            torch.tensor(levels), latent_image=start, disable_pbar=True, seed=0,
+            model, hosts(noise), prompt.views[0], prompt.negative, cfg, model.load_device,
+            comfy.samplers.sampler_object("euler"), torch.tensor(levels), latent_image=start, disable_pbar=True, seed=0,
         )  # fmt: skip
         # The host's sampler gives the noisy latent divided by 1 - level, which in a flow is our form too.
         theirs = ours_of(model.model.process_latent_in(theirs))
@@ -247,21 +253,6 @@ class LucidTestAttention(IO.ComfyNode):
         return IO.NodeOutput(model)
 
 
-class LucidTestBlocks(IO.ComfyNode):
-    """Patches of a UNet's blocks as FreeU's, which leaves a UNet as narrow as the tests' alone."""
-
-    @classmethod
-    def define_schema(cls):
-        return IO.Schema(node_id="LucidTestBlocks", inputs=[IO.Model.Input("model")], outputs=[IO.Model.Output()])
-
-    @classmethod
-    def execute(cls, model):
-        model = model.clone()
-        model.set_model_output_block_patch(lambda h, skip, options: (1.3 * h, 0.7 * skip))
-        model.set_model_input_block_patch(lambda h, options: 1.1 * h)
-        return IO.NodeOutput(model)
-
-
 class LucidTestRoles(IO.ComfyNode):
     """What LucidTestAttention saw of the questions of a guidance: [y, negative, another view], the inverse alone."""
 
@@ -287,6 +278,6 @@ class LucidTestRoles(IO.ComfyNode):
 
 
 NODES = [
-    LucidTestWiden, LucidTestSpoilt, LucidTestBuilt, LucidTestEuler, LucidTestBlend, LucidTestAttention, LucidTestBlocks,
+    LucidTestWiden, LucidTestSpoilt, LucidTestBuilt, LucidTestEuler, LucidTestBlend, LucidTestAttention,
     LucidTestRoles,
 ]  # fmt: skip

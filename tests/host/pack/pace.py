@@ -75,7 +75,7 @@ class LucidTestPace(IO.ComfyNode):
                 begun = time.perf_counter()
                 with peak(found["peak_host"]), torch.inference_mode():
                     for z, sigma, conds in prior.calls:
-                        x, levels = prior._levels.to_host(z, sigma)
+                        x, levels = prior._levels.to_host(prior._hosts(z), sigma)
                         comfy.samplers.calc_cond_batch(prior._model, conds, x, levels, prior._options)
                 found["host"].append(time.perf_counter() - begun)
                 begun = time.perf_counter()
