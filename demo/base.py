@@ -10,7 +10,7 @@ from .tree import Tree, run, say
 
 PACK = "lucid_ism"
 PRIOR = "lucid_demo_prior.safetensors"
-LORAS = ("lucid_demo_red_is_green.safetensors", "lucid_demo_red_is_yellow.safetensors")
+LORAS = tuple(f"lucid_demo_red_is_{color}.safetensors" for color in ("blue", "purple", "yellow"))
 
 
 def prepare_base(tree: Tree, python: str | Path) -> None:

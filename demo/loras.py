@@ -1,4 +1,4 @@
-"""Two LoRAs on the demo prior, for the host's stock LoRA loaders: under each, what is red has another colour.
+"""LoRAs on the demo prior, for the host's stock LoRA loaders: under each, what is red has another colour.
 
     python -m demo.loras FOLDER
 
@@ -19,7 +19,7 @@ from . import captions, unet
 from .checkpoint import PRIOR, save
 from .words import CONCEPTS
 
-COLORS = ("green", "yellow")
+COLORS = ("blue", "purple", "yellow")
 
 
 def file_of(color: str) -> str:
