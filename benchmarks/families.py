@@ -65,7 +65,7 @@ def prepare(base: Path, comfyui: Path) -> None:
     for name in ("custom_nodes", "input", "output", "models"):
         (base / name).mkdir()
     link_folder(base / "models" / "checkpoints", TREE.checkpoints)
-    for name in ("diffusion_models", "vae"):
+    for name in ("diffusion_models", "vae", "vae_approx"):
         link_folder(base / "models" / name, models / name)
     link_folder(base / "custom_nodes" / PACK, TREE.root)
     link_folder(base / "custom_nodes" / "lucid_test", TREE.root / "tests" / "host" / "pack")

@@ -48,7 +48,7 @@ def base(host_path, tmp_path_factory) -> Path:
     for folder in ("custom_nodes", "input", "output", "models"):
         (base / folder).mkdir()
     link_folder(base / "models" / "checkpoints", TREE.checkpoints)
-    for folder in ("diffusion_models", "vae", "loras", "embeddings", "controlnet"):
+    for folder in ("diffusion_models", "vae", "vae_approx", "loras", "embeddings", "controlnet"):
         (FAMILIES / folder).mkdir(parents=True, exist_ok=True)
         link_folder(base / "models" / folder, FAMILIES / folder)
     loras.write(base / "models" / "loras")

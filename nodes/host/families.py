@@ -9,6 +9,7 @@ from typing import Any
 import comfy.model_base
 import comfy.model_sampling as sampling
 from comfy.patcher_extension import WrappersMP
+from comfy.taesd.taesd import TAESD
 
 from .noise import NoiseLevels
 
@@ -54,13 +55,19 @@ def require_image_model(model: Any, vae: Any) -> None:
             f"model {name} works on {latents.latent_channels} latent channels, but this vae makes {vae.latent_channels}; "
             "use the VAE that belongs to the model"
         )
-    ratio = vae.spacial_compression_encode()
+    ratio = _downscale_ratio_of(vae)
     if ratio != latents.spacial_downscale_ratio:
         raise ValueError(
             f"model {name} works on latents {latents.spacial_downscale_ratio} times smaller than the image, but this vae makes "
             f"them {ratio} times smaller; use the VAE that belongs to the model"
         )
     _require_patches(model)
+
+
+def _downscale_ratio_of(vae: Any) -> int:
+    if isinstance(vae.first_stage_model, TAESD) and vae.latent_channels == 128:
+        return 16  # that of Flux.2, of which the host says 8
+    return vae.spacial_compression_encode()
 
 
 def family_of(model: Any) -> str:

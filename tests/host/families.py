@@ -2,9 +2,9 @@
 
     python tests/host/families.py COMFYUI_DIR FOLDER
 
-writes them to FOLDER/diffusion_models (Load Diffusion Model) and FOLDER/vae (Load VAE), and for `sd15` what rides on it: LoRAs
-in FOLDER/loras and a textual inversion in FOLDER/embeddings. Names and shapes of the weights are
-those of the host's own classes, built without memory on the meta device; what its detection leaves free is as small as it goes.
+writes them to FOLDER/diffusion_models (Load Diffusion Model), FOLDER/vae and FOLDER/vae_approx (Load VAE), and for `sd15` what
+rides on it: LoRAs in FOLDER/loras and a textual inversion in FOLDER/embeddings. Names and shapes of the weights are those of the
+host's own classes, built without memory on the meta device; what its detection leaves free is as small as it goes.
 
 Text: the host's loaders take no small text encoder for SD 2, SDXL, SD3 or Flux (CLIP-H, CLIP-G and T5 have fixed sizes). What
 they take is free for transformers: `sd3` and `flux*` here read CLIP-L's own 768 wide text, as CLIP Text Encode gives it with
@@ -45,6 +45,11 @@ FLUX = {
     "num_heads": 1, "depth": 3, "depth_single_blocks": 3, "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2,
     "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
 }  # fmt: skip
+FLUX2 = {
+    **FLUX, "in_channels": 128, "out_channels": 128, "vec_in_dim": None, "mlp_ratio": 3.0, "axes_dim": [32, 32, 32, 32],
+    "theta": 2000, "patch_size": 1, "qkv_bias": False, "txt_ids_dims": [3], "global_modulation": True, "mlp_silu_act": True,
+    "ops_bias": False, "default_ref_method": "index", "ref_index_scale": 10.0,
+}  # fmt: skip
 KREA2 = {"features": 128, "heads": 1, "kvheads": 1, "txtdim": 320, "txtlayers": 3, "layers": 1}
 WAN = {"dim": 128, "ffn_dim": 256, "num_heads": 1, "num_layers": 1, "in_dim": 16, "out_dim": 16, "model_type": "t2v"}
 
@@ -67,6 +72,7 @@ MODELS = {  # name of the file: the host's class, its configuration, weights tha
     "sd3": ("SD3", SD3, {}),
     "flux": ("FLUX", FLUX, {}),
     "flux_schnell": ("FLUX", {**FLUX, "guidance_embed": False}, {}),
+    "flux2": ("FLUX", FLUX2, {}),
     "flux_fill": ("FLUX", {**FLUX, "in_channels": 96}, {}),
     "krea2": ("KREA2", KREA2, {}),
     "wan": ("WAN", WAN, {}),
@@ -78,6 +84,7 @@ TEXT = {  # widths of tokens and of the pooled text; of others 768, 768
 LORAS = ("lora_a", "lora_b")  # of `sd15`
 TEXT_LORA = "lora_text"  # of the last layers of CLIP-L, which do nothing in the demo's checkpoint
 WORD = "word"  # a textual inversion for CLIP-L: embedding:lucid_test_word
+TAEF2 = "taef2"  # what the host calls the tiny VAE of Flux.2
 VAES = {  # the demo's checkpoint holds one of 4 channels
     "taesd_16_channels": ("comfy.taesd.taesd.TAESD", {"latent_channels": 16}),
     "taew": ("comfy.taesd.taehv.TAEHV", {"latent_channels": 16}),
@@ -106,6 +113,11 @@ def write(folder: Path) -> None:
         if is_due(path):
             module, of = kind.rsplit(".", 1)
             save_file(random_weights(build(module, of, config), name), path)
+    tiny = build("comfy.taesd.taesd", "TAESD", {"latent_channels": 128})
+    for part in ("encoder", "decoder"):  # one of Flux.2 has two files
+        path = folder / "vae_approx" / f"{TAEF2}_{part}.safetensors"
+        if is_due(path):
+            save_file(random_weights(getattr(tiny, f"taesd_{part}"), part), path)
     for name in LORAS:
         path = folder / "loras" / file_of(name)
         if is_due(path):

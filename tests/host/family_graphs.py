@@ -1,15 +1,16 @@
 """Graphs around the small models of families.py: their sources, their text, and what asks them."""
 
-from .families import TEXT, file_of
+from .families import TAEF2, TEXT, file_of
 from .graphs import Graph, workflow
 
 ONE_FRAME = ("qwen_image", "krea2", "anima")  # on a video VAE
-FLOWS = ("sd3", "flux", "flux_schnell", "z_image", *ONE_FRAME)
+FLOWS = ("sd3", "flux", "flux_schnell", "flux2", "chroma", "z_image", *ONE_FRAME)
 FAMILIES = ("sd15", "sd2", "sd2_v", "sdxl", "sdxl_v_ztsnr", "cosmos", *FLOWS)
-BUILT = ("sd15_narrow", "z_image", "qwen_image", "anima", "cosmos")  # by a node
+BUILT = ("sd15_narrow", "chroma", "z_image", "qwen_image", "anima", "cosmos")  # by a node
 OTHER_VAES = {  # than the demo's checkpoint's
     **dict.fromkeys((*FLOWS, "flux_fill"), "taesd_16_channels"),
     **dict.fromkeys((*ONE_FRAME, "cosmos", "wan"), "wan_vae"),
+    "flux2": TAEF2,
 }
 CHECKPOINT = "lucid_demo_prior.safetensors"
 BLEND = {"blend_deg": 90.0, "overhead_deg": 60.0, "perp_neg": 0.0, "perp_neg_front_decay": 2.0, "perp_neg_side_decay": 10.0}
@@ -32,7 +33,7 @@ class FamilyGraph(Graph):
             self.use_vae(OTHER_VAES[family])
 
     def use_vae(self, name):
-        self.vae = [self.add("VAELoader", vae_name=file_of(name)), 0]
+        self.vae = [self.add("VAELoader", vae_name=name if name == TAEF2 else file_of(name)), 0]
 
     def text(self, words):
         link = [self.add("CLIPTextEncode", clip=self.clip, text=words), 0]

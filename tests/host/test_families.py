@@ -10,7 +10,8 @@ from .graphs import ply_of
 
 pytestmark = pytest.mark.usefixtures("families")
 SHIFT = {"sd3": 3.0, "flux_schnell": 1.0, "z_image": 3.0, "anima": 3.0}
-SHIFT |= dict.fromkeys(("flux", "qwen_image", "krea2"), 3.1582)  # e^1.15
+SHIFT |= dict.fromkeys(("flux", "chroma", "qwen_image", "krea2"), 3.1582)  # e^1.15
+SHIFT["flux2"] = 7.5383  # e^2.02
 
 
 def found_by(client, graph, node):
@@ -32,7 +33,7 @@ def test_a_splat_is_distilled_from_every_family(client, server, family):
     assert len(splats) > 100 and all(x.isfinite().all() for x in vars(splats).values())
     log = server.log_tail().rsplit("got prompt", 1)[-1]
     assert ("no pixel pulls by more than 0.05" in log) == (family == "sdxl")
-    assert ("guided by Flux Guidance" in log) == (family == "flux")
+    assert ("guided by Flux Guidance" in log) == (family in ("flux", "flux2"))
     assert ("learned to sample in few steps" in log) == (family == "flux_schnell")
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from demo.host import Server
 from workflows.api.client import Client, ComfyError
 
-from .families import file_of
+from .families import TAEF2, file_of
 from .graphs import Graph, node_of, ply_of, workflow
 from .test_cancel import cancelled
 from .test_nodes import with_model
@@ -34,13 +34,13 @@ def probed(client, vae_node, slot):
     return client.run(graph)["outputs"][probe]
 
 
-@pytest.mark.parametrize("name", ["of the checkpoint", "taesd", "wan_vae", "taew"])
+@pytest.mark.parametrize("name", ["of the checkpoint", "taesd", TAEF2, "wan_vae", "taew"])
 def test_gradients_pass_the_vae_whole_in_parts_and_with_its_weights_offloaded(client, taesd, families, name):
     """A checkpoint's VAE is copied from its file; TAESD, of two files, from its weights. A video VAE, and the tiny one of its
     latents, gets every view as a video of one frame."""
     loader = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "lucid_demo_prior.safetensors"}}
     if name != "of the checkpoint":
-        loader = {"class_type": "VAELoader", "inputs": {"vae_name": "taesd" if name == "taesd" else file_of(name)}}
+        loader = {"class_type": "VAELoader", "inputs": {"vae_name": name if name in ("taesd", TAEF2) else file_of(name)}}
     found = probed(client, loader, 2 if name == "of the checkpoint" else 0)
     assert found["gradient"][0] > 0 and found["encode"][0] < 1e-5 and found["decode"][0] < 1e-5
     assert len(found["shape"]) == 4 and found["decoded"] == [2, 64, 64, 3]

@@ -30,6 +30,12 @@ BUILT = {  # family: the host's configuration of it, and what its detection woul
         "rope_theta": 256.0, "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True, "time_scale": 1000.0,
         "pad_tokens_multiple": 32,
     }),
+    "chroma": ("Chroma", {
+        "image_model": "chroma", "in_channels": 64, "out_channels": 64, "context_in_dim": 768, "hidden_size": 128,
+        "mlp_ratio": 4.0, "num_heads": 1, "depth": 1, "depth_single_blocks": 1, "axes_dim": [16, 56, 56], "theta": 10000,
+        "patch_size": 2, "qkv_bias": True, "in_dim": 64, "out_dim": 128, "hidden_dim": 128, "n_layers": 2, "txt_ids_dims": [],
+        "vec_in_dim": None,
+    }),
     "qwen_image": ("QwenImage", {
         "image_model": "qwen_image", "in_channels": 64, "num_layers": 1, "num_attention_heads": 1, "joint_attention_dim": 768,
     }),
