@@ -3,7 +3,7 @@
     python tests/host/families.py COMFYUI_DIR FOLDER
 
 writes them to FOLDER/diffusion_models (Load Diffusion Model), FOLDER/vae and FOLDER/vae_approx (Load VAE), and for `sd15` what
-rides on it: LoRAs in FOLDER/loras and a textual inversion in FOLDER/embeddings. Names and shapes of the weights are those of the
+rides on it: LoRAs in FOLDER/loras and a textual inversion in FOLDER/embeddings. Names and shapes of weights are those of the
 host's own classes, built without memory on the meta device; what its detection leaves free is as small as it goes.
 
 Text: the host's loaders take no small text encoder for SD 2, SDXL, SD3 or Flux (CLIP-H, CLIP-G and T5 have fixed sizes). What
@@ -36,9 +36,9 @@ SDXL = {  # that of KOALA-700M, the smallest that is told by its depths
     "transformer_depth_output": [0] * 6, "num_classes": "sequential", "adm_in_channels": 2816,
 }  # fmt: skip
 SD3 = {
-    "in_channels": 16, "patch_size": 2, "depth": 3, "input_size": None, "adm_in_channels": 768, "num_patches": 1024,
+    "in_channels": 16, "patch_size": 2, "depth": 4, "input_size": None, "adm_in_channels": 768, "num_patches": 1024,
     "pos_embed_max_size": 32, "context_embedder_config": {"target": "torch.nn.Linear",
-                                                          "params": {"in_features": 768, "out_features": 192}},
+                                                          "params": {"in_features": 768, "out_features": 256}},
 }  # fmt: skip
 FLUX = {
     "in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 768, "hidden_size": 128, "mlp_ratio": 4.0,

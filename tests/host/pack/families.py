@@ -37,7 +37,7 @@ BUILT = {  # family: the host's configuration of it, and what its detection woul
         "vec_in_dim": None,
     }),
     "qwen_image": ("QwenImage", {
-        "image_model": "qwen_image", "in_channels": 64, "num_layers": 1, "num_attention_heads": 1, "joint_attention_dim": 768,
+        "image_model": "qwen_image", "in_channels": 64, "num_layers": 6, "num_attention_heads": 1, "joint_attention_dim": 768,
     }),
     "anima": ("Anima", {**COSMOS, "image_model": "anima"}),
     "cosmos": ("CosmosT2IPredict2", {**COSMOS, "image_model": "cosmos_predict2"}),
