@@ -11,10 +11,11 @@ from torch import Generator, Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from .checks import require
+from .checks import check_bounds, choice, require, setting
 from .extras import load
 
 STRATEGIES = ("default", "mcmc")
+NO_GROWTH = 1000.0  # a gradient that no splat has
 
 
 @dataclass(frozen=True)
@@ -25,23 +26,30 @@ class Densify:
     splats to solid ones, adds 5% each time up to `max_splats`, and shakes all as Langevin dynamics does.
     """
 
-    strategy: str = "default"
-    start: float = 0.02
-    stop: float = 0.6
-    every: float = 0.02
-    grow_grad2d: float = 7.5e-4  # default: mean gradient, in half image widths, above which a splat is split or copied
-    grow_scale3d: float = 0.003  # default: copied up to this size (world units), split above it
-    prune_opacity: float = 0.005  # default: removed below it; mcmc: moved
-    reset_every: float = 0.06  # default: opacities fall to twice `prune_opacity`; 0 = never
-    noise: float = 5e5  # mcmc: of the shaking, times the means' learning rate (gsplat's noise_lr)
-    max_splats: int = 1_000_000  # nothing grows beyond it
+    strategy: str = choice(
+        STRATEGIES, "How splats are added and removed. default: 3DGS's splitting and pruning. mcmc: faint splats are moved to "
+        "solid ones, and 5% are added each time up to the most.", rare=False,
+    )  # fmt: skip
+    max_splats: int = setting(1_000_000, 1, 100_000_000, "Nothing grows beyond so many splats.", step=1, rare=False)
+    grow_grad2d: float = setting(
+        7.5e-4, 0, NO_GROWTH, "default: mean gradient, in half image widths, above which a splat is split or copied. Lower "
+        f"grows more; {NO_GROWTH:g} = nothing grows.", step=1e-5, rare=False,
+    )  # fmt: skip
+    start: float = setting(0.02, 0, 1, "Share of the run at which splats begin to be added and removed.")
+    stop: float = setting(0.6, 0, 1, "Share of the run at which that ends.")
+    every: float = setting(0.02, 1e-4, 1, "Share of the run between two times.", step=0.001)
+    grow_scale3d: float = setting(
+        0.003, 0, 1000, "default: splats up to this size (units of the splat) are copied, larger ones split.", step=0.0001
+    )
+    prune_opacity: float = setting(0.005, 0, 1, "default: splats fainter than this are removed; mcmc: moved.", step=0.001)
+    reset_every: float = setting(
+        0.06, 0, 1, "default: share of the run after which all opacities fall to twice `prune_opacity`; 0 = never.", step=0.001
+    )
+    noise: float = setting(5e5, 0, 1e9, "mcmc: strength of the shaking, times the learning rate of the places.", step=1.0)
 
     def __post_init__(self) -> None:
-        require(self.strategy in STRATEGIES, "densify strategy", self.strategy, " or ".join(STRATEGIES))
-        require(0 <= self.start <= self.stop <= 1, "densify start and stop", (self.start, self.stop), "0 to 1, in order")
-        require(0 < self.every <= 1, "densify every", self.every, "above 0, at most 1")
-        require(self.noise >= 0, "densify noise", self.noise, "0 or more")
-        require(self.max_splats >= 1, "densify max_splats", self.max_splats, "at least 1")
+        check_bounds(self)
+        require(self.start <= self.stop, "start", self.start, f"at most stop ({self.stop:g})")
 
 
 class Densifier:

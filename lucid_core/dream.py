@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -14,8 +15,8 @@ from torch.optim import Adam
 from . import losses
 from .cameras import CameraRanges
 from .checkpoint import Checkpoint
-from .checks import check_bounds, require, setting
-from .densify import Densify
+from .checks import check_bounds, choice, require, setting
+from .densify import NO_GROWTH, Densify
 from .gaussians import SH_C0, Splats, activate, validate
 from .hints import images_of
 from .prior import OUT_OF_MEMORY, OutOfMemory, Prior, SplitPrior
@@ -27,9 +28,15 @@ from .teacher import Teacher, Teachers
 from .views import Prompts
 
 log = logging.getLogger(__name__)
-Range = tuple[float, float]
+BACKGROUNDS = ("any", "grey")
 DARKEST_GREY = 0.15  # of the demo prior's pictures
 REPAINT = 10  # times the colours' first learning rate where the geometry is frozen: a hue may have to become its opposite
+
+
+def rates(of: str, default: tuple[float, float], what: str) -> Any:
+    """A setting of the first and the last learning rate."""
+    help = f"Learning rate of {what}; it decays exponentially to its last value, at the end of the run."
+    return setting(default, 1e-9, 10, help, step=1e-7, rare=False, parts=(f"lr_{of}", f"lr_{of}_last"))
 
 
 @dataclass(frozen=True)
@@ -54,33 +61,41 @@ class DreamConfig:
     freeze_geometry: bool = setting(False, 0, 1, "Keeps place, size, turn, opacity and number of the Gaussians as they are: a "
                                     "new coat of colour.")  # fmt: skip
     freeze_color: bool = setting(False, 0, 1, "Keeps every colour as it is.")
-    lr_means: Range = (5.6e-4, 5.6e-6)
-    lr_quats: Range = (1e-3, 2e-4)
-    lr_scales: Range = (5e-3, 1e-3)
-    lr_opacities: Range = (5e-2, 5e-2)
-    lr_sh: Range = (5e-3, 3e-3)
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    tv_weight: float = 1.0  # total variation of image and disparity
-    scale_weight: float = 1.0  # mean size of the Gaussians
-    disparity_share: float = 0.2  # share of steps whose guidance sees the disparity image
-    background_share: float = 0.66  # share of steps on another background than white
-    background_colors: str = "any"  # any: half of those random, half black; grey: random greys, for a prior of plain pictures
-    flip_share: float = 0.5  # share of steps that are mirrored
-    scale_jitter: float = 0.112  # relative noise on the Gaussians' sizes while training
-    sh_degree: int = 0  # colours depend on the view up to this band in the end; a splat that starts with more keeps it
-    sh_every: float = 0.2  # share of the run after which the next band joins
-    clip_norm: float = 0.0  # the norm to which the gradient of all parameters together is cut; 0 = never
+    lr_means: tuple[float, float] = rates("means", (5.6e-4, 5.6e-6), "places, in units of the splat")
+    lr_scales: tuple[float, float] = rates("scales", (5e-3, 1e-3), "sizes, on their logarithms")
+    lr_quats: tuple[float, float] = rates("quats", (1e-3, 2e-4), "turns")
+    lr_opacities: tuple[float, float] = rates("opacities", (5e-2, 5e-2), "opacities, on their logits")
+    lr_sh: tuple[float, float] = rates("sh", (5e-3, 3e-3), "colours; the bands that depend on the view learn at a twentieth")
+    scale_weight: float = setting(
+        1.0, 0, 1e6, "Pull to small Gaussians. Higher for few splats in few steps.", step=0.1, rare=False
+    )
+    tv_weight: float = setting(1.0, 0, 1e6, "Pull to smooth images and disparity (total variation).", step=0.1, rare=False)
+    sh_degree: int = setting(
+        0, 0, 3, "Highest band of the colours' dependence on the view, such as of gloss, in the end of the run; 0 = none. A "
+        "splat that starts with more keeps it.", step=1, rare=False,
+    )  # fmt: skip
+    sh_every: float = setting(0.2, 0.001, 1, "Share of the run after which the next band joins.", step=0.001)
+    clip_norm: float = setting(
+        0.0, 0, 1e9, "Norm to which the gradient of all parameters together is cut; 0 = never.", step=0.1
+    )
+    adam_betas: tuple[float, float] = setting(
+        (0.9, 0.999), 0, 0.999999, "Adam's memory of gradients (1) and of their squares (2), for which few steps want 0.99.",
+        step=0.001, parts=("adam_beta1", "adam_beta2"),
+    )  # fmt: skip
+    background_share: float = setting(0.66, 0, 1, "Share of the steps on another background than white.")
+    background_colors: str = choice(
+        BACKGROUNDS, "any: half of those backgrounds random, half black. grey: random greys, for a model of plain pictures."
+    )
+    flip_share: float = setting(0.5, 0, 1, "Share of the steps whose views are mirrored.")
+    disparity_share: float = setting(0.2, 0, 1, "Share of the steps in which the model sees the disparity image.")
+    scale_jitter: float = setting(0.112, 0, 10, "Relative noise on the Gaussians' sizes while training.", step=0.001)
     densify: Densify = field(default_factory=Densify)
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        require(self.background_colors in ("any", "grey"), "background_colors", self.background_colors, "any or grey")
         require(self.resolution % 8 == 0, "resolution", self.resolution, "a multiple of 8")
-        require(self.sh_degree in (0, 1, 2, 3), "sh_degree", self.sh_degree, "0 to 3")
-        require(0 < self.sh_every <= 1, "sh_every", self.sh_every, "above 0, at most 1")
         both = self.freeze_geometry and self.freeze_color
         require(not both, "freeze_color", self.freeze_color, "off where freeze_geometry is on: nothing could change")
-        require(self.clip_norm >= 0, "clip_norm", self.clip_norm, "0 or more")
 
 
 PRESETS = {
@@ -102,7 +117,7 @@ PRESETS = {
         background_colors="grey",
         disparity_share=0.0,
         flip_share=0.0,
-        densify=Densify(start=0.3, stop=0.9, every=0.1, grow_grad2d=float("inf"), reset_every=0.0),
+        densify=Densify(start=0.3, stop=0.9, every=0.1, grow_grad2d=NO_GROWTH, reset_every=0.0),
     ),
 }
 

@@ -8,6 +8,7 @@ from .dream import LucidDream
 from .export import LucidSave
 from .guidance import LucidBaseline, LucidISM
 from .mix import LucidMix
+from .optimizer import LucidOptimizer
 from .pointcloud import LucidPointCloud
 from .prompt import LucidPrompt, LucidPromptFromConditioning
 from .render import LucidRender
@@ -21,5 +22,5 @@ class LucidExtension(ComfyExtension):
         return [
             LucidPrompt, LucidPromptFromConditioning, LucidPointCloud, LucidISM, LucidBaseline, LucidCameras, LucidSelection,
             LucidDream, LucidRender, LucidSave, LucidShapE, LucidPointsFromMesh, LucidPointsFromDepth, LucidPointsFromFile,
-            LucidControlNet, LucidMix,
+            LucidControlNet, LucidMix, LucidOptimizer,
         ]  # fmt: skip

@@ -19,7 +19,7 @@ from ..lucid_core.rasterize import device_for, rasterize, to_device
 from ..lucid_core.refine import Subject, joined, whole_splat
 from . import host
 from .inputs import CATEGORY, backend_input, errors_of, fold_seed, inputs_of, seed_input
-from .types import LucidCamerasType, LucidGuidanceType, LucidSelectionType
+from .types import LucidCamerasType, LucidGuidanceType, LucidOptimizerType, LucidSelectionType
 
 log = logging.getLogger(__name__)
 PREVIEW_SHARE = 0.03  # of the time that previews may take
@@ -41,6 +41,10 @@ class LucidDream(IO.ComfyNode):
                     "guidance", tooltip="From Lucid ISM, Lucid Baseline or Lucid Mix Guidance: method, model and prompt."
                 ),
                 LucidCamerasType.Input("cameras", optional=True, tooltip="Where to look from; empty = the official ranges."),
+                LucidOptimizerType.Input(
+                    "optimizer", optional=True,
+                    tooltip="From Lucid Optimizer: its values in the place of those of `preset`; empty = the preset's.",
+                ),
                 LucidSelectionType.Input(
                     "selection", optional=True, tooltip="From Lucid Selection: the part that may change; empty = all."
                 ),
@@ -95,11 +99,12 @@ class LucidDream(IO.ComfyNode):
 
     @classmethod
     def execute(
-        cls, splat, guidance, preset, seed, cameras=None, selection=None, backend="auto", resume="", resume_splat_only=False,
-        checkpoint_minutes=5.0, fit_to_view=False, preview_seconds=2.0, preview_wanted=False, **settings,
+        cls, splat, guidance, preset, seed, cameras=None, optimizer=None, selection=None, backend="auto", resume="",
+        resume_splat_only=False, checkpoint_minutes=5.0, fit_to_view=False, preview_seconds=2.0, preview_wanted=False,
+        **settings,
     ) -> IO.NodeOutput:  # fmt: skip
         with errors_of(cls):
-            config = dataclasses.replace(PRESETS[preset], **settings)
+            config = dataclasses.replace(optimizer or PRESETS[preset], **settings)
             ranges, seed, checkpoint = cameras or CameraRanges(), fold_seed(seed), None
             start = host.one_splat(splat)
             if resume:

@@ -15,18 +15,32 @@ from ..lucid_core.rasterize import BACKENDS
 CATEGORY = "3d/splat/lucid"
 
 
-def inputs_of(config: Any, *names: str, optional: bool = False) -> list[IO.Input]:
-    """Widgets for the settings of a dataclass (`names`, or all): bounds and tooltips are its own.
+def inputs_of(config: Any, *names: str, optional: bool = False, prefix: str = "") -> list[IO.Input]:
+    """Widgets for the settings of a dataclass (`names`, or all): bounds and tooltips are its own. Tuples have several.
 
     Their defaults are the dataclass's, or the values of `config` where it is an instance of one. `optional` ones may be
     missing in a graph.
     """
     bounds = bounds_of(config)
     defaults = {f.name: f.default if isinstance(config, type) else getattr(config, f.name) for f in fields(config)}
-    return [_widget(name, defaults[name], bounds[name], optional) for name in names or bounds]
+    return [
+        _widget(prefix + part, default, bounds[name], optional)
+        for name in names or bounds
+        for part, default in (zip(bounds[name].parts, defaults[name]) if bounds[name].parts else [(name, defaults[name])])
+    ]
+
+
+def settings_of(config: Any, values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What the widgets of `inputs_of` hold, as the dataclass has it."""
+    of = lambda name, b: tuple(values[prefix + part] for part in b.parts) if b.parts else values[prefix + name]
+    return {name: of(name, b) for name, b in bounds_of(config).items() if prefix + (b.parts or (name,))[0] in values}
 
 
 def _widget(name: str, default: Any, b: Bounds, optional: bool) -> IO.Input:
+    if b.options:
+        return IO.Combo.Input(
+            name, options=list(b.options), default=default, optional=optional, advanced=b.rare, tooltip=b.help
+        )
     if isinstance(default, bool):
         return IO.Boolean.Input(name, default=default, optional=optional, advanced=b.rare, tooltip=b.help)
     kind = IO.Int if isinstance(default, int) and isinstance(b.step, int) else IO.Float

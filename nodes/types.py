@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import IO
 
 from ..lucid_core.cameras import CameraRanges
+from ..lucid_core.dream import DreamConfig
 from ..lucid_core.hints import Hint
 from ..lucid_core.refine import Selection
 from ..lucid_core.score import Guidance
@@ -69,8 +70,10 @@ class LucidMixData:
 LucidPromptType = IO.Custom("LUCID_PROMPT")
 LucidGuidanceType = IO.Custom("LUCID_GUIDANCE")
 LucidCamerasType = IO.Custom("LUCID_CAMERAS")
+LucidOptimizerType = IO.Custom("LUCID_OPTIMIZER")
 LucidSelectionType = IO.Custom("LUCID_SELECTION")
 LucidPromptType.Type = LucidPromptData
 LucidGuidanceType.Type = LucidGuidanceData | LucidMixData
 LucidCamerasType.Type = CameraRanges
+LucidOptimizerType.Type = DreamConfig
 LucidSelectionType.Type = Selection

@@ -66,5 +66,7 @@ METHODS = {
     "ism_perp_neg": Method(CPU, blend={"perp_neg": 2.0}),  # the official strength
     "ism_growth": Method(CPU, config={"densify": GROWING}),
     "ism_2_views": Method(CPU, config={"views": 2}),
+    "ism_fast_2_views": Method(PRESETS["fast"], config={"views": 2}),
+    "sds_2_views": Method(RIVALS["SDS"](cfg=7.5, **SDS_LEVELS), config={"views": 2}),
     "ism_3_views_no_inversion": Method(replace(CPU, inversion_steps=0), config={"views": 3}),
 }

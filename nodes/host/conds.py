@@ -7,6 +7,8 @@ from typing import Any
 
 import comfy.conds
 import torch
+from comfy.ldm.krea2.model import SingleStreamDiT
+from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from torch import Tensor
 
 from .families import family_of, shape_of
@@ -77,9 +79,14 @@ def _can_blend(a: comfy.conds.CONDRegular, b: comfy.conds.CONDRegular) -> bool:
     if a.cond.shape[0] != 1 or b.cond.shape[0] != 1:
         return False
     if not isinstance(a, comfy.conds.CONDCrossAttn):
-        return a.cond.shape == b.cond.shape
+        return a.cond.shape == b.cond.shape and _padding(a.cond) == _padding(b.cond)
     long, short = sorted((a.cond.shape[1], b.cond.shape[1]), reverse=True)
     return a.cond.shape[2] == b.cond.shape[2] and math.lcm(long, short) <= LONGEST_REPEAT * short
+
+
+def _padding(tokens: Tensor) -> int:
+    """How many empty tokens the host put before a text (Flux.2): with others the texts' own are not at the same places."""
+    return int((tokens != 0).any(-1).any(0).int().argmax()) if tokens.ndim == 3 else 0
 
 
 def _blend_entries(entries: tuple[dict, ...], weights: Tensor) -> dict:
@@ -136,10 +143,10 @@ def _made_of(model: Any, name: str, text: Tensor, options: dict) -> dict:
     side = 8 * latents.spacial_downscale_ratio
     noise = torch.zeros(shape_of(latents, 1, side))
     size = {"width": side, "height": side, "prompt_type": name}
+    given = {**size, "seed": 0, **options, "cross_attn": text, "noise": noise, "latent_image": noise, "device": text.device}
     try:
-        return model.extra_conds(
-            **{**size, "seed": 0, **options, "cross_attn": text, "noise": noise, "latent_image": noise, "device": text.device}
-        )
+        with torch.inference_mode(False), torch.no_grad():  # in which Anima leaves its weights, wherever they are, alone
+            return model.extra_conds(**given)
     except KeyError as error:
         raise ValueError(
             f"model {family_of(model)} needs {error.args[0]}, which the conditioning {name} does not hold; encode it with "
@@ -157,7 +164,7 @@ def _require_fit(model: Any, name: str, text: Tensor, made: dict) -> None:
     embedder = config.get("context_embedder_config") or {"params": {}}
     wanted = {
         "text": (text.shape[-1], config.get("context_dim") or config.get("context_in_dim") or config.get("cap_feat_dim")
-                 or embedder["params"].get("in_features")),
+                 or embedder["params"].get("in_features") or config.get("crossattn_emb_channels") or _own_width_of(model)),
         "pooled text": (made["y"].cond.shape[-1] if "y" in made else None,
                         config.get("adm_in_channels") or config.get("vec_in_dim")),
     }  # fmt: skip
@@ -167,3 +174,11 @@ def _require_fit(model: Any, name: str, text: Tensor, made: dict) -> None:
                 f"model {family} reads {what} of width {expected}, but the conditioning {name} is {width} wide; encode it "
                 "with the text encoder of that model"
             )
+
+
+def _own_width_of(model: Any) -> int | None:
+    """The width of the text that a network reads whose detection does not say it."""
+    net = model.diffusion_model
+    if isinstance(net, QwenImageTransformer2DModel):
+        return net.txt_in.in_features
+    return net.txtlayers * net.txtdim if isinstance(net, SingleStreamDiT) else None

@@ -74,7 +74,7 @@ def _with(control: Control, options: dict, vae: Any, added: dict) -> dict:
 def _chained(previous: ControlBase | None, control: Control, vae: Any, added: dict) -> ControlBase:
     """The control's object behind `previous`, as the host's Apply ControlNet makes it."""
     if previous not in added:
-        net = _own(control.net).set_cond_hint(None, control.strength, (control.start, control.end), vae=vae)
+        net = _own(control.net).set_cond_hint(None, control.strength, (control.start, control.end), vae=EachImage(vae))
         added[previous] = net.set_previous_controlnet(previous)
     return added[previous]
 
@@ -97,7 +97,22 @@ def _own(net: ControlBase) -> ControlBase:
     net = net.copy()
     if isinstance(net, comfy.controlnet.T2IAdapter):
         _follow_batch_size(net)
+    if net.vae is not None:
+        net.vae = EachImage(net.vae)
     return net
+
+
+class EachImage:
+    """A VAE that encodes every hint of a batch by itself: one of video would take them for the frames of one."""
+
+    def __init__(self, vae: Any) -> None:
+        self._vae = vae
+
+    def encode(self, images: Tensor) -> Tensor:
+        return torch.cat([self._vae.encode(image[None]) for image in images])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vae, name)
 
 
 def _follow_batch_size(adapter: comfy.controlnet.T2IAdapter) -> None:
@@ -136,6 +151,12 @@ def require_fit(model: Any, controls: Shown) -> None:
         difference = _difference(control, net, names)
         if difference:
             raise ValueError(f"the ControlNet is not made for model {type(model.model).__name__}: {difference}; {REMEDY}")
+        theirs, own = control.latent_format, model.model.latent_format
+        if theirs is not None and type(theirs) is not type(own):
+            raise ValueError(
+                f"the ControlNet is not made for model {type(model.model).__name__}: it works on latents of "
+                f"{type(theirs).__name__}, the model on those of {type(own).__name__}; {REMEDY}"
+            )
 
 
 def _difference(control: ControlBase, net: torch.nn.Module, names: dict[str, tuple]) -> str | None:

@@ -45,6 +45,8 @@ def require_image_model(model: Any, vae: Any) -> None:
         )
     if not predicts_clean_images(model.get_model_object("model_sampling")):
         raise ValueError(f"model {name} turns one image into another, or samples in a way of its own; {INSTEAD}")
+    if model.model.model_config.unet_config.get("use_additional_t_cond"):
+        raise ValueError(f"model {name} makes layers of an image; use Qwen-Image itself")
     if latents.latent_dimensions != vae.latent_dim:
         raise ValueError(
             f"model {name} works on latents of {latents.latent_dimensions} dimensions, but this vae makes {vae.latent_dim} "
@@ -60,6 +62,14 @@ def require_image_model(model: Any, vae: Any) -> None:
         raise ValueError(
             f"model {name} works on latents {latents.spacial_downscale_ratio} times smaller than the image, but this vae makes "
             f"them {ratio} times smaller; use the VAE that belongs to the model"
+        )
+    if vae.output_channels != 3:
+        raise ValueError(f"this vae makes images of {vae.output_channels} channels; use one for red, green and blue")
+    made_for = getattr(vae.first_stage_model, "latent_format", None)  # of tiny VAEs of video
+    if made_for and not isinstance(latents, made_for):
+        raise ValueError(
+            f"model {name} works on latents of {type(latents).__name__}, but this vae makes those of {made_for.__name__}; use "
+            "the VAE that belongs to the model"
         )
     _require_patches(model)
 

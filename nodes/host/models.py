@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, TypeVar
 
 import comfy.model_management
@@ -13,6 +14,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from comfy.controlnet import ControlBase
+from comfy.hooks import HookGroup
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -31,6 +33,7 @@ from .vae import GradientVAE
 T = TypeVar("T")
 CFG_PATCHES = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
 WITHOUT_PROMPT = ("negative", "inverse")
+HOOKS = ("weights", "_strength_model", "_strength_clip")  # what tells two LoRA hooks apart
 IDENTITY_WEIGHTS, IDENTITY_VALUES = 32, 4096  # how many weights, and values of each, tell two models apart
 
 
@@ -65,7 +68,8 @@ def _fingerprint_of_model(patcher: Any) -> str:
     weights = patcher.get_key_patches()  # [(weight before patches, how to read it), patch, ...] by key
     few = sorted(weights)[:: max(len(weights) // IDENTITY_WEIGHTS, 1)]
     shapes = [(name, tuple(entries[0][0].shape)) for name, entries in sorted(weights.items())]
-    return _fingerprint([shapes, [weights[name][0][0] for name in few], sorted(patcher.patches.items())])
+    values = [weights[name][0][0] for name in few]
+    return _fingerprint([shapes, values, sorted(patcher.patches.items()), patcher.object_patches, patcher.model_options])
 
 
 def _fingerprint(value: Any) -> str:
@@ -81,6 +85,15 @@ def _fingerprint(value: Any) -> str:
         parts = [repr(value)]
     elif isinstance(value, ControlBase):
         parts = [_fingerprint(control.parts_of(value))]
+    elif isinstance(value, FunctionType):  # a patch: what it is, and the numbers that its node put into it
+        parts = [value.__qualname__, *(_fingerprint(cell.cell_contents) for cell in value.__closure__ or ())]
+    elif isinstance(value, torch.nn.Module):  # such as a model_sampling with another shift
+        kinds = [kind.__qualname__ for kind in type(value).__mro__]
+        parts = [
+            _fingerprint([kinds, value.state_dict(), {k: v for k, v in vars(value).items() if isinstance(v, (int, float))}])
+        ]
+    elif isinstance(value, HookGroup):
+        parts = [type(hook).__name__ + _fingerprint([vars(hook).get(name) for name in HOOKS]) for hook in value.hooks]
     else:
         parts = [type(value).__name__, _fingerprint(getattr(value, "weights", None))]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
@@ -123,7 +136,8 @@ def with_prior(guidance: LucidGuidanceData, views: int, resolution: int, body: C
                 prior.release()
 
     sampler = _Inside(inside)
-    guider.sample(noise, noise, sampler, torch.tensor([1.0, 0.0]), disable_pbar=True, seed=0)
+    with torch.inference_mode():  # as the host's nodes have it; not so inside another guidance's
+        guider.sample(noise, noise, sampler, torch.tensor([1.0, 0.0]), disable_pbar=True, seed=0)
     return sampler.result
 
 

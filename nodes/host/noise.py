@@ -1,7 +1,7 @@
 """The host's noise levels and ours: variance-exploding sigmas of fractions of a MODEL's training schedule.
 
 kind of model               host's level         host's latent        ours
-noise and v prediction      sigma                z0 + sigma * eps     the same (a flow too, if Cosmos's)
+noise and v prediction      sigma                z0 + sigma * eps     the same; of a flow too, if Cosmos's: sigma = t / (1 - t)
 flow (SD3, Flux, Z-Image)   t, with its shift    z / (1 + sigma)      z = z0 + sigma * eps, sigma = t / (1 - t)
 """
 
@@ -29,6 +29,8 @@ class NoiseLevels:
         if self.is_flow:
             level = self.of.percent_to_sigma(1 - min(max(t, EDGE), 1 - EDGE))
             return float(self.noise_scale * level / (1 - level))
+        if isinstance(self.of, sampling.COSMOS_RFLOW):
+            return float(min(max(self.of.sigma(t), self.of.sigma_min), self.of.sigma_max))
         last = len(self.of.sigmas) - 1
         if self.is_distilled:
             return float(self.of.sigmas[round(t * last)])

@@ -15,8 +15,7 @@ from ...lucid_core.encoder import encode_in, encode_in_parts
 from .memory import memory_errors
 
 log = logging.getLogger(__name__)
-# What the way back keeps of an encoder, over the host's estimate of a pass without it (BENCHMARKS.md), by latent dimensions.
-BACKWARD = {2: 2, 3: 4}
+BACKWARD = 2  # what the way back keeps of an encoder, over the host's estimate of a pass without it (BENCHMARKS.md)
 
 
 class GradientVAE:
@@ -37,7 +36,7 @@ class GradientVAE:
     def memory_required(self, resolution: int) -> int:
         """Bytes for encoding one view and going back."""
         shape = (1, 3, 1, resolution, resolution) if self._is_of_video else (1, 3, resolution, resolution)
-        return int(BACKWARD[self._vae.latent_dim] * self._vae.memory_used_encode(shape, self._vae.vae_dtype))
+        return int(BACKWARD * self._vae.memory_used_encode(shape, self._vae.vae_dtype))
 
     def fit(self, views: int, resolution: int, free: int) -> None:
         """Encode as few views at a time as `free` bytes hold, at least one; then each is encoded again on the way back."""

@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import json
-import math
 import multiprocessing
 import os
 import random
@@ -17,7 +16,7 @@ from safetensors.torch import save_file
 from lucid_core import checkpoint as module
 from lucid_core.cameras import CameraRanges
 from lucid_core.checkpoint import Checkpoint, read, require_same, settings_of, write
-from lucid_core.densify import Densify
+from lucid_core.densify import NO_GROWTH, Densify
 from lucid_core.dream import dream
 from lucid_core.ism import ISM
 from lucid_core.pointcloud import PointCloud
@@ -96,7 +95,7 @@ def test_a_run_that_is_stopped_within_a_model_call_goes_on_from_its_last_step():
 
 
 def test_half_a_step_is_no_checkpoint():
-    done, prune = [], Densify(start=0.0, every=0.2, grow_grad2d=math.inf, prune_opacity=0.999, reset_every=0.0)
+    done, prune = [], Densify(start=0.0, every=0.2, grow_grad2d=NO_GROWTH, prune_opacity=0.999, reset_every=0.0)
     with pytest.raises(RuntimeError, match="every Gaussian was pruned at step"):
         done.extend(steps_of(dataclasses.replace(SHORT, densify=prune)))
     with pytest.raises(RuntimeError, match=f"step {done[-1].step + 1} was left half made"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lucid_core.cameras import CameraRanges, turntable
-from lucid_core.densify import Densify
+from lucid_core.densify import NO_GROWTH, Densify
 from lucid_core.dream import DreamConfig, dream
 from lucid_core.gaussians import SH_C0, Splats
 from lucid_core.ism import ISM
@@ -23,7 +23,7 @@ SIZE = 64
 CONFIG = DreamConfig(
     steps=60, views=2, resolution=SIZE, lr_means=(5e-3, 1e-3), lr_quats=(1e-2, 2e-3), lr_scales=(1e-2, 3e-3),
     lr_opacities=(1e-1, 3e-2), lr_sh=(5e-2, 1e-2), adam_betas=(0.9, 0.99), tv_weight=0.0, scale_weight=0.0,
-    disparity_share=0.0, background_share=0.0, flip_share=0.0, densify=Densify(grow_grad2d=math.inf, reset_every=0.0),
+    disparity_share=0.0, background_share=0.0, flip_share=0.0, densify=Densify(grow_grad2d=NO_GROWTH, reset_every=0.0),
 )  # fmt: skip
 METHOD = ISM(cfg=1.0, delta_s=0.5, inversion_steps=1)
 CAMERAS = CameraRanges(radius_min=5.3, radius_max=5.3, fovy_min_deg=26, fovy_max_deg=26, widen=1.0,
@@ -107,12 +107,12 @@ def test_splats_are_added_pruned_and_capped():
     assert counts[-1] > 600
     capped = dataclasses.replace(grow, max_splats=600)
     assert {len(step.splats) for step in run(dataclasses.replace(CONFIG, steps=20, densify=capped))} == {600}
-    prune = dataclasses.replace(grow, grow_grad2d=math.inf, prune_opacity=0.1)
+    prune = dataclasses.replace(grow, grow_grad2d=NO_GROWTH, prune_opacity=0.1)
     assert 0 < len(run(dataclasses.replace(CONFIG, steps=20, densify=prune))[-1].splats) < 600
 
 
 def test_a_run_that_prunes_everything_says_so():
-    prune = dataclasses.replace(CONFIG.densify, start=0.0, every=0.2, grow_grad2d=math.inf, prune_opacity=0.999)
+    prune = dataclasses.replace(CONFIG.densify, start=0.0, every=0.2, grow_grad2d=NO_GROWTH, prune_opacity=0.999)
     with pytest.raises(RuntimeError, match="every Gaussian was pruned at step"):
         run(dataclasses.replace(CONFIG, steps=20, densify=prune))
 

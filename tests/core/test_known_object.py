@@ -12,7 +12,7 @@ import torch
 from demo import world
 from demo.score import psnr
 from lucid_core.cameras import Cameras, Views, orbit
-from lucid_core.densify import Densify
+from lucid_core.densify import NO_GROWTH, Densify
 from lucid_core.dream import DreamConfig, dream
 from lucid_core.ism import ISM
 from lucid_core.pointcloud import PointCloud
@@ -27,7 +27,7 @@ CONFIG = DreamConfig(
     steps=450, views=4, resolution=SIZE, lr_means=(1e-2, 5e-4), lr_quats=(2e-2, 2e-3), lr_scales=(3e-2, 3e-3),
     lr_opacities=(1e-1, 2e-2), lr_sh=(5e-2, 5e-3), adam_betas=(0.9, 0.99), tv_weight=0.0, scale_weight=0.0,
     disparity_share=0.0, background_share=0.0, flip_share=0.0, scale_jitter=0.0,
-    densify=Densify(stop=1.0, grow_grad2d=math.inf, reset_every=0.0),
+    densify=Densify(stop=1.0, grow_grad2d=NO_GROWTH, reset_every=0.0),
 )  # fmt: skip
 METHOD = ISM(cfg=1.0, t_max=0.1, t_max_start=0.8, warmup=0.6, delta_s=1.0, inversion_steps=1, weight=1.0)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lucid_core.checkpoint import read, settings_of, write
-from lucid_core.densify import Densify
+from lucid_core.densify import NO_GROWTH, Densify
 from lucid_core.dream import DreamConfig, dream
 from lucid_core.gaussians import Splats
 from lucid_core.ism import ISM
@@ -19,7 +19,7 @@ from lucid_core.views import Prompts
 from .test_checkpoint import GROWING, MCMC
 from .test_dream import CAMERAS, CONFIG, METHOD, WishPrior, disc, normal, run
 
-STILL = Densify(grow_grad2d=math.inf, prune_opacity=0.0, reset_every=0.0)
+STILL = Densify(grow_grad2d=NO_GROWTH, prune_opacity=0.0, reset_every=0.0)
 FEW = dataclasses.replace(CONFIG, steps=8, scale_weight=1.0, densify=STILL)
 HALF = Selection("box", x=5.0, width=10.0, height=10.0, depth=10.0)  # x > 0
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lucid_core import run as module
-from lucid_core.densify import Densifier, Densify, latest
+from lucid_core.densify import NO_GROWTH, Densifier, Densify, latest
 from lucid_core.dream import DreamConfig, dream
 from lucid_core.ism import ISM
 from lucid_core.pointcloud import PointCloud
@@ -43,7 +43,7 @@ class Watched(ISM):
 def steps_of(minutes, next_step, monkeypatch, resume=None, **changes):
     """-> the steps of a run on a clock of ours, and the progress that the guidance heard of in each."""
     monkeypatch.setattr(module, "time", Clock(next_step))
-    settings = {"steps": 1000, "views": 1, "densify": Densify(grow_grad2d=math.inf, reset_every=0.0), **changes}
+    settings = {"steps": 1000, "views": 1, "densify": Densify(grow_grad2d=NO_GROWTH, reset_every=0.0), **changes}
     config = dataclasses.replace(CONFIG, max_minutes=minutes, **settings)
     wish = normal(disc([0.9, 0.2, 0.1]), 0.01)
     method, prompts = Watched(seen=[]), Prompts((wish,) * 4, negative=wish, inverse=wish)

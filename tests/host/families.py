@@ -79,8 +79,9 @@ MODELS = {  # name of the file: the host's class, its configuration, weights tha
 }
 TEXT = {  # widths of tokens and of the pooled text; of others 768, 768
     **dict.fromkeys(("sd2", "sd2_v"), (1024, 1024)), **dict.fromkeys(("sdxl", "sdxl_v_ztsnr"), (2048, 1280)),
-    "krea2": (960, 768),
+    "krea2": (960, 768), "anima": (1024, 768),
 }  # fmt: skip
+VAE_TYPES = {"taew": torch.float32}  # by which the host tells Wan's from HunyuanVideo's
 LORAS = ("lora_a", "lora_b")  # of `sd15`
 TEXT_LORA = "lora_text"  # of the last layers of CLIP-L, which do nothing in the demo's checkpoint
 WORD = "word"  # a textual inversion for CLIP-L: embedding:lucid_test_word
@@ -88,6 +89,7 @@ TAEF2 = "taef2"  # what the host calls the tiny VAE of Flux.2
 VAES = {  # the demo's checkpoint holds one of 4 channels
     "taesd_16_channels": ("comfy.taesd.taesd.TAESD", {"latent_channels": 16}),
     "taew": ("comfy.taesd.taehv.TAEHV", {"latent_channels": 16}),
+    "taehv": ("comfy.taesd.taehv.TAEHV", {"latent_channels": 16}),
     "wan_vae": ("comfy.ldm.wan.vae.WanVAE", {
         "dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "temperal_downsample": [False, True, True],
     }),
@@ -112,7 +114,8 @@ def write(folder: Path) -> None:
         path = folder / "vae" / file_of(name)
         if is_due(path):
             module, of = kind.rsplit(".", 1)
-            save_file(random_weights(build(module, of, config), name), path)
+            weights = random_weights(build(module, of, config), name)
+            save_file({key: value.to(VAE_TYPES.get(name, value.dtype)) for key, value in weights.items()}, path)
     tiny = build("comfy.taesd.taesd", "TAESD", {"latent_channels": 128})
     for part in ("encoder", "decoder"):  # one of Flux.2 has two files
         path = folder / "vae_approx" / f"{TAEF2}_{part}.safetensors"

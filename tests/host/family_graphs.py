@@ -6,10 +6,10 @@ from .graphs import Graph, workflow
 ONE_FRAME = ("qwen_image", "krea2", "anima")  # on a video VAE
 FLOWS = ("sd3", "flux", "flux_schnell", "flux2", "chroma", "z_image", *ONE_FRAME)
 FAMILIES = ("sd15", "sd2", "sd2_v", "sdxl", "sdxl_v_ztsnr", "cosmos", *FLOWS)
-BUILT = ("sd15_narrow", "chroma", "z_image", "qwen_image", "anima", "cosmos")  # by a node
+BUILT = ("sd15_narrow", "chroma", "z_image", "qwen_image", "qwen_layered", "anima", "cosmos")  # by a node
 OTHER_VAES = {  # than the demo's checkpoint's
     **dict.fromkeys((*FLOWS, "flux_fill"), "taesd_16_channels"),
-    **dict.fromkeys((*ONE_FRAME, "cosmos", "wan"), "wan_vae"),
+    **dict.fromkeys((*ONE_FRAME, "qwen_layered", "cosmos", "wan"), "wan_vae"),
     "flux2": TAEF2,
 }
 CHECKPOINT = "lucid_demo_prior.safetensors"
@@ -40,6 +40,8 @@ class FamilyGraph(Graph):
         if self.family in TEXT:
             width, pooled = TEXT[self.family]
             link = [self.add("LucidTestWiden", conditioning=link, width=width, pooled=pooled), 0]
+        if self.family == "anima":
+            link = [self.add("LucidTestSpoilt", conditioning=link, change="T5 ids"), 0]
         return link
 
     def prompt(self, front="a red mushroom, front view", negative="blurry", perp_neg=0.0, **sides):

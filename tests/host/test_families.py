@@ -24,7 +24,7 @@ def test_ten_euler_steps_in_our_form_end_where_the_hosts_end(client, family):
     graph = FamilyGraph(family)
     found = found_by(client, graph, graph.ask("LucidTestEuler", cfg=3.0, steps=10))
     assert found["after"][0] < 1e-4 * max(found["moved"][0], 1)
-    assert found["moved"][0] > 1
+    assert found["moved"][0] > 1 and found["vae"][0] < 1e-4
 
 
 @pytest.mark.parametrize("family", ["sd2_v", "sdxl", "cosmos", *FLOWS])
@@ -44,6 +44,13 @@ def test_a_flows_schedule_is_finite_at_its_ends_and_has_the_hosts_shift(client, 
     shift = SHIFT[family]
     assert found["sigmas"] == pytest.approx([shift * t / (1 - t) for t in (0.9 - 0.085 * i for i in range(11))], rel=1e-3)
     assert found["ends"] == pytest.approx([shift * 1e-3, shift * 1e3], rel=2e-3)
+
+
+def test_the_flow_of_cosmos_has_no_shift_and_the_hosts_ends(client):
+    graph = FamilyGraph("cosmos")
+    found = found_by(client, graph, graph.ask("LucidTestEuler", cfg=1.0, steps=10))
+    assert found["sigmas"] == pytest.approx([t / (1 - t) for t in (0.9 - 0.085 * i for i in range(11))], rel=1e-3)
+    assert found["ends"] == pytest.approx([0.002, 80.0])
 
 
 def test_lcm_is_asked_at_the_noise_levels_it_knows(client, server):
@@ -66,6 +73,7 @@ def test_lcm_is_asked_at_the_noise_levels_it_knows(client, server):
         ("sd15_inpaint", "Lucid ISM: model SD15 wants an image beside the noise"),
         ("sd15_edit", "Lucid ISM: model SD15_instructpix2pix wants an image beside the noise"),
         ("flux_fill", "Lucid ISM: model FluxInpaint wants an image beside the noise"),
+        ("qwen_layered", "Lucid ISM: model QwenImage makes layers of an image; use Qwen-Image itself"),
         ("wan", "Lucid ISM: model WAN21_T2V does not make images one by one.*use a text-to-image model such as"),
     ],
 )
@@ -78,8 +86,13 @@ def test_a_family_that_cannot_serve_is_refused_by_name(client, family, message):
     "family, change, message",
     [
         ("sdxl", "text", "model KOALA_700M reads text of width 2048, but the conditioning front is 768 wide"),
+        ("krea2", "text", "model Krea2 reads text of width 960, but the conditioning front is 768 wide"),
+        ("anima", "text", "model Anima reads text of width 1024, but the conditioning front is 768 wide"),
+        ("qwen_image", "wide text", "model QwenImage reads text of width 768, but the conditioning front is 1000 wide"),
+        ("cosmos", "wide text", "model CosmosT2IPredict2 reads text of width 768, but the conditioning front is 1000 wide"),
         ("sd3", "demo_vae", "model SD3 works on 16 latent channels, but this vae makes 4"),
         ("sd3", "wan_vae", "model SD3 works on latents of 2 dimensions, but this vae makes 3"),
+        ("qwen_image", "taehv", "model QwenImage works on latents of Wan21, but this vae makes those of HunyuanVideo"),
         ("qwen_image", "taesd_16_channels", "model QwenImage works on latents of 3 dimensions, but this vae makes 2"),
         ("sd2", "sampling", "model SD20 turns one image into another"),
         ("sdxl", "pooled", "model KOALA_700M needs pooled_output, which the conditioning front does not hold"),
@@ -90,6 +103,8 @@ def test_parts_of_different_families_are_refused_with_both_sides(client, family,
     prompt = None
     if change == "text":
         prompt = graph.prompt([graph.add("CLIPTextEncode", clip=graph.clip, text="a mug"), 0])
+    elif change == "wide text":
+        prompt = graph.prompt([graph.add("LucidTestWiden", conditioning=graph.text("a mug"), width=1000, pooled=768), 0])
     elif change == "pooled":
         prompt = graph.prompt([graph.add("LucidTestSpoilt", conditioning=graph.text("a mug"), change="no pooled text"), 0])
     elif change == "demo_vae":

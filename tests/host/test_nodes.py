@@ -313,7 +313,7 @@ def test_a_splat_a_million_units_away_is_refused_or_fitted_to_the_view(client):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ("video model", "Lucid ISM: model .* does not make images"),
+        ("video vae", "Lucid ISM: model SD15 works on latents of 2 dimensions, but this vae makes 3"),
         ("vae channels", "works on 4 latent channels, but this vae makes 16"),
         ("no vae", "Lucid ISM: vae is missing"),
     ],

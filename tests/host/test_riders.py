@@ -142,7 +142,7 @@ def test_blended_views_are_the_hosts_average_of_their_texts(client, family):
 
 
 @pytest.mark.parametrize("rider", ["regions", "schedule", "LoRA hook", "longer text"])
-@pytest.mark.parametrize("family", ["sd15", "sd3", "qwen_image"])
+@pytest.mark.parametrize("family", ["sd15", "sd3", "flux2", "qwen_image"])
 def test_views_of_different_structure_are_asked_one_by_one_and_their_answers_blended(client, family, rider):
     if family != "sd15" and rider == "LoRA hook":
         pytest.skip("the LoRA is of sd15")

@@ -86,7 +86,7 @@ class LucidTestModel(IO.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        options = ["video model", "vae channels", "no vae", "patched weights"]
+        options = ["video vae", "vae channels", "no vae", "patched weights"]
         options += [
             "full disk",
             "fails at call 4",
@@ -108,7 +108,7 @@ class LucidTestModel(IO.ComfyNode):
             vae = None
         elif change == "vae channels":
             vae.latent_channels = 16
-        elif change == "video model":
+        elif change == "video vae":
             vae.latent_dim = 3
         elif change == "patched weights":
             key = "diffusion_model.out.2.bias"

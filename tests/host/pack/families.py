@@ -17,6 +17,9 @@ COSMOS = {
     "pos_emb_cls": "rope3d", "pos_emb_learnable": True, "pos_emb_interpolation": "crop", "min_fps": 1, "max_fps": 30,
     "use_adaln_lora": True, "adaln_lora_dim": 32, "num_blocks": 1, "num_heads": 2, "extra_per_block_abs_pos_emb": False,
 }  # fmt: skip
+QWEN_IMAGE = {
+    "image_model": "qwen_image", "in_channels": 64, "num_layers": 6, "num_attention_heads": 1, "joint_attention_dim": 768,
+}  # fmt: skip
 BUILT = {  # family: the host's configuration of it, and what its detection would find in a model as small as this
     "sd15_narrow": ("SD15", {  # with the levels that FreeU knows
         "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1, 1],
@@ -36,10 +39,9 @@ BUILT = {  # family: the host's configuration of it, and what its detection woul
         "patch_size": 2, "qkv_bias": True, "in_dim": 64, "out_dim": 128, "hidden_dim": 128, "n_layers": 2, "txt_ids_dims": [],
         "vec_in_dim": None,
     }),
-    "qwen_image": ("QwenImage", {
-        "image_model": "qwen_image", "in_channels": 64, "num_layers": 6, "num_attention_heads": 1, "joint_attention_dim": 768,
-    }),
-    "anima": ("Anima", {**COSMOS, "image_model": "anima"}),
+    "qwen_image": ("QwenImage", QWEN_IMAGE),
+    "qwen_layered": ("QwenImage", {**QWEN_IMAGE, "use_additional_t_cond": True}),
+    "anima": ("Anima", {**COSMOS, "image_model": "anima", "crossattn_emb_channels": 1024}),
     "cosmos": ("CosmosT2IPredict2", {**COSMOS, "image_model": "cosmos_predict2"}),
 }  # fmt: skip
 
@@ -83,7 +85,7 @@ class LucidTestSpoilt(IO.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        changes = ["no pooled text", "77 tokens more", "GLIGEN boxes"]
+        changes = ["no pooled text", "77 tokens more", "GLIGEN boxes", "T5 ids"]
         return IO.Schema(
             node_id="LucidTestSpoilt",
             inputs=[IO.Conditioning.Input("conditioning"), IO.Combo.Input("change", options=changes)],
@@ -95,6 +97,8 @@ class LucidTestSpoilt(IO.ComfyNode):
         (text, options) = conditioning[0]
         if change == "no pooled text":
             options = {name: value for name, value in options.items() if name != "pooled_output"}
+        elif change == "T5 ids":  # as Anima's own text encoder adds them
+            options = options | {"t5xxl_ids": torch.arange(text.shape[1]), "t5xxl_weights": torch.ones(text.shape[1])}
         elif change == "77 tokens more":
             text = torch.cat([text, 0.5 * text.flip(1)], 1)
         else:
@@ -129,6 +133,7 @@ class LucidTestEuler(IO.ComfyNode):
     """Euler steps of the host's sampler and as many in variance-exploding form through HostPrior, from the same noise.
 
     "after": the largest difference between their latents. "moved": how far they went. "z": a few values of where ours ended.
+    "vae": the largest difference between what HostPrior and the host's VAE make of two images, and of their latents.
     """
 
     @classmethod
@@ -152,6 +157,10 @@ class LucidTestEuler(IO.ComfyNode):
         scaled = torch.randn(2, latents.latent_channels, 8, 8, generator=torch.Generator().manual_seed(1))
         start = model.model.process_latent_out(hosts(scaled))
         times = torch.linspace(0.9, 0.05, steps + 1).tolist()
+        images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(2))
+        each = torch.cat([vae.encode(image[None]) for image in images])  # together they would be a video's frames
+        theirs_encoded = ours_of(model.model.process_latent_in(each))
+        theirs_decoded = torch.cat([vae.decode(z[None]).reshape(1, 64, 64, 3) for z in each])
 
         def body(prior, prompts):
             sigmas = [prior.sigma(t) for t in times]
@@ -160,7 +169,9 @@ class LucidTestEuler(IO.ComfyNode):
             for sigma, below in itertools.pairwise(sigmas):
                 e = [(z - z0) / sigma for z0 in prior.denoise(z, sigma, asked)]
                 z = z + (below - sigma) * prior.guide(z, sigma, asked, e, cfg)
-            return {"z": z, "sigmas": sigmas, "ends": [prior.sigma(0.0), prior.sigma(1.0)]}
+            encoded = prior.encode(images)
+            vae_differs = max(difference(encoded, theirs_encoded), difference(prior.decode(encoded), theirs_decoded))
+            return {"z": z, "sigmas": sigmas, "ends": [prior.sigma(0.0), prior.sigma(1.0)], "vae": [vae_differs]}
 
         guidance = SimpleNamespace(model=model, vae=vae, prompt=prompt)
         ours = pack_host().with_prior(guidance, 2, 64, body)
@@ -179,6 +190,7 @@ class LucidTestEuler(IO.ComfyNode):
                 "moved": [difference(theirs, scaled + ours["sigmas"][0] * noise)],
                 "sigmas": ours["sigmas"],
                 "ends": ours["ends"],
+                "vae": ours["vae"],
                 "z": ours["z"].flatten()[::37].tolist(),
             }
         )

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from comfy_api.latest import IO
+
+from ..lucid_core.checks import bounds_of
+from ..lucid_core.dream import PRESETS, DreamConfig
+from .inputs import CATEGORY, errors_of, inputs_of, settings_of
+from .types import LucidOptimizerType
+
+OF_LUCID_DREAM = ("steps", "views", "resolution", "max_minutes", "strength", "freeze_geometry", "freeze_color")  # its widgets
+GROWTH = "densify_"
+
+
+class LucidOptimizer(IO.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(
+            node_id="LucidOptimizer",
+            display_name="Lucid Optimizer",
+            category=CATEGORY,
+            search_aliases=["learning rate", "densification", "mcmc", "spherical harmonics", "regulariser", "augmentation"],
+            description="Learning rates, growth, regularisers and augmentations of Lucid Dream, one by one.",
+            inputs=[
+                IO.DynamicCombo.Input(
+                    "preset", options=[IO.DynamicCombo.Option(name, inputs_of_all(config)) for name, config in PRESETS.items()],
+                    tooltip="Sets every value below; each can then be changed. official: the paper's. cpu: few, bold steps.",
+                )
+            ],
+            outputs=[
+                LucidOptimizerType.Output(
+                    display_name="optimizer", tooltip="For Lucid Dream, in the place of what its preset brings."
+                )
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, preset) -> IO.NodeOutput:
+        with errors_of(cls):
+            return IO.NodeOutput(config_of(preset))
+
+
+def inputs_of_all(config: DreamConfig) -> list[IO.Input]:
+    """Widgets of a preset, the common ones first."""
+    own = [name for name in bounds_of(config) if name not in OF_LUCID_DREAM]
+    widgets = [*inputs_of(config, *own), *inputs_of(config.densify, prefix=GROWTH)]
+    return sorted(widgets, key=lambda widget: bool(widget.advanced))
+
+
+def config_of(chosen: dict[str, Any] | None) -> DreamConfig:
+    """The preset with the values of the widgets. Raises ValueError, by a widget's name, for a bad one."""
+    if not chosen:  # the host drops what it does not know
+        raise ValueError(f"preset is not known; it must be {', '.join(PRESETS)}")
+    base = PRESETS[chosen["preset"]]
+    try:
+        densify = dataclasses.replace(base.densify, **settings_of(base.densify, chosen, GROWTH))
+    except ValueError as error:
+        raise ValueError(f"{GROWTH}{error}") from error
+    return dataclasses.replace(base, densify=densify, **settings_of(base, chosen))
