@@ -55,8 +55,8 @@ class DreamConfig:
         "machine's speed: the same seed does not give the same one. 0 = no limit.", step=0.5,
     )  # fmt: skip
     strength: float = setting(
-        1.0, 0.01, 1, "How far the splat may go from what it is: the share of the most noise and of the learning rates. "
-        "1 = all the way, as for a start from points; 0.3 = refine.", rare=False,
+        1.0, 0.01, 1, "How far the splat may go from what it is: the share of the noise above the least, and of the learning "
+        "rates. 1 = all the way, as for a start from points; 0.3 = refine.", rare=False,
     )  # fmt: skip
     freeze_geometry: bool = setting(False, 0, 1, "Keeps place, size, turn, opacity and number of the Gaussians as they are: a "
                                     "new coat of colour.")  # fmt: skip

@@ -40,6 +40,11 @@ class ISM(Distillation):
     eta: float = setting(0.0, 0, 1, "Share of new noise in each step of the inversion; 0 = none: the inversion is exact.")
     fix_noise: bool = setting(False, 0, 1, "Use one noise for the whole run instead of a new one in every step.")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_interval("delta_t", self.t_max)
+        self.require_interval("delta_t_start", self.t_max_start)
+
     def times(self, progress: float, u: float) -> tuple[float, float]:
         """Draw (t, s): `progress` of the run in [0, 1], `u` uniform in [0, 1)."""
         t = self.t(progress, u)

@@ -57,6 +57,10 @@ class Distillation:
         below = f"below t_max_start ({self.t_max_start})"
         require(self.t_min_start < self.t_max_start, "t_min_start", self.t_min_start, below)
 
+    def require_interval(self, name: str, t: float) -> None:
+        """Raise ValueError where the interval of that name reaches below the noise levels of which `t` is the most."""
+        require(getattr(self, name) <= t, name, getattr(self, name), f"at most the most noise of that time ({t:g})")
+
     def annealed(self, progress: float, first: float, last: float) -> float:
         """From `first` to `last` linearly over the warm-up."""
         return first + (min(progress / self.warmup, 1.0) if self.warmup else 1.0) * (last - first)

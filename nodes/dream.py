@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 import time
+from typing import Any
 
 import torch
 from comfy_api.latest import IO
@@ -13,6 +14,7 @@ from ..lucid_core.cameras import CameraRanges, Cameras, turntable
 from ..lucid_core.checkpoint import Settings, require_same, settings_of
 from ..lucid_core.checkpoint import read as read_checkpoint
 from ..lucid_core.checkpoint import write as write_checkpoint
+from ..lucid_core.checks import bounds_of
 from ..lucid_core.dream import PRESETS, DreamConfig, Step, distil
 from ..lucid_core.gaussians import Splats
 from ..lucid_core.rasterize import device_for, rasterize, to_device
@@ -37,8 +39,9 @@ class LucidDream(IO.ComfyNode):
             description="Optimises a splat until the model finds the prompt in it from every side: the KSampler of splats.",
             inputs=[
                 IO.Splat.Input("splat", tooltip="What to start from: Lucid Point Cloud, or any splat."),
-                LucidGuidanceType.Input(
-                    "guidance", tooltip="From Lucid ISM, Lucid Baseline or Lucid Mix Guidance: method, model and prompt."
+                LucidGuidanceType.Input(  # lazy, so that the host asks `check_lazy_status` before it loads a model
+                    "guidance", lazy=True,
+                    tooltip="From Lucid ISM, Lucid Baseline or Lucid Mix Guidance: method, model and prompt.",
                 ),
                 LucidCamerasType.Input("cameras", optional=True, tooltip="Where to look from; empty = the official ranges."),
                 LucidOptimizerType.Input(
@@ -98,13 +101,22 @@ class LucidDream(IO.ComfyNode):
         return host.output_stamp(resume) if resume else ""
 
     @classmethod
+    def check_lazy_status(cls, preset, guidance=None, optimizer=None, backend="auto", resume="", **others):
+        with errors_of(cls):
+            config_of(preset, optimizer, others)
+            device_for(backend)
+            if resume:
+                host.output_file("resume", resume)
+            return [] if guidance else ["guidance"]
+
+    @classmethod
     def execute(
         cls, splat, guidance, preset, seed, cameras=None, optimizer=None, selection=None, backend="auto", resume="",
         resume_splat_only=False, checkpoint_minutes=5.0, fit_to_view=False, preview_seconds=2.0, preview_wanted=False,
         **settings,
     ) -> IO.NodeOutput:  # fmt: skip
         with errors_of(cls):
-            config = dataclasses.replace(optimizer or PRESETS[preset], **settings)
+            config = config_of(preset, optimizer, settings)
             ranges, seed, checkpoint = cameras or CameraRanges(), fold_seed(seed), None
             start = host.one_splat(splat)
             if resume:
@@ -119,7 +131,6 @@ class LucidDream(IO.ComfyNode):
                 require_same(saved, depends_on)
             run = _Run(config, subject, backend, depends_on, checkpoint_minutes, preview_seconds, preview_wanted,
                        cls.hidden.unique_id)  # fmt: skip
-            device_for(backend)  # a backend that cannot be used is named before models are loaded
 
             def body(teacher):
                 teacher = teacher.map(lambda one: one.placed(subject.frame))
@@ -138,6 +149,12 @@ class LucidDream(IO.ComfyNode):
             return IO.NodeOutput(host.from_splats(run.splats()), ui={"lucid": [run.summary()]})
 
 
+def config_of(preset: str, optimizer: DreamConfig | None, settings: dict[str, Any]) -> DreamConfig:
+    """The preset, or what takes its place, with the values of the node's own widgets among `settings`."""
+    own = {name: value for name, value in settings.items() if name in bounds_of(DreamConfig)}
+    return dataclasses.replace(optimizer or PRESETS[preset], **own)
+
+
 class _Run:
     """What the user sees of a run, and what is kept of it if it ends early."""
 
@@ -149,6 +166,7 @@ class _Run:
         self.steps, self.last, self.begun, self.shown = config.steps, None, time.monotonic(), -math.inf
         self.preview_wanted, self.preview_seconds = preview_wanted, preview_seconds or math.inf
         self.pause = self.preview_seconds  # until the next picture
+        self.pictures, self.failed = 0, ""  # shown; why the last checkpoint is not there
         self.first = None  # step, seconds and progress of the first report
         self.stopped = None  # why it ended early with a splat that is good
         self.settings, self.checkpoint_seconds = settings, 60 * checkpoint_minutes or math.inf
@@ -161,11 +179,12 @@ class _Run:
         image = None
         if now - self.shown > self.pause or step.progress == 1:
             first, image = self.shown < 0, self.picture(step)
+            host.show_text(self.node_id, self.line(step))
+        self.progress.update(round(step.progress * self.steps), image)
+        if image is not None:
             self.shown = time.monotonic()
             if not first:  # in which kernels are compiled and the VAE is loaded
                 self.pause = max(self.preview_seconds, (self.shown - now) / PREVIEW_SHARE)
-            host.show_text(self.node_id, self.line(step))
-        self.progress.update(round(step.progress * self.steps), image)
         if step.step % LOG_STEPS == 0 or step.progress == 1:
             log.info("Lucid Dream: %s, loss %.3f, %d evaluations", self.line(step), step.loss, step.evaluations)
         if now - self.saved_at >= self.checkpoint_seconds:
@@ -174,7 +193,8 @@ class _Run:
 
     def picture(self, step: Step) -> torch.Tensor:
         """(256, 256, 3) of the splat; twice as wide with what the model wants."""
-        image = preview(joined(step.splats, self.subject.fixed), step.step, self.backend)
+        image = preview(joined(step.splats, self.subject.fixed), self.pictures, self.backend)
+        self.pictures += 1
         wanted = step.wanted() if self.preview_wanted else None
         if wanted is None:
             return image
@@ -185,10 +205,13 @@ class _Run:
         """Where the run is, and its pace since its first step here, in which kernels are compiled."""
         steps, seconds, progress = (now - then for now, then in zip(self.place(step), self.first))
         if not steps:
-            return f"step {step.step} of {self.steps}, {len(step.splats)} splats"
+            return f"step {step.step} of {self.steps}, {len(step.splats)} splats{self.failed}"
         left_s = round(seconds * (1 - step.progress) / progress)
         left = f"{left_s // 60} min {left_s % 60} s" if left_s >= 60 else f"{left_s} s"
-        return f"step {step.step} of {self.steps}, {seconds / steps:.2f} s a step, {left} left, {len(step.splats)} splats"
+        return (
+            f"step {step.step} of {self.steps}, {seconds / steps:.2f} s a step, {left} left, {len(step.splats)} splats"
+            + self.failed
+        )
 
     @staticmethod
     def place(step: Step) -> tuple[int, float, float]:
@@ -204,7 +227,10 @@ class _Run:
             write_checkpoint(self.file[0], self.subject.kept(self.last.checkpoint()), self.settings)
         except (OSError, RuntimeError) as error:
             log.error("Lucid Dream could not save its checkpoint: %s", error)
+            self.failed = f"\nThe checkpoint could not be saved: {error}"
+            host.show_text(self.node_id, self.line(self.last))
             return
+        self.failed = ""
         self.saved_step = self.last.step
         log.info("Lucid Dream: checkpoint of step %d: %s", self.last.step, host.name_of(self.file[1]))
 
@@ -254,9 +280,9 @@ class _Run:
         }
 
 
-def preview(splats: Splats, step: int, backend: str, size: int = 256) -> torch.Tensor:
-    """(size, size, 3) view on white, from a camera that turns as the run goes on."""
-    around = turntable(90, 15.0, 5.3, 26.0, size, size)
-    camera = to_device(Cameras(around.viewmats[step % 90][None], around.Ks[:1]), splats.means.device)
+def preview(splats: Splats, picture: int, backend: str, size: int = 256) -> torch.Tensor:
+    """(size, size, 3) view on white, from a camera that turns by 10 degrees from one `picture` to the next."""
+    around = turntable(36, 15.0, 5.3, 26.0, size, size)
+    camera = to_device(Cameras(around.viewmats[picture % 36][None], around.Ks[:1]), splats.means.device)
     with torch.no_grad():
         return rasterize(splats, camera, size, size, background=splats.means.new_ones(3), backend=backend).rgb[0].cpu()

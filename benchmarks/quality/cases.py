@@ -63,7 +63,7 @@ def workflow() -> Case:
     """The shipped workflow as a case of "ism": its cameras, start, view blend, steps, views and resolution."""
     graph = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     inputs = {node["class_type"]: node["inputs"] for node in graph.values()}
-    settings = lambda kind, node: {name: inputs[node][name] for name in bounds_of(kind)}
+    settings = lambda kind, node: {name: inputs[node][name] for name in bounds_of(kind) if name in inputs[node]}
     cloud, run = inputs["LucidPointCloud"], inputs["LucidDream"]
     color = tuple(byte / 255 for byte in bytes.fromhex(cloud["color"].removeprefix("#")))
     return Case(

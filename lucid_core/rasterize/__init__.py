@@ -95,7 +95,7 @@ def _render_by(backend: str, arguments: tuple):
         raise ValueError(f"backend {backend!r} renders on CUDA, but means are on {device}; move them there")
     try:
         return renderer(backend)(*arguments)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:  # the latter is numpy's
         remedy = "render fewer views, pixels or splats, or choose another backend"
         raise RuntimeError(f"rasterizer {backend} failed: {error}; {remedy}") from error
 

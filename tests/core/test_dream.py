@@ -170,6 +170,15 @@ def test_bad_input_is_refused():
     empty = Splats(torch.zeros(0, 3), torch.zeros(0, 4), torch.zeros(0, 3), torch.zeros(0), torch.zeros(0, 1, 3))
     with pytest.raises(ValueError, match="empty"):
         run(start=empty)
+    nan, inf = math.nan, math.inf
+    bad_rates = ({"lr_means": (nan, 1e-3)}, {"lr_sh": (inf, 1e-3)}, {"lr_scales": (-1.0, 1e-3)}, {"lr_quats": (0.0, 1e-3)})
+    bad_others = ({"tv_weight": nan}, {"flip_share": 7.0}, {"disparity_share": -3.0}, {"scale_jitter": nan}, {"clip_norm": inf})
+    for bad in bad_rates + bad_others + ({"adam_betas": (0.9, 2.0)},):
+        with pytest.raises(ValueError, match=next(iter(bad)).rstrip("s")):
+            dataclasses.replace(CONFIG, **bad)
+    for bad in ({"grow_grad2d": nan}, {"prune_opacity": nan}, {"reset_every": -1.0}, {"start": 0.7, "stop": 0.6}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            Densify(**bad)
     for bad in ({"steps": 0}, {"views": 0}, {"resolution": 100}, {"resolution": 8}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             DreamConfig(**bad)

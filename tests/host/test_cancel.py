@@ -86,7 +86,7 @@ def test_the_node_names_the_files_that_were_kept(stopped, base):
 def test_a_cancelled_run_is_resumed_to_the_splat_of_a_whole_one(stopped, client):
     resume = stopped[1][0].split("resume: ")[1]
     settings = {"steps": 20, "seed": 61, "views": 1}
-    resumed = client.run(workflow(LucidDream={**settings, "resume": resume}))
+    resumed = client.run(with_model("none", LucidDream={**settings, "resume": resume}))
     whole = client.run(workflow(LucidDream=settings))
     np.testing.assert_array_equal(ply_of(client, resumed).means.numpy(), ply_of(client, whole).means.numpy())
     assert summary_of(resumed)["evaluations"] == summary_of(whole)["evaluations"]

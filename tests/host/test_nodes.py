@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from lucid_core import ism
+from lucid_core import checkpoint, ism
 from lucid_core.checks import bounds_of
+from lucid_core.dream import PRESETS
 from lucid_core.methods import METHODS
 from workflows.api.client import ComfyError
 
 from .graphs import Graph, files, image, node_of, ply_of, workflow
+
+WIDGETS_OF_LUCID_DREAM = ("steps", "views", "resolution", "max_minutes", "strength", "freeze_geometry", "freeze_color")
+GROWTH = "densify_"
 
 
 @pytest.fixture(scope="module")
@@ -434,7 +438,7 @@ def broken_off(client):
 def test_a_run_that_broke_off_is_resumed_to_the_same_splat(client, broken_off):
     whole, checkpoint = broken_off
     assert checkpoint.startswith("lucid/run_")
-    resumed = client.run(workflow(LucidDream={"steps": 6, "seed": 41, "resume": checkpoint}))
+    resumed = client.run(with_model("none", LucidDream={"steps": 6, "seed": 41, "resume": checkpoint}))
     a, b = ply_of(client, whole), ply_of(client, resumed)
     assert all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values()))
     first, second = summary_of(whole), summary_of(resumed)
@@ -477,17 +481,41 @@ def test_a_checkpoint_of_another_run_gives_its_splat_alone(client, broken_off):
     _, checkpoint = broken_off
     other = {"steps": 3, "seed": 42, "resume": checkpoint}
     with pytest.raises(ComfyError, match=r"Lucid Dream: .* seed was 41, is 42; DreamConfig.steps was 6, is 3\."):
-        client.run(workflow(LucidDream=other))
+        client.run(with_model("none", LucidDream=other))
     assert summary_of(client.run(workflow(LucidDream={**other, "resume_splat_only": True})))["steps"] == 3
 
 
 def test_a_checkpoint_knows_its_model_and_prompt(client, broken_off):
-    _, checkpoint = broken_off
-    same = {"steps": 6, "seed": 41, "resume": checkpoint}
+    same = {"steps": 6, "seed": 41, "resume": broken_off[1]}
     with pytest.raises(ComfyError, match=r"another run: model was \w+, is \w+\. Set"):
         client.run(with_model("patched weights", LucidDream=same))
+    with pytest.raises(ComfyError, match=r"another run: model was \w+, is \w+\. Set"):
+        client.run(workflow(LucidDream=same))  # without the patch of its model
     with pytest.raises(ComfyError, match=r"another run: prompt was a red mushroom, is a blue mug; conditioning was"):
-        client.run(workflow(LucidDream=same, LucidPrompt={"text": "a blue mug"}))
+        client.run(with_model("none", LucidDream=same, LucidPrompt={"text": "a blue mug"}))
+
+
+PATCHED = {
+    "RescaleCFG": [{"multiplier": 0.7}, {"multiplier": 0.8}],
+    "PerturbedAttentionGuidance": [{"scale": 2.0}, {"scale": 3.0}],
+    "ModelSamplingDiscrete": [{"sampling": "eps", "zsnr": False}, {"sampling": "eps", "zsnr": True}],
+}
+
+
+@pytest.mark.parametrize("node", PATCHED)
+def test_a_checkpoint_knows_the_patches_of_its_model(client, base, node):
+    """By their numbers, and the same in every run."""
+
+    def model_of(seed, inputs):
+        graph = workflow(LucidDream={"steps": 1, "views": 1, "seed": seed})
+        loader, ism = node_of(graph, "CheckpointLoaderSimple"), node_of(graph, "LucidISM")
+        graph["patch"] = {"class_type": node, "inputs": {"model": [loader, 0], **inputs}}
+        graph[ism]["inputs"]["model"] = ["patch", 0]
+        return checkpoint.read(base / "output" / summary_of(client.run(graph))["checkpoint"])[1]["model"]
+
+    some, other = PATCHED[node]
+    first = model_of(141, some)
+    assert first != model_of(142, other) and first == model_of(143, some)
 
 
 @pytest.mark.parametrize("name", ["lucid/none.safetensors", "../../etc/hostname", "lucid"])
@@ -570,3 +598,56 @@ def test_bad_refinements_are_refused(client, settings, message):
 def test_a_selection_of_nothing_is_refused(client):
     with pytest.raises(ComfyError, match="Lucid Dream: the selection holds none of 300 Gaussians; they lie at x"):
         client.run(with_selection("sphere", 9.0, 1.0))
+
+
+def with_optimizer(preset, changes, **dream):
+    """The workflow with a Lucid Optimizer of all widgets' defaults but `changes`."""
+    graph = workflow(LucidDream=dream)
+    base = PRESETS[preset]
+    values = {}
+    for prefix, config in (("", base), (GROWTH, base.densify)):
+        for name, bounds in bounds_of(config).items():
+            if prefix or name not in WIDGETS_OF_LUCID_DREAM:
+                value = getattr(config, name)
+                values |= {prefix + part: v for part, v in (zip(bounds.parts, value) if bounds.parts else [(name, value)])}
+    inputs = {"preset": preset, **{f"preset.{name}": value for name, value in (values | changes).items()}}
+    graph["optimizer"] = {"class_type": "LucidOptimizer", "inputs": inputs}
+    graph[node_of(graph, "LucidDream")]["inputs"]["optimizer"] = ["optimizer", 0]
+    return graph
+
+
+def test_lucid_optimizer_as_it_is_changes_nothing(client):
+    settings = {"steps": 4, "seed": 151}
+    plain = client.run(workflow(LucidDream=settings))
+    same = client.run(with_optimizer("cpu", {}, **settings))
+    assert torch.equal(ply_of(client, plain).means, ply_of(client, same).means)
+
+
+@pytest.mark.parametrize(
+    "changes, seen",
+    [
+        ({"lr_means": 1e-9, "lr_means_last": 1e-9}, lambda before, after: (after.means - before.means).abs().max() < 1e-6),
+        ({"sh_degree": 2, "sh_every": 0.01}, lambda before, after: after.sh.shape[1] == 9),
+        (
+            {"densify_strategy": "mcmc", "densify_start": 0.0, "densify_every": 0.25, "densify_max_splats": 320},
+            lambda before, after: len(after) == 320 > len(before),
+        ),
+    ],
+    ids=["rates", "bands", "mcmc"],
+)
+def test_lucid_optimizer_sets_rates_bands_and_growth(client, changes, seen):
+    graph = with_optimizer("cpu", changes, steps=4, seed=152)
+    before = ply_of(client, client.run(_only_start(graph, "test/optimizer")))
+    assert seen(before, ply_of(client, client.run(graph)))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"densify_start": 0.95}, "Lucid Optimizer: densify_start is 0.95; it must be at most stop"),
+        ({"lr_means": 0.0}, "lr_means"),
+    ],
+)
+def test_lucid_optimizer_refuses_by_name(client, changes, message):
+    with pytest.raises(ComfyError, match=message):
+        client.run(with_optimizer("cpu", changes, seed=153))

@@ -217,7 +217,9 @@ class LucidTestBlend(IO.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae, prompt, average=None):
-        z = 3 * torch.randn(2, model.model.latent_format.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+        latents = model.model.latent_format
+        side = 64 // latents.spacial_downscale_ratio
+        z = 3 * torch.randn(2, latents.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
         half, alone = torch.tensor([[0.5, 0, 0.5, 0]] * 2), torch.tensor([[1.0, 0, 0, 0], [0, 0, 1.0, 0]])
 
         def body(prior, prompts):
