@@ -94,7 +94,7 @@ def kept_bytes(encode: Callable[[Tensor], Tensor], images: Tensor, size: int) ->
     storages = {}
 
     def note(x: Tensor) -> Tensor:
-        if not isinstance(x, torch.nn.Parameter):
+        if not isinstance(x if x._base is None else x._base, torch.nn.Parameter):  # nor a view of one
             storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 

@@ -101,7 +101,9 @@ class Settings:
 def settings_of(workflow: str) -> Settings:
     graph = json.loads((ROOT / "workflows" / "api" / f"{workflow}.json").read_text(encoding="utf-8"))
     inputs = {node["class_type"]: node["inputs"] for node in graph.values()}
-    of = lambda kind, node, prefix="": {name: inputs[node][prefix + name] for name in bounds_of(kind)}
+    of = lambda kind, node, prefix="": {
+        name: inputs[node][prefix + name] for name in bounds_of(kind) if prefix + name in inputs[node]
+    }
     return Settings(
         ISM(**of(ISM, "LucidISM", "preset.")),
         replace(PRESETS[inputs["LucidDream"]["preset"]], **of(DreamConfig, "LucidDream")),

@@ -323,7 +323,7 @@ def require_finite(values: dict[str, Tensor], step: int, config: DreamConfig) ->
     for name, ok in zip(values, finite, strict=True):
         if not ok:
             raise FloatingPointError(
-                f"{name} is not finite at step {step} of {config.steps}; lower the learning rates or cfg, or set clip_norm"
+                f"{name} is not finite at step {step} of {config.steps}; lower cfg or the learning rates, or set clip_norm"
             )
 
 

@@ -29,9 +29,9 @@ class ISD(Distillation):
     cfg: float = setting(7.5, 0, 1000, "Weight of the prompt against no prompt; a medium one will do.", step=0.5, rare=False)
     interval: float = setting(0.02, MIN_T, 1, "Length of the DDIM step whose gain is followed (the paper's c).")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_interval("interval", self.t_max)
+    def reach(self, first: float, last: float) -> dict[str, float]:
+        """See Distillation."""
+        return {"interval": last}
 
     def gradient(self, prior: Prior, z0: Tensor, conds: Conds, progress: float, generator: Generator) -> Tensor:
         """See Guidance."""

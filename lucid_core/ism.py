@@ -40,10 +40,9 @@ class ISM(Distillation):
     eta: float = setting(0.0, 0, 1, "Share of new noise in each step of the inversion; 0 = none: the inversion is exact.")
     fix_noise: bool = setting(False, 0, 1, "Use one noise for the whole run instead of a new one in every step.")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_interval("delta_t", self.t_max)
-        self.require_interval("delta_t_start", self.t_max_start)
+    def reach(self, first: float, last: float) -> dict[str, float]:
+        """See Distillation."""
+        return {"delta_t": last, "delta_t_start": first}
 
     def times(self, progress: float, u: float) -> tuple[float, float]:
         """Draw (t, s): `progress` of the run in [0, 1], `u` uniform in [0, 1)."""

@@ -143,4 +143,6 @@ def limited(guidance: Guidance, strength: float) -> Guidance:
     if not hasattr(guidance, "t_max_start"):
         return replace(guidance, t_max=below(guidance.t_max))
     top = below(guidance.t_max_start)
-    return replace(guidance, t_max_start=top, t_max=min(guidance.t_max, top))
+    last = min(guidance.t_max, top)
+    most = {"t_max_start": top, "t_max": last, **guidance.reach(top, last)}
+    return replace(guidance, **{name: min(getattr(guidance, name), t) for name, t in most.items()})

@@ -56,10 +56,12 @@ class Distillation:
         require(self.t_max <= self.t_max_start, "t_max_start", self.t_max_start, f"at least t_max ({self.t_max})")
         below = f"below t_max_start ({self.t_max_start})"
         require(self.t_min_start < self.t_max_start, "t_min_start", self.t_min_start, below)
+        for name, t in self.reach(self.t_max_start, self.t_max).items():
+            require(getattr(self, name) <= t, name, getattr(self, name), f"at most the most noise of that time ({t:g})")
 
-    def require_interval(self, name: str, t: float) -> None:
-        """Raise ValueError where the interval of that name reaches below the noise levels of which `t` is the most."""
-        require(getattr(self, name) <= t, name, getattr(self, name), f"at most the most noise of that time ({t:g})")
+    def reach(self, first: float, last: float) -> dict[str, float]:
+        """The longest that the method's intervals may be, by their names, where the most noise goes from `first` to `last`."""
+        return {}
 
     def annealed(self, progress: float, first: float, last: float) -> float:
         """From `first` to `last` linearly over the warm-up."""

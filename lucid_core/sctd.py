@@ -33,10 +33,6 @@ class SCTD(Distillation):
     delta_t: float = setting(0.08, 0.03, 1, "Least length of the interval from the segment's lower edge.")
     fix_noise: bool = setting(True, 0, 1, "Use one noise for the whole run instead of a new one in every step.")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_interval("delta_t", self.t_max)
-
     def times(self, progress: float, u: float, v: float) -> tuple[float, float, float]:
         """Draw (t, s, e); u and v uniform in [0, 1). The whole range of t moves down over the warm-up."""
         t = self.t_min + self.annealed(progress, self.t_max_start - self.t_max, 0.0) + u * (self.t_max - self.t_min)

@@ -48,9 +48,12 @@ def method_of(kinds: dict[str, type[Guidance]], combo: str, chosen: dict[str, An
     return kinds[chosen[combo]](**{name: value for name, value in chosen.items() if name != combo})
 
 
-def guidance_of(model: Any, vae: Any, prompt: LucidPromptData, method: Guidance) -> LucidGuidanceData:
+def guidance_of(
+    model: Any, vae: Any, prompt: LucidPromptData, method: Guidance, hidden: Any
+) -> LucidGuidanceData:  # fmt: skip
     """Raises ValueError unless the method can ask this model about this prompt."""
     host.require_image_model(model, vae)
+    host.require_loras(model, hidden.prompt, hidden.unique_id)
     host.require_text_of(model, prompt.conditionings())
     host.log_needs(model, method.pixel_limit)
     return LucidGuidanceData(model, vae, prompt, method)
@@ -74,6 +77,7 @@ class LucidISM(IO.ComfyNode):
                 ),
             ],
             outputs=[guidance_output()],
+            hidden=[IO.Hidden.prompt, IO.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -86,7 +90,7 @@ class LucidISM(IO.ComfyNode):
     def execute(cls, model, vae, prompt, preset) -> IO.NodeOutput:
         with errors_of(cls):
             method = method_of(dict.fromkeys(PRESETS, ISM), "preset", preset)
-            return IO.NodeOutput(guidance_of(model, vae, prompt, method))
+            return IO.NodeOutput(guidance_of(model, vae, prompt, method, cls.hidden))
 
 
 class LucidBaseline(IO.ComfyNode):
@@ -106,6 +110,7 @@ class LucidBaseline(IO.ComfyNode):
                 ),
             ],
             outputs=[guidance_output()],
+            hidden=[IO.Hidden.prompt, IO.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -117,4 +122,4 @@ class LucidBaseline(IO.ComfyNode):
     @classmethod
     def execute(cls, model, vae, prompt, method) -> IO.NodeOutput:
         with errors_of(cls):
-            return IO.NodeOutput(guidance_of(model, vae, prompt, method_of(METHODS, "method", method)))
+            return IO.NodeOutput(guidance_of(model, vae, prompt, method_of(METHODS, "method", method), cls.hidden))

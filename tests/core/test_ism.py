@@ -10,7 +10,6 @@ from lucid_core.isd import ISD
 from lucid_core.ism import ISM, PRESETS, fresh_noise, interval_score, inversion_times, inverted
 from lucid_core.prior import Conds
 from lucid_core.score import MIN_T, eps, fixed_noise, invert, offset_noise
-from lucid_core.sctd import SCTD
 
 from .priors import FiniteSetPrior, GaussianPrior
 
@@ -240,7 +239,7 @@ def test_presets_are_valid_and_official_is_the_default():
 
 @pytest.mark.parametrize(
     "method, bad",
-    [(ISM, {"delta_t": 0.6}), (ISM, {"delta_t_start": 0.99}), (ISD, {"interval": 0.6}), (SCTD, {"delta_t": 0.6})],
+    [(ISM, {"delta_t": 0.6}), (ISM, {"delta_t_start": 0.99}), (ISD, {"interval": 0.6})],
 )
 def test_an_interval_longer_than_the_noise_range_reaches_is_refused(method, bad):
     (name,) = bad

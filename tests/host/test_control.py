@@ -7,6 +7,7 @@ from demo.base import PRIOR
 from workflows.api.client import ComfyError
 
 from . import controlnets
+from .family_graphs import FamilyGraph
 from .graphs import Graph, node_of, ply_of, workflow
 
 CLOSE = 1e-4
@@ -168,3 +169,19 @@ def test_what_cannot_be_controlled_is_refused(client):
     applied = lambda graph, prompt, net, how: [graph.add("LucidTestApplied", prompt=prompt, net=net, how=how, **settings), 0]
     twice = lambda graph, prompt, net: controlled(graph, controlled(graph, applied(graph, prompt, net, "old"), None), None)
     refused(client, twice, "Lucid ControlNet: control_net is empty, and an earlier Lucid ControlNet")
+
+
+@pytest.mark.usefixtures("families")
+@pytest.mark.parametrize("family", ["qwen_image", "flux"])
+def test_hints_that_a_video_vae_encodes_are_one_for_each_view(client, family):
+    """The host would take those of a batch for the frames of one video, and all views would see the first one's."""
+    graph = FamilyGraph(family)
+    graph.use_vae("wan_vae")
+    found = client.run(graph | {"hints": {"class_type": "LucidTestHints", "inputs": {"model": graph.model, "vae": graph.vae}}})
+    found = found["outputs"]["hints"]
+    assert max(found["taken"] + found["chained"]) < 1e-5
+    if family == "qwen_image":
+        assert "refused" not in found
+    else:
+        mismatch = "the ControlNet is not made for model Flux: it works on latents of Wan21, the model on those of Flux; load"
+        assert found["refused"][0].startswith(mismatch)

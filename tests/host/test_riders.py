@@ -2,6 +2,8 @@
 
 import pytest
 
+from lucid_core.checks import bounds_of
+from lucid_core.sdi import SDI
 from workflows.api.client import ComfyError
 
 from .families import LORAS, TEXT_LORA, WORD, file_of
@@ -218,3 +220,19 @@ def test_gligen_is_refused(client):
     boxes = [graph.add("LucidTestSpoilt", conditioning=graph.text("a mug"), change="GLIGEN boxes"), 0]
     with pytest.raises(ComfyError, match="Lucid ISM: the conditioning front holds GLIGEN boxes"):
         client.run(graph.dream(graph.prompt(boxes)))
+
+
+@pytest.mark.parametrize("method", ["LucidISM", "LucidBaseline"])
+def test_a_lora_that_fits_nothing_is_refused(client, method):
+    """The host only warns. Behind it stands one that fits."""
+    graph = FamilyGraph("sdxl")
+    loras(graph, LORAS[0])
+    graph.patched("RescaleCFG", multiplier=0.7)
+    graph.dream()
+    node = next(node for node in graph.values() if node["class_type"] == "LucidISM")
+    if method == "LucidBaseline":
+        node["class_type"], node["inputs"] = method, {name: node["inputs"][name] for name in ("model", "vae", "prompt")}
+        node["inputs"] |= {"method": "SDI", **{f"method.{name}": getattr(SDI(), name) for name in bounds_of(SDI)}}
+    message = f"the LoRA {file_of(LORAS[0])} fits nothing of model KOALA_700M: its weights have names such as diffusion_model"
+    with pytest.raises(ComfyError, match=message):
+        client.run(graph)

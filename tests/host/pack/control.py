@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import comfy.controlnet
+import comfy.latent_formats
 import comfy.samplers
 import comfy.t2i_adapter.adapter
 import torch
@@ -34,6 +35,37 @@ def hosts_z0(model, noise, cond):
 
 def settings():
     return [IO.Float.Input("strength"), IO.Float.Input("start"), IO.Float.Input("end")]
+
+
+class LucidTestHints(IO.ComfyNode):
+    """A ControlNet that encodes its hints (as those of Qwen-Image do): is each of a batch encoded by itself, and does it fit?
+
+    "each": the largest difference; "refused": what is said where it does not fit `model`.
+    """
+
+    @classmethod
+    def define_schema(cls):
+        inputs = [IO.Model.Input("model"), IO.Vae.Input("vae")]
+        return IO.Schema(node_id="LucidTestHints", inputs=inputs, outputs=[], is_output_node=True)
+
+    @classmethod
+    def execute(cls, model, vae):
+        control, latents = module_of("nodes.host.control"), comfy.latent_formats.Wan21()
+        net = comfy.controlnet.ControlNet(torch.nn.Linear(1, 1), compression_ratio=1, latent_format=latents)
+        hints = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+        found = {}
+        for way, own in (
+            ("taken", control._own(net.copy().set_cond_hint(None, vae=vae))),
+            ("chained", control._chained(None, SimpleNamespace(net=net, strength=1.0, start=0.0, end=1.0), vae, {})),
+        ):
+            control.show([own], hints)
+            encoded = own.vae.encode(own.cond_hint_original.movedim(1, -1))
+            found[way] = [float((encoded - torch.cat([vae.encode(hint[None]) for hint in hints])).abs().max())]
+        try:
+            control.require_fit(model, [net])
+        except ValueError as error:
+            found["refused"] = [str(error)]
+        return IO.NodeOutput(ui=found)
 
 
 class LucidTestControl(IO.ComfyNode):
@@ -172,4 +204,4 @@ class LucidTestAdapter(IO.ComfyNode):
         return IO.NodeOutput(ui={"differences": found, "size": [float(single[0].abs().max())]})
 
 
-NODES = [LucidTestControl, LucidTestApplied, LucidTestInpaints, LucidTestAdapter]
+NODES = [LucidTestHints, LucidTestControl, LucidTestApplied, LucidTestInpaints, LucidTestAdapter]

@@ -1,0 +1,40 @@
+"""LoRAs of the host's loaders that fit nothing: the host itself only warns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import comfy.lora
+import comfy.lora_convert
+import comfy.utils
+import folder_paths
+
+from .families import family_of
+
+LOADERS = ("LoraLoader", "LoraLoaderModelOnly")
+OF_TEXT = ("lora_te", "text_encoder", "text_model")  # in the names of weights that are a text encoder's
+
+
+def require_loras(model: Any, graph: dict[str, dict] | None, node_id: str | None) -> None:
+    """Raise ValueError for a LoRA on the way to the `model` of a node in the queued graph of which no weight fits anything."""
+    for name in _loras_before(graph or {}, node_id):
+        lora = comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("loras", name), safe_load=True)
+        names = comfy.lora.model_lora_keys_unet(model.model, {})
+        fits = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(lora)), names, log_missing=False)
+        if not fits and not any(part in key for key in lora for part in OF_TEXT):
+            raise ValueError(
+                f"the LoRA {name} fits nothing of model {family_of(model.model)}: its weights have names such as "
+                f"{min(lora, default='none at all')}; use a LoRA that was made for this family"
+            )
+
+
+def _loras_before(graph: dict[str, dict], node_id: str | None) -> Iterator[str]:
+    """File names, from the node back to the checkpoint."""
+    link = graph.get(str(node_id), {}).get("inputs", {}).get("model")
+    while isinstance(link, list) and link[0] in graph:
+        node = graph[link[0]]
+        inputs = node["inputs"]
+        if node["class_type"] in LOADERS and inputs.get("strength_model") and isinstance(inputs.get("lora_name"), str):
+            yield inputs["lora_name"]
+        link = inputs.get("model")
