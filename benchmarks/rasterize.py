@@ -101,11 +101,11 @@ def forward(splats: Splats, cameras: Cameras, px: int) -> None:
 
 
 def forward_backward(splats: Splats, cameras: Cameras, px: int, gradient: Tensor) -> Render:
-    """gradient (B, H, W, 3) of the images."""
-    splats = splats.map(lambda x: x.detach().requires_grad_())
-    render = rasterize(splats, cameras, px, px)
+    """gradient (B, H, W, 3) of the images, and its first channel of alpha and depth: all gradients there are."""
+    splats, background = splats.map(lambda x: x.detach().requires_grad_()), torch.ones(3, requires_grad=True)
+    render = rasterize(splats, cameras, px, px, background=background)
     render.info["means2d"].retain_grad()
-    render.rgb.backward(gradient)
+    torch.autograd.backward((render.rgb, render.alpha, render.depth), (gradient, gradient[..., :1], gradient[..., :1]))
     return render
 
 

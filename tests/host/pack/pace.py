@@ -45,7 +45,7 @@ def peak(found):
 
 
 class LucidTestPace(IO.ComfyNode):
-    """Seconds and peak bytes: of steps, of the host's evaluations of what the steps asked, of the VAE there and back."""
+    """Seconds of steps, of the host's evaluations of what they asked, of the VAE there and back; peak bytes of two steps."""
 
     @classmethod
     def define_schema(cls):
@@ -61,19 +61,19 @@ class LucidTestPace(IO.ComfyNode):
         start = host.one_splat(splat)
 
         def body(teacher):
-            found = {"steps": [], "host": [], "vae": [], "peak_steps": [], "peak_host": []}
+            found = {"steps": [], "host": [], "vae": [], "peak": []}
             prior = Asked(teacher.prior)
             run = dream.distil(start, replace(teacher, prior=prior), cameras.CameraRanges(), config, seed=0)
-            next(run), next(run)  # kernels are compiled in the first
+            with peak(found["peak"]):
+                next(run), next(run)  # kernels are compiled in the first
             for _ in range(rounds):
                 prior.calls.clear()
                 begun = time.perf_counter()
-                with peak(found["peak_steps"]):
-                    for _ in range(steps):
-                        next(run)
+                for _ in range(steps):
+                    next(run)
                 found["steps"].append(time.perf_counter() - begun)
                 begun = time.perf_counter()
-                with peak(found["peak_host"]), torch.inference_mode():
+                with torch.inference_mode():
                     for z, sigma, conds in prior.calls:
                         x, levels = prior._levels.to_host(prior._hosts(z), sigma)
                         comfy.samplers.calc_cond_batch(prior._model, conds, x, levels, prior._options)
