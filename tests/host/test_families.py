@@ -23,7 +23,7 @@ def test_ten_euler_steps_in_our_form_end_where_the_hosts_end(client, family):
     """v to eps, the change of variables of flows, and the shift: from the same noise to the same latent, with cfg."""
     graph = FamilyGraph(family)
     found = found_by(client, graph, graph.ask("LucidTestEuler", cfg=3.0, steps=10))
-    assert found["after"][0] < 1e-4 * max(found["moved"][0], 1)
+    assert found["after"][0] < 1e-4
     assert found["moved"][0] > 1 and found["vae"][0] < 1e-4
 
 
@@ -58,7 +58,7 @@ def test_lcm_is_asked_at_the_noise_levels_it_knows(client, server):
     graph = FamilyGraph("sd15")
     graph.patched("ModelSamplingDiscrete", sampling="lcm", zsnr=False)
     found = found_by(client, graph, graph.ask("LucidTestEuler", cfg=1.0, steps=10))
-    assert found["after"][0] < 1e-4 * max(found["moved"][0], 1)
+    assert found["after"][0] < 1e-4
     levels = [0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * i / 999 for i in range(1000)]
     abar = 1.0
     sigmas = [((1 - (abar := abar * (1 - beta**2))) / abar) ** 0.5 for beta in levels]
