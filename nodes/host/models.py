@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any, TypeVar
 
 import comfy.model_management
@@ -34,6 +34,8 @@ T = TypeVar("T")
 CFG_PATCHES = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
 WITHOUT_PROMPT = ("negative", "inverse")
 HOOKS = ("weights", "_strength_model", "_strength_clip")  # what tells two LoRA hooks apart
+EMPTY_CELL = CellType()  # of a variable that has no value yet
+DEEPEST = 12  # of what is nested in a model's options and in a conditioning
 IDENTITY_WEIGHTS, IDENTITY_VALUES = 32, 4096  # how many weights, and values of each, tell two models apart
 
 
@@ -72,30 +74,31 @@ def _fingerprint_of_model(patcher: Any) -> str:
     return _fingerprint([shapes, values, sorted(patcher.patches.items()), patcher.object_patches, patcher.model_options])
 
 
-def _fingerprint(value: Any) -> str:
-    """12 hex digits of nested containers of tensors, numbers and text; of other objects their kind and weights count."""
-    if type(value) in (Tensor, Parameter):  # the values of others (quantised ones) are theirs to read
+def _fingerprint(value: Any, depth: int = 0) -> str:
+    """12 hex digits of nested containers of tensors, numbers, text, patches; of other objects their kind and weights count."""
+    inner = lambda item: _fingerprint(item, depth + 1)
+    if depth == DEEPEST:  # a patch that holds itself
+        parts = [type(value).__name__]
+    elif type(value) in (Tensor, Parameter):  # the values of others (quantised ones) are theirs to read
         flat = value.detach().flatten()
         return digest(flat[:: max(len(flat) // IDENTITY_VALUES, 1)])
-    if isinstance(value, dict):
-        parts = [f"{key}={_fingerprint(item)}" for key, item in value.items()]
+    elif isinstance(value, dict):
+        parts = [f"{key}={inner(item)}" for key, item in value.items()]
     elif isinstance(value, (list, tuple)):
-        parts = [_fingerprint(item) for item in value]
+        parts = [inner(item) for item in value]
     elif isinstance(value, (str, int, float, bool, type(None))):
         parts = [repr(value)]
     elif isinstance(value, ControlBase):
-        parts = [_fingerprint(control.parts_of(value))]
+        parts = [inner(control.parts_of(value))]
     elif isinstance(value, FunctionType):  # a patch: what it is, and the numbers that its node put into it
-        parts = [value.__qualname__, *(_fingerprint(cell.cell_contents) for cell in value.__closure__ or ())]
+        parts = [value.__qualname__, *(inner(cell.cell_contents) for cell in value.__closure__ or () if cell != EMPTY_CELL)]
     elif isinstance(value, torch.nn.Module):  # such as a model_sampling with another shift
-        kinds = [kind.__qualname__ for kind in type(value).__mro__]
-        parts = [
-            _fingerprint([kinds, value.state_dict(), {k: v for k, v in vars(value).items() if isinstance(v, (int, float))}])
-        ]
+        numbers = {name: held for name, held in vars(value).items() if isinstance(held, (int, float))}
+        parts = [inner([[kind.__qualname__ for kind in type(value).__mro__], value.state_dict(), numbers])]
     elif isinstance(value, HookGroup):
-        parts = [type(hook).__name__ + _fingerprint([vars(hook).get(name) for name in HOOKS]) for hook in value.hooks]
+        parts = [type(hook).__name__ + inner([vars(hook).get(name) for name in HOOKS]) for hook in value.hooks]
     else:
-        parts = [type(value).__name__, _fingerprint(getattr(value, "weights", None))]
+        parts = [type(value).__name__, inner(getattr(value, "weights", None))]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
 
 
