@@ -14,13 +14,13 @@ from ..lucid_core.cameras import CameraRanges, Cameras, turntable
 from ..lucid_core.checkpoint import Settings, require_same, settings_of
 from ..lucid_core.checkpoint import read as read_checkpoint
 from ..lucid_core.checkpoint import write as write_checkpoint
-from ..lucid_core.checks import bounds_of
 from ..lucid_core.dream import PRESETS, DreamConfig, Step, distil
 from ..lucid_core.gaussians import Splats
 from ..lucid_core.rasterize import device_for, rasterize, to_device
 from ..lucid_core.refine import Subject, joined, whole_splat
 from . import host
 from .inputs import CATEGORY, backend_input, errors_of, fold_seed, inputs_of, seed_input
+from .optimizer import OF_LUCID_DREAM, RARE_OF_LUCID_DREAM
 from .types import LucidCamerasType, LucidGuidanceType, LucidOptimizerType, LucidSelectionType
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class LucidDream(IO.ComfyNode):
                     "preset", options=list(PRESETS),
                     tooltip="Learning rates, growth and regularisers. official: the paper's, for a GPU. cpu: few, bold steps.",
                 ),
-                *inputs_of(DreamConfig, "steps", "views", "resolution"),
+                *inputs_of(DreamConfig, *OF_LUCID_DREAM),
                 seed_input(),
                 backend_input(),
                 IO.String.Input(
@@ -73,7 +73,7 @@ class LucidDream(IO.ComfyNode):
                     tooltip="Minutes between checkpoints, each in the place of the one before; what a crash can cost. 0 = only "
                     "when the run ends.",
                 ),
-                *inputs_of(DreamConfig, "max_minutes", "strength", "freeze_geometry", "freeze_color", optional=True),
+                *inputs_of(DreamConfig, *RARE_OF_LUCID_DREAM, optional=True),
                 IO.Boolean.Input(
                     "fit_to_view", default=False, optional=True, advanced=True,
                     tooltip="For a splat of any size and place: it is centred and scaled to what the cameras see while it is "
@@ -151,7 +151,7 @@ class LucidDream(IO.ComfyNode):
 
 def config_of(preset: str, optimizer: DreamConfig | None, settings: dict[str, Any]) -> DreamConfig:
     """The preset, or what takes its place, with the values of the node's own widgets among `settings`."""
-    own = {name: value for name, value in settings.items() if name in bounds_of(DreamConfig)}
+    own = {name: value for name, value in settings.items() if name in OF_LUCID_DREAM + RARE_OF_LUCID_DREAM}
     return dataclasses.replace(optimizer or PRESETS[preset], **own)
 
 

@@ -10,7 +10,8 @@ from ..lucid_core.dream import PRESETS, DreamConfig
 from .inputs import CATEGORY, errors_of, inputs_of, settings_of
 from .types import LucidOptimizerType
 
-OF_LUCID_DREAM = ("steps", "views", "resolution", "max_minutes", "strength", "freeze_geometry", "freeze_color")  # its widgets
+OF_LUCID_DREAM = ("steps", "views", "resolution")  # what of the settings are its widgets
+RARE_OF_LUCID_DREAM = ("max_minutes", "strength", "freeze_geometry", "freeze_color")
 GROWTH = "densify_"
 
 
@@ -44,7 +45,7 @@ class LucidOptimizer(IO.ComfyNode):
 
 def inputs_of_all(config: DreamConfig) -> list[IO.Input]:
     """Widgets of a preset, the common ones first."""
-    own = [name for name in bounds_of(config) if name not in OF_LUCID_DREAM]
+    own = [name for name in bounds_of(config) if name not in OF_LUCID_DREAM + RARE_OF_LUCID_DREAM]
     widgets = [*inputs_of(config, *own), *inputs_of(config.densify, prefix=GROWTH)]
     return sorted(widgets, key=lambda widget: bool(widget.advanced))
 

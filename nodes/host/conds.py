@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import comfy.conds
+import comfy.model_base
 import torch
 from comfy.ldm.krea2.model import SingleStreamDiT
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
@@ -145,7 +146,8 @@ def _made_of(model: Any, name: str, text: Tensor, options: dict) -> dict:
     size = {"width": side, "height": side, "prompt_type": name}
     given = {**size, "seed": 0, **options, "cross_attn": text, "noise": noise, "latent_image": noise, "device": text.device}
     try:
-        with torch.inference_mode(False), torch.no_grad():  # in which Anima leaves its weights, wherever they are, alone
+        # Outside inference mode Anima leaves its weights alone, which may be on another device than the text.
+        with torch.inference_mode(not isinstance(model, comfy.model_base.Anima)), torch.no_grad():
             return model.extra_conds(**given)
     except KeyError as error:
         raise ValueError(

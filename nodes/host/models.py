@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import dis
 import hashlib
 from collections.abc import Callable
 from types import CellType, FunctionType
@@ -90,8 +91,8 @@ def _fingerprint(value: Any, depth: int = 0) -> str:
         parts = [repr(value)]
     elif isinstance(value, ControlBase):
         parts = [inner(control.parts_of(value))]
-    elif isinstance(value, FunctionType):  # a patch: what it is, and the numbers that its node put into it
-        parts = [value.__qualname__, *(inner(cell.cell_contents) for cell in value.__closure__ or () if cell != EMPTY_CELL)]
+    elif isinstance(value, FunctionType):
+        parts = [value.__qualname__, inner(_put_into(value)), inner(value.__defaults__), inner(value.__kwdefaults__)]
     elif isinstance(value, torch.nn.Module):  # such as a model_sampling with another shift
         numbers = {name: held for name, held in vars(value).items() if isinstance(held, (int, float))}
         parts = [inner([[kind.__qualname__ for kind in type(value).__mro__], value.state_dict(), numbers])]
@@ -100,6 +101,13 @@ def _fingerprint(value: Any, depth: int = 0) -> str:
     else:
         parts = [type(value).__name__, inner(getattr(value, "weights", None))]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
+
+
+def _put_into(patch: FunctionType) -> dict[str, Any]:
+    """What the node that made a patch put into it, by name, without what the patch itself changes as it works (APG's mean)."""
+    own = {step.argval for step in dis.get_instructions(patch) if step.opname == "STORE_DEREF"}
+    cells = zip(patch.__code__.co_freevars, patch.__closure__ or ())
+    return {name: cell.cell_contents for name, cell in cells if name not in own and cell != EMPTY_CELL}
 
 
 class _Inside(comfy.samplers.Sampler):

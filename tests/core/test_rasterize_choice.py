@@ -105,8 +105,10 @@ def test_auto_ends_at_numba(monkeypatch):
     assert torch.equal(rasterize(splats, cameras, W, H).rgb, rasterize(splats, cameras, W, H, backend="numba").rgb)
 
 
-def test_a_named_backend_that_fails_says_what_to_do(monkeypatch):
-    fake_renderers(monkeypatch, "numba", error=torch.OutOfMemoryError("out of memory"))
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_a_named_backend_that_fails_says_what_to_do(monkeypatch, error):
+    """The latter is numpy's, in whose arrays the CPU's kernels work."""
+    fake_renderers(monkeypatch, "numba", error=error("out of memory"))
     with pytest.raises(RuntimeError, match=r"rasterizer numba failed: out of memory; render fewer views.*another backend"):
         rasterize(random_splats(n=5), three_views(), W, H, backend="numba")
 
