@@ -15,9 +15,9 @@ from workflows.api.client import Client
 
 from .graphs import ply_of, workflow
 
-INTERVAL_S = 1.2
+INTERVAL_S = 0.5
 RUN = {"steps": 40, "views": 1, "seed": 171, "checkpoint_minutes": INTERVAL_S / 60}
-WAITS = [random.Random(seed).uniform(0.0, 5.0) for seed in range(3)]  # after the first checkpoint
+STEPS = [random.Random(seed).uniform(1, 25) for seed in range(3)]  # after which, and how far into the next, it is killed
 
 
 def run(client, reached, **settings):
@@ -25,7 +25,7 @@ def run(client, reached, **settings):
     return client.run(workflow(LucidDream={**RUN, **settings}), lambda now: reached.append((time.time(), now.step or 0)))
 
 
-def killed(host_path, base, log, wait_s):
+def killed(host_path, base, log, moment):
     """-> the name of the last checkpoint, when it was killed, and [(when, step)] until then."""
     folder = base / "output" / "lucid"
     before = set(folder.glob("run_*.safetensors"))
@@ -39,9 +39,12 @@ def killed(host_path, base, log, wait_s):
 
         thread = threading.Thread(target=until_killed)
         thread.start()
-        while not (new := set(folder.glob("run_*.safetensors")) - before) and thread.is_alive():
-            time.sleep(0.05)
-        time.sleep(wait_s)
+        new, far = set(), False
+        while thread.is_alive() and not (new and far):
+            time.sleep(0.01)
+            new = set(folder.glob("run_*.safetensors")) - before
+            far = len(reached) > 1 and reached[-1][1] >= int(moment)
+        time.sleep(moment % 1 * (reached[-1][0] - reached[-2][0]))
         when = time.time()
         server._signal(signal.SIGKILL)
         thread.join()
@@ -54,9 +57,9 @@ def whole(client):
     return ply_of(client, run(client, []))
 
 
-@pytest.mark.parametrize("wait_s", WAITS, ids=lambda wait_s: f"{wait_s:.1f} s")
-def test_a_killed_run_loses_one_interval_and_is_resumed_to_the_same_splat(client, whole, host_path, base, tmp_path, wait_s):
-    file, when, reached = killed(host_path, base, tmp_path / "server.log", wait_s)
+@pytest.mark.parametrize("moment", STEPS, ids=lambda moment: f"step {moment:.1f}")
+def test_a_killed_run_loses_one_interval_and_is_resumed_to_the_same_splat(client, whole, host_path, base, tmp_path, moment):
+    file, when, reached = killed(host_path, base, tmp_path / "server.log", moment)
     kept, _ = checkpoint.read(file)
     pauses = [b - a for (a, _), (b, _) in itertools.pairwise(reached)]
     safe = [step for at, step in reached if at < when - INTERVAL_S - 2 * max(pauses)]  # one to finish, one to be saved after
