@@ -80,7 +80,7 @@ class DreamConfig:
     )
     adam_betas: tuple[float, float] = setting(
         (0.9, 0.999), 0, 0.999999, "Adam's memory of gradients (1) and of their squares (2), for which few steps want 0.99.",
-        step=0.001, parts=("adam_beta1", "adam_beta2"),
+        step=0.0001, parts=("adam_beta1", "adam_beta2"),
     )  # fmt: skip
     background_share: float = setting(0.66, 0, 1, "Share of the steps on another background than white.")
     background_colors: str = choice(
