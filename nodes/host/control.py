@@ -6,20 +6,35 @@ import logging
 from typing import Any
 
 import comfy.cldm.cldm
+import comfy.cldm.mmdit
 import comfy.controlnet
+import comfy.latent_formats
+import comfy.model_base
 import torch
+from comfy.cldm.dit_embedder import ControlNetEmbedder
 from comfy.controlnet import ControlBase
+from comfy.ldm.flux.controlnet import ControlNetFlux
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.ldm.qwen_image.controlnet import QwenImageControlNetModel, QwenImageFunControlNetModel
 from torch import Tensor
 
 from ...lucid_core.views import VIEWS
 from ..types import Conditioning, Control
+from .families import family_of
 
 log = logging.getLogger(__name__)
 Conditionings = dict[str, Conditioning]  # by VIEWS, "negative" and "inverse"
 Shown = list[ControlBase]  # the objects of a run that show one hint
 CONTROLLED = (*VIEWS, "negative")  # as the host's Apply ControlNet does it: the prompts and the negative one
 REMEDY = "load the ControlNet that belongs to the model"
+DITS = {  # networks of ControlNets, and the models that read what they say; other packs' networks are left to the host
+    ControlNetFlux: comfy.model_base.Flux,  # with Chroma
+    comfy.cldm.mmdit.ControlNet: comfy.model_base.SD3,
+    ControlNetEmbedder: comfy.model_base.SD3,
+    QwenImageControlNetModel: comfy.model_base.QwenImage,
+    QwenImageFunControlNetModel: comfy.model_base.QwenImage,
+}
+LATENTS = {ControlNetFlux: comfy.latent_formats.Flux()}  # of those that encode no hint, but read the model's latents
 
 
 def require_control(net: Any) -> None:
@@ -145,23 +160,23 @@ def warn_of_fixed_hints(controls: Shown) -> None:
 
 def require_fit(model: Any, controls: Shown) -> None:
     """Raise ValueError, naming both sides, for a ControlNet of another family: the host would fail in the run or ignore it."""
-    net = model.model.diffusion_model
-    names = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    names = {name: tuple(value.shape) for name, value in model.model.diffusion_model.state_dict().items()}
     for control in controls:
-        difference = _difference(control, net, names)
+        difference = _difference(control, model.model, names) or _difference_of_latents(control, model.model)
         if difference:
-            raise ValueError(f"the ControlNet is not made for model {type(model.model).__name__}: {difference}; {REMEDY}")
-        theirs, own = control.latent_format, model.model.latent_format
-        if theirs is not None and type(theirs) is not type(own):
-            raise ValueError(
-                f"the ControlNet is not made for model {type(model.model).__name__}: it works on latents of "
-                f"{type(theirs).__name__}, the model on those of {type(own).__name__}; {REMEDY}"
-            )
+            raise ValueError(f"the ControlNet is not made for model {family_of(model.model)}: {difference}; {REMEDY}")
 
 
-def _difference(control: ControlBase, net: torch.nn.Module, names: dict[str, tuple]) -> str | None:
-    """What of `control` does not fit a network with weights of these `names`; None where nothing is known to."""
-    weights = weights_of(control)
+def _difference_of_latents(control: ControlBase, model: Any) -> str | None:
+    theirs, own = control.latent_format or LATENTS.get(type(weights_of(control))), model.latent_format
+    if theirs is None or type(theirs) is type(own):
+        return None
+    return f"it works on latents of {type(theirs).__name__}, the model on those of {type(own).__name__}"
+
+
+def _difference(control: ControlBase, model: Any, names: dict[str, tuple]) -> str | None:
+    """What of `control` does not fit a model whose network has weights of these `names`; None where nothing is known to."""
+    weights, net = weights_of(control), model.diffusion_model
     if isinstance(control, comfy.controlnet.T2IAdapter):
         if not isinstance(net, UNetModel):
             return "it is a T2I-Adapter of a UNet, which the model is not"
@@ -177,7 +192,31 @@ def _difference(control: ControlBase, net: torch.nn.Module, names: dict[str, tup
         return None
     if isinstance(weights, comfy.cldm.cldm.ControlNet):
         return _difference_of_encoders(weights, names)
+    if type(weights) in DITS:
+        return _difference_of_dits(weights, model)
     return "it is none for a UNet, which the model is" if weights is not None and isinstance(net, UNetModel) else None
+
+
+def _difference_of_dits(control: torch.nn.Module, model: Any) -> str | None:
+    """A DiT's ControlNet reads the model's text and adds to the tokens of its blocks, of which it may have fewer."""
+    family = DITS[type(control)]
+    if not isinstance(model, family):
+        return f"it is one for {family.__name__}"
+    own = _widths(model.diffusion_model)
+    for what, width in _widths(control).items():
+        if own.get(what, width) != width:
+            return f"its {what} width is {width}, the model's {own[what]}"
+    return None
+
+
+def _widths(net: torch.nn.Module) -> dict[str, int]:
+    """Of a DiT's tokens and text, as far as it says them."""
+    hidden = getattr(net, "hidden_size", None) or getattr(net, "inner_dim", None)
+    text = getattr(net, "txt_in", None) or getattr(net, "context_embedder", None)
+    if isinstance(net, QwenImageFunControlNetModel):
+        hidden = net.control_img_in.out_features
+    found = {"hidden": hidden, "text": getattr(text, "in_features", None)}
+    return {what: width for what, width in found.items() if width}
 
 
 def _difference_of_encoders(control: torch.nn.Module, names: dict[str, tuple]) -> str | None:

@@ -1,13 +1,19 @@
-"""Small ControlNets for the demo prior's architecture, random where they are not its encoder, as files for the stock loader."""
+"""Small ControlNets for the demo prior's architecture, random where they are not its encoder, as files for the stock loader.
+
+Those of DiT families are made in the running host, by the tests' node LucidTestNet.
+"""
 
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from .families import file_of
+
 WIDTH = 320
 HINT_BLOCK = [(3, 16), (16, 16), (16, 32), (32, 32), (32, 96), (96, 96), (96, 256), (256, WIDTH)]  # cldm's, at even places
 UNET = "model.diffusion_model."
+SD35_POOLED = 2048
 
 
 def encoder(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -55,3 +61,12 @@ def as_sd2(name: str, value: torch.Tensor) -> torch.Tensor:
     if ".attn2.to_k." in name or ".attn2.to_v." in name:
         return torch.zeros(len(value), 1024)
     return value[:, :, 0, 0] if name.endswith(("proj_in.weight", "proj_out.weight")) else value
+
+
+def write_sd35(families: Path) -> None:
+    """The model `sd35`: `sd3` with pooled text as wide as the loader of SD3.5's ControlNets wants it."""
+    models = families / "diffusion_models"
+    model = load_file(models / file_of("sd3"))
+    first = "y_embedder.mlp.0.weight"
+    wide = torch.randn(len(model[first]), SD35_POOLED, generator=torch.Generator().manual_seed(4)) / SD35_POOLED**0.5
+    save_file(model | {first: wide.half()}, models / file_of("sd35"))

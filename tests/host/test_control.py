@@ -7,7 +7,8 @@ from demo.base import PRIOR
 from workflows.api.client import ComfyError
 
 from . import controlnets
-from .family_graphs import FamilyGraph
+from .families import file_of
+from .family_graphs import BUILT, OTHER_VAES, FamilyGraph
 from .graphs import Graph, node_of, ply_of, workflow
 
 CLOSE = 1e-4
@@ -41,18 +42,24 @@ def prepared(**changes):
 
 def answers(client, name, chained=None, applied=None, **settings):
     """What LucidTestControl finds about the ControlNet `name`, and a second one `chained` to it."""
-    settings = {"strength": 0.8, "start": 0.0, "end": 1.0} | settings
     whole, model, vae, plain = prepared()
     graph = Graph({key: whole[key] for key in (model[0], plain[0])})
-    net, more, prompt = load(graph, name), {}, plain
-    if applied:
-        prompt = controlled(graph, [graph.add("LucidTestApplied", prompt=plain, net=net, how=applied, **settings), 0], None)
-    else:
-        prompt = controlled(graph, prompt, net, **settings)
-    if chained:
-        more["second"] = load(graph, chained)
-        prompt = controlled(graph, prompt, more["second"], "canny", **settings)
-    test = graph.add("LucidTestControl", model=model, vae=vae, plain=plain, controlled=prompt, net=net, **more, **settings)
+    nets = [load(graph, each) for each in (name, chained) if each]
+    return asked(client, graph, (model, vae, plain), nets, applied, **settings)
+
+
+def asked(client, graph, of, nets, applied=None, **settings):
+    """`of` links to a model, its VAE and a prompt; the first of `nets` may be put on that by the host's Apply ControlNet."""
+    settings = {"strength": 0.8, "start": 0.0, "end": 1.0} | settings
+    (model, vae, plain), prompt = of, of[2]
+    for net, hint in zip(nets, ("depth", "canny")):
+        if applied and net is nets[0]:
+            node = graph.add("LucidTestApplied", prompt=plain, net=net, how=applied, vae=vae, **settings)
+            prompt = controlled(graph, [node, 0], None)
+        else:
+            prompt = controlled(graph, prompt, net, hint, **settings)
+    nets = dict(zip(("net", "second"), nets))
+    test = graph.add("LucidTestControl", model=model, vae=vae, plain=plain, controlled=prompt, **nets, **settings)
     return client.run(graph)["outputs"][test]
 
 
@@ -132,7 +139,7 @@ def test_a_checkpoint_of_another_control_is_refused(client):
 
 def test_a_controlnet_of_another_family_is_refused_before_the_first_step(client):
     wanted = (
-        r"Lucid Dream: the ControlNet is not made for model BaseModel: its input_blocks\.\d\.\S+ is \[.*1024.*\], "
+        r"Lucid Dream: the ControlNet is not made for model SD15: its input_blocks\.\d\.\S+ is \[.*1024.*\], "
         r"the model's \[.*\]; load the ControlNet that belongs to the model"
     )
     with pytest.raises(ComfyError, match=wanted):
@@ -185,3 +192,103 @@ def test_hints_that_a_video_vae_encodes_are_one_for_each_view(client, family):
     else:
         mismatch = "the ControlNet is not made for model Flux: it works on latents of Wan21, the model on those of Flux; load"
         assert found["refused"][0].startswith(mismatch)
+
+
+class DitGraph(FamilyGraph):
+    """That of a family, and small ControlNets."""
+
+    def __init__(self, family):
+        super().__init__(family)
+        if family == "sd35":
+            self.use_vae(OTHER_VAES["sd3"])
+
+    def text(self, words):
+        link = super().text(words)
+        if self.family != "sd35":
+            return link
+        return [self.add("LucidTestWiden", conditioning=link, width=768, pooled=controlnets.SD35_POOLED), 0]
+
+    def net(self, kind, union_type=None):
+        """Of the family whose name is the first part of `kind`."""
+        family = {"qwen": "qwen_image"}.get(kind.split("_")[0], kind.split("_")[0])
+        if family in BUILT:
+            model = self.add("LucidTestBuilt", family=family)
+        else:
+            model = self.add("UNETLoader", unet_name=file_of(family), weight_dtype="default")
+        link = [self.add("LucidTestNet", model=[model, 0], kind=kind), 0]
+        return [self.add("SetUnionControlNetType", control_net=link, type=union_type), 0] if union_type else link
+
+
+@pytest.fixture(scope="module")
+def dits(families):
+    controlnets.write_sd35(families)
+
+
+DITS = [  # ControlNets that encode their hint by the VAE, and Flux's first ones that do not; Chroma takes Flux's
+    ("sd3", "sd3"), ("sd35", "sd35"), ("flux_xlabs", "flux"), ("flux_mistoline", "flux"), ("flux_union", "flux"),
+    ("flux_union", "chroma"), ("qwen", "qwen_image"), ("qwen_fun", "qwen_image"),
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("dits")
+@pytest.mark.parametrize("kind, family", DITS)
+def test_a_dit_is_asked_about_each_view_as_by_the_hosts_own_nodes_and_sampler(client, kind, family):
+    graph = DitGraph(family)
+    found = asked(client, graph, (graph.model, graph.vae, graph.prompt()), [graph.net(kind)], strength=0.6, start=0.1, end=0.9)
+    require_like_the_host(found)
+    assert found["effect"][0] > 100 * CLOSE and found["swapped"][0] > 10 * CLOSE
+
+
+@pytest.mark.usefixtures("dits")
+@pytest.mark.parametrize("family, kinds, applied", [
+    ("flux", ["flux_union", "flux_xlabs"], None), ("sd3", ["sd3", "sd3"], "advanced"), ("qwen_image", ["qwen"], "advanced"),
+])  # fmt: skip
+def test_controls_of_dits_are_chained_and_taken_over(client, family, kinds, applied):
+    graph = DitGraph(family)
+    nets = [graph.net(kind, "depth" if kind == "flux_union" else None) for kind in kinds]
+    found = asked(client, graph, (graph.model, graph.vae, graph.prompt()), nets, applied, strength=0.6)
+    require_like_the_host(found)
+    assert found["effect"][0] > 100 * CLOSE and found["swapped"][0] > 10 * CLOSE
+
+
+@pytest.mark.usefixtures("dits")
+@pytest.mark.parametrize("kind, family", [("sd3", "sd3"), ("flux_union", "flux"), ("qwen", "qwen_image")])
+def test_a_control_of_a_dit_changes_nothing_out_of_its_range_and_a_splat_within(client, kind, family):
+    graph = DitGraph(family)
+    found = asked(client, graph, (graph.model, graph.vae, graph.prompt()), [graph.net(kind)], start=0.9)
+    require_like_the_host(found)
+    assert found["effect"][0] < CLOSE
+    ends = []
+    for with_net in (False, True):
+        graph = DitGraph(family)
+        prompt = graph.prompt()
+        prompt = controlled(graph, prompt, graph.net(kind)) if with_net else prompt
+        ends.append(ply_of(client, client.run(graph.dream(prompt, seed=5))))
+    assert all(values.isfinite().all() for values in vars(ends[1]).values()) and not same(*ends)
+
+
+@pytest.mark.usefixtures("dits")
+@pytest.mark.parametrize("kind, family, difference", [
+    ("flux_xlabs", "sd3", "model SD3: it is one for Flux"),
+    ("flux_union", "flux2", "model Flux2: it works on latents of Flux, the model on those of Flux2"),
+    ("flux_xlabs", "flux2", "model Flux2: it works on latents of Flux, the model on those of Flux2"),
+    ("flux_wide", "flux", r"model Flux: its hidden width is \d+, the model's \d+"),
+    ("sd3", "flux", "model Flux: it is one for SD3"),
+    ("sd35", "demo", "model SD15: it is one for SD3"),
+    ("qwen", "anima", "model Anima: it is one for QwenImage"),
+    ("qwen_fun", "z_image", "model ZImage: it is one for QwenImage"),
+])  # fmt: skip
+def test_a_controlnet_of_another_dit_is_refused_before_the_first_step(client, kind, family, difference):
+    graph = DitGraph(family)
+    prompt = controlled(graph, graph.prompt(), graph.net(kind))
+    wanted = f"Lucid Dream: the ControlNet is not made for {difference}; load the ControlNet that belongs to the model"
+    with pytest.raises(ComfyError, match=wanted):
+        client.run(graph.dream(prompt))
+
+
+@pytest.mark.usefixtures("families")
+def test_a_unets_controlnet_is_refused_by_a_dit(client):
+    graph = DitGraph("flux")
+    prompt = controlled(graph, graph.prompt(), load(graph, "plain"))
+    with pytest.raises(ComfyError, match=r"not made for model Flux: its input_blocks\S+ has no counterpart in the model; load"):
+        client.run(graph.dream(prompt))

@@ -7,12 +7,15 @@ from types import SimpleNamespace
 
 import comfy.controlnet
 import comfy.latent_formats
+import comfy.model_sampling
 import comfy.samplers
 import comfy.t2i_adapter.adapter
 import torch
 from comfy_api.latest import IO
 
 import nodes
+
+from . import controlnets
 
 SIGMA, NEXT = 3.0, 2.5
 PROMPT = IO.Custom("LUCID_PROMPT")
@@ -24,13 +27,18 @@ def module_of(name):
 
 
 def hosts_z0(model, noise, cond):
-    """z0 from one Euler step of the host's sampler, as in LucidTestPrior."""
+    """z0 from one Euler step of the host's sampler, as in LucidTestPrior; in a flow, sigma is t / (1 - t)."""
+    flow = isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
+    levels = torch.tensor([sigma / (1 + sigma) if flow else sigma for sigma in (SIGMA, NEXT)])
+    video = model.model.latent_format.latent_dimensions == 3  # of one frame
+    hosts = noise.unsqueeze(2) if video else noise
     stepped = comfy.samplers.sample(
-        model, noise, cond, cond, 1.0, model.load_device, comfy.samplers.sampler_object("euler"),
-        torch.tensor([SIGMA, NEXT]), latent_image=torch.zeros_like(noise), disable_pbar=True, seed=0,
+        model, hosts, cond, cond, 1.0, model.load_device, comfy.samplers.sampler_object("euler"),
+        levels, latent_image=torch.zeros_like(hosts), disable_pbar=True, seed=0,
     )  # fmt: skip
+    stepped = model.model.process_latent_in(stepped)  # of a flow, divided by 1 - t
     x = SIGMA * noise
-    return x - SIGMA * (model.model.process_latent_in(stepped) - x) / (NEXT - SIGMA)
+    return x - SIGMA * ((stepped.squeeze(2) if video else stepped) - x) / (NEXT - SIGMA)
 
 
 def settings():
@@ -90,14 +98,15 @@ class LucidTestControl(IO.ComfyNode):
     @classmethod
     def execute(cls, model, vae, plain, controlled, net, strength, start, end, second=None):
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(2, 4, 8, 8, generator=generator)
+        noise = torch.randn(2, model.model.latent_format.latent_channels, 8, 8, generator=generator)
         nets = [each for each in (net, second) if each is not None]
         hints = [torch.rand(2, 64, 64, 3, generator=generator) for _ in nets]
         theirs_y, theirs_n = [], []
         for b in range(2):
             y, n = plain.views[0], plain.negative
             for each, hint in zip(nets, hints):
-                y, n = nodes.ControlNetApplyAdvanced().apply_controlnet(y, n, each, hint[b : b + 1], strength, start, end)
+                apply = nodes.ControlNetApplyAdvanced().apply_controlnet
+                y, n = apply(y, n, each, hint[b : b + 1], strength, start, end, vae)
             theirs_y.append(hosts_z0(model, noise[b : b + 1], y))
             theirs_n.append(hosts_z0(model, noise[b : b + 1], n))
         theirs_y, theirs_n = torch.cat(theirs_y), torch.cat(theirs_n)
@@ -137,18 +146,19 @@ class LucidTestApplied(IO.ComfyNode):
     @classmethod
     def define_schema(cls):
         how = IO.Combo.Input("how", options=["advanced", "old"])
-        inputs = [PROMPT.Input("prompt"), IO.ControlNet.Input("net"), *settings(), how]
+        vae = IO.Vae.Input("vae", optional=True)
+        inputs = [PROMPT.Input("prompt"), IO.ControlNet.Input("net"), *settings(), how, vae]
         return IO.Schema(node_id="LucidTestApplied", inputs=inputs, outputs=[PROMPT.Output()])
 
     @classmethod
-    def execute(cls, prompt, net, strength, start, end, how):
+    def execute(cls, prompt, net, strength, start, end, how, vae=None):
         black = torch.zeros(1, 64, 64, 3)
         if how == "old":
             apply = nodes.ControlNetApply().apply_controlnet
             views, negative = [apply(view, net, black, strength)[0] for view in prompt.views], prompt.negative
         else:  # each by a node of its own: as many objects
             apply = nodes.ControlNetApplyAdvanced().apply_controlnet
-            pairs = [apply(view, prompt.negative, net, black, strength, start, end) for view in prompt.views]
+            pairs = [apply(view, prompt.negative, net, black, strength, start, end, vae) for view in prompt.views]
             views, negative = [view for view, _ in pairs], pairs[-1][1]
         return IO.NodeOutput(dataclasses.replace(prompt, views=tuple(views), negative=negative))
 
@@ -204,4 +214,4 @@ class LucidTestAdapter(IO.ComfyNode):
         return IO.NodeOutput(ui={"differences": found, "size": [float(single[0].abs().max())]})
 
 
-NODES = [LucidTestHints, LucidTestControl, LucidTestApplied, LucidTestInpaints, LucidTestAdapter]
+NODES = [LucidTestHints, LucidTestControl, LucidTestApplied, LucidTestInpaints, LucidTestAdapter, *controlnets.NODES]
