@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import argparse
 
-from . import families, gpu, memory, pull, quality, rasterize, refine
+from . import families, gpu, memory, pull, quality, rasterize, refine, taesd
 
 BENCHMARKS = {
     "rasterize": rasterize.main, "gpu": gpu.main, "pull": pull.main, "quality": quality.main, "refine": refine.main,
-    "memory": memory.main, "families": families.main,
+    "memory": memory.main, "families": families.main, "taesd": taesd.main,
 }  # fmt: skip
 
 
@@ -20,6 +20,7 @@ def main() -> None:
     families.add_arguments(names.choices["families"])
     quality.add_arguments(names.choices["quality"])
     refine.add_arguments(names.choices["refine"])
+    taesd.add_arguments(names.choices["taesd"])
     options = vars(parser.parse_args())
     name, as_json = options.pop("name"), options.pop("json")
     BENCHMARKS[name](as_json, **options)

@@ -1,7 +1,7 @@
 """A step of Lucid Dream beside the host's own evaluations of the same model, by family, in a running ComfyUI.
 
-The small models of tests/host/families.py through the stock loaders. Each round takes some steps, then asks the host's
-calc_cond_batch what those steps had asked, then passes the VAE there and back as often. step x: (steps - VAE) / host: what
+The small models of tests/host/families.py through the stock loaders. After each step the host's calc_cond_batch is asked what
+that step had asked, then the VAE is passed there and back. step x: (steps - VAE) / host: what
 render, regularisers, optimiser and our bookkeeping add to the model. peak: how far the memory of the process, which is new for
 each family, rises in the first two steps, over what it is with the model loaded.
 """
@@ -84,5 +84,5 @@ def measured(client: Client, family: str, views: int, px: int, steps: int, round
     found = client.run(graph)["outputs"]["pace"]
     step, host, vae = (median(found[name]) / steps for name in ("steps", "host", "vae"))
     ratio = median((a - c) / b for a, b, c in zip(found["steps"], found["host"], found["vae"]))
-    return {"family": family, "evaluations": found["evaluations"][0] / steps / views, "step_s": step, "host_s": host,
+    return {"family": family, "evaluations": median(found["evaluations"]) / steps / views, "step_s": step, "host_s": host,
             "vae_s": vae, "step_x": ratio, "peak_mb": found["peak"][0] / 1e6}  # fmt: skip

@@ -5,29 +5,33 @@ and memory do not depend on the weights. What the gradient of the one has to do 
 measured here: that would need both trained, on the same pictures.
 
 kept: bytes that autograd holds between the pass there and the pass back, without the weights; "host x" is this over what the
-host estimates for a pass without gradients (1767 numbers a pixel), a view.
+host estimates for a pass without gradients (1767 numbers a pixel), a view. peak: how far memory rises on both ways together (of
+the GPU, or of the process on Linux). "1, in blocks": the encoder's blocks are computed again one by one, as is done where not
+even one view's graph has room.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import time
-from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from demo.launch import needs_repair, repair_cpu_torch
-from lucid_core.encoder import encode_in, encode_in_parts
+from lucid_core.encoder import Encode, encode_in, encode_in_blocks, encode_in_parts
 from lucid_core.extras import load
 
 SD_VAE = {
     "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2, "latent_channels": 4,
 }  # fmt: skip
+STATUS = Path("/proc/self/status")  # of Linux
 HOST_NUMBERS = 1767  # a pixel, of one view: VAE.memory_used_encode of the host, which the VAE of SD and TAESD share
-ROW = "| {vae} | {dtype} | {views_at_a_time} | {seconds:.2f} | {x:.2f} | {kept_mb:,.0f} | {host_x:.2f} |"
+ROW = "| {vae} | {dtype} | {at_a_time} | {seconds:.2f} | {x:.2f} | {kept_mb:,.0f} | {host_x:.2f} | {peak_mb:,.0f} |"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,29 +44,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(as_json: bool, views: int, px: int, rounds: int) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images = torch.rand(views, 3, px, px, generator=torch.Generator().manual_seed(0)).to(device)
-    cases = [(vae, encode, dtype, size) for vae, encode, dtype in encoders(device) for size in (views, 1)]
+    cases = encoders(device, views)
     seconds = [float("inf")] * len(cases)
     for _ in range(rounds):  # all sides take turns
-        for i, (_, encode, _, size) in enumerate(cases):
+        for i, (*_, encode, size) in enumerate(cases):
             seconds[i] = min(seconds[i], timed(encode, images, size))
     rows = []
-    for (vae, encode, dtype, size), shortest in zip(cases, seconds):
+    for (vae, dtype, at_a_time, encode, size), shortest in zip(cases, seconds):
         kept = kept_bytes(encode, images, size)
         estimate = HOST_NUMBERS * px * px * views * dtype.itemsize
-        rows.append({"vae": vae, "dtype": str(dtype).removeprefix("torch."), "views_at_a_time": size, "seconds": shortest,
-                     "x": shortest / seconds[0], "kept_mb": kept / 1e6, "host_x": kept / estimate})  # fmt: skip
+        rows.append({"vae": vae, "dtype": str(dtype).removeprefix("torch."), "at_a_time": at_a_time, "seconds": shortest,
+                     "x": shortest / seconds[0], "kept_mb": kept / 1e6, "host_x": kept / estimate,
+                     "peak_mb": peak_bytes(encode, images, size) / 1e6})  # fmt: skip
     if as_json:
         print(json.dumps({"device": device, "views": views, "px": px, "rows": rows}))
         return
     print(f"{views} views of {px} px on {device}, there and back\n")
-    print("| VAE | type | views at a time | s | x | kept MB | host x |\n|---|---|---:|---:|---:|---:|---:|")
+    print("| VAE | type | views at a time | s | x | kept MB | host x | peak MB |\n|---|---|---|---:|---:|---:|---:|---:|")
     print("\n".join(ROW.format(**row) for row in rows))
 
 
-def encoders(device: str) -> list[tuple[str, Callable[[Tensor], Tensor], torch.dtype]]:
+def encoders(device: str, views: int) -> list[tuple[str, torch.dtype, str, Encode, int]]:
+    """(VAE, type, what is told of the next two, encode, how many views it gets at a time)."""
     if needs_repair():
         repair_cpu_torch()
     diffusers = load("diffusers", "diffusers")
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
+    from diffusers.models.resnet import ResnetBlock2D
+
     torch.manual_seed(0)
     full, tiny = diffusers.AutoencoderKL(**SD_VAE), diffusers.AutoencoderTiny()
     of_full = lambda vae, x: vae.encode(x).latent_dist.mode()
@@ -71,17 +81,20 @@ def encoders(device: str) -> list[tuple[str, Callable[[Tensor], Tensor], torch.d
     found = []
     for name, vae, ask in (("SD", full, of_full), ("TAESD", tiny, of_tiny)):
         for dtype in dtypes:
-            own = type(vae).from_config(vae.config).to(device, dtype).eval().requires_grad_(False)
-            found.append((name, lambda x, own=own, ask=ask, dtype=dtype: encode_in(dtype, lambda p: ask(own, p), x), dtype))
+            whole, blocks = (type(vae).from_config(vae.config).to(device, dtype).eval().requires_grad_(False) for _ in range(2))
+            encode_in_blocks(blocks, (ResnetBlock2D, Attention, AutoencoderTinyBlock))
+            for at_a_time, own, size in ((f"{views}", whole, views), ("1", whole, 1), ("1, in blocks", blocks, 1)):
+                encode = lambda x, own=own, ask=ask, dtype=dtype: encode_in(dtype, lambda p: ask(own, p), x)
+                found.append((name, dtype, at_a_time, encode, size))
     return found
 
 
-def encoded(encode: Callable[[Tensor], Tensor], images: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def encoded(encode: Encode, images: Tensor, size: int) -> tuple[Tensor, Tensor]:
     pixels = images.clone().requires_grad_()
     return pixels, encode(pixels) if size == len(images) else encode_in_parts(encode, pixels, size)
 
 
-def timed(encode: Callable[[Tensor], Tensor], images: Tensor, size: int) -> float:
+def timed(encode: Encode, images: Tensor, size: int) -> float:
     """Seconds there and back."""
     begun = time.perf_counter()
     pixels, latents = encoded(encode, images, size)
@@ -90,7 +103,7 @@ def timed(encode: Callable[[Tensor], Tensor], images: Tensor, size: int) -> floa
     return time.perf_counter() - begun
 
 
-def kept_bytes(encode: Callable[[Tensor], Tensor], images: Tensor, size: int) -> int:
+def kept_bytes(encode: Encode, images: Tensor, size: int) -> int:
     storages = {}
 
     def note(x: Tensor) -> Tensor:
@@ -102,3 +115,20 @@ def kept_bytes(encode: Callable[[Tensor], Tensor], images: Tensor, size: int) ->
         _, latents = encoded(encode, images, size)
     assert latents.requires_grad
     return sum(storages.values())
+
+
+def peak_bytes(encode: Encode, images: Tensor, size: int) -> int:
+    """How far memory rises there and back; 0 where nothing tells."""
+    if images.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        timed(encode, images, size)
+        return torch.cuda.max_memory_allocated() - before
+    if not Path("/proc/self/clear_refs").exists():
+        return 0
+    read = lambda name: next(int(row.split()[1]) for row in STATUS.read_text().splitlines() if row.startswith(name)) * 1024
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = read("VmRSS")
+    timed(encode, images, size)
+    return read("VmHWM") - before

@@ -19,7 +19,7 @@ from .checks import check_bounds, choice, require, setting
 from .densify import NO_GROWTH, Densify
 from .gaussians import SH_C0, Splats, activate, validate
 from .hints import images_of
-from .prior import OUT_OF_MEMORY, OutOfMemory, Prior, SplitPrior
+from .prior import OutOfMemory, Prior, SplitPrior, is_out_of_memory
 from .rasterize import Render, device_for, rasterize, to_device
 from .refine import joined, limited
 from .run import Run
@@ -194,7 +194,9 @@ def distil(
         sh_degree = min(first_degree + int(progress / config.sh_every), last_degree)
         try:
             loss, info = backpropagate(run, fixed, asked, cameras, config, progress, sh_degree, backend)
-        except OUT_OF_MEMORY as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             size = halved(size, config, error)
             asked = teacher.map(lambda one, size=size: replace(one, prior=SplitPrior(one.prior, size)))
             run.undo()

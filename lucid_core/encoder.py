@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 Encode = Callable[[Tensor], Tensor]
@@ -42,5 +43,19 @@ def encode_in_parts(encode: Encode, images: Tensor, size: int) -> Tensor:
 
     Chen et al. 2016 (arXiv 1604.06174), with the whole encoder as the one segment.
     """
-    again = lambda part: checkpoint(encode, part, use_reentrant=False, preserve_rng_state=False)
-    return torch.cat([again(part) for part in images.split(size)])
+    return torch.cat([again(encode, part) for part in images.split(size)])
+
+
+def encode_in_blocks(network: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+    """From now on backpropagation keeps what enters each block of these `kinds` in `network`, and computes the rest again.
+
+    The same work, with the blocks as segments: for one view whose graph is too large. It holds one block's at a time.
+    """
+    for block in network.modules():
+        if isinstance(block, kinds):
+            block.forward = partial(again, block.forward)
+
+
+def again(compute: Callable, *arguments: Tensor) -> Tensor:
+    """`compute(*arguments)`, which backpropagation computes a second time."""
+    return checkpoint(compute, *arguments, use_reentrant=False, preserve_rng_state=False)

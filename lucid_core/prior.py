@@ -89,7 +89,9 @@ class OutOfMemory(RuntimeError):
     """The model or its VAE has no memory for so many views at a time."""
 
 
-OUT_OF_MEMORY = (OutOfMemory, torch.cuda.OutOfMemoryError)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Is it a GPU that is full, a prior that says so, or the machine's own memory, of which torch tells in words alone?"""
+    return isinstance(error, (OutOfMemory, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 @dataclass(frozen=True)

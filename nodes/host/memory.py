@@ -9,7 +9,7 @@ from typing import Any
 import comfy.model_management
 import torch
 
-from ...lucid_core.prior import OutOfMemory
+from ...lucid_core.prior import OutOfMemory, is_out_of_memory
 
 # A million Gaussians (14 numbers each) with gradients, Adam's moments, activations, and their buffers in a render of 4 views.
 SPLAT = 512 * 1024**2
@@ -39,6 +39,6 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if comfy.model_management.is_oom(error):
+        if comfy.model_management.is_oom(error) or is_out_of_memory(error):
             raise OutOfMemory(str(error)) from error
         raise

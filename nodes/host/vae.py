@@ -8,14 +8,18 @@ from typing import Any
 import comfy.model_patcher
 import comfy.sd
 import torch
-from comfy.taesd.taehv import TAEHV
+from comfy.ldm.modules.diffusionmodules.model import AttnBlock, ResnetBlock
+from comfy.ldm.wan.vae import ResidualBlock
+from comfy.taesd.taehv import TAEHV, MemBlock
+from comfy.taesd.taesd import Block
 from torch import Tensor
 
-from ...lucid_core.encoder import encode_in, encode_in_parts
+from ...lucid_core.encoder import encode_in, encode_in_blocks, encode_in_parts
 from .memory import memory_errors
 
 log = logging.getLogger(__name__)
 BACKWARD = 2  # what the way back keeps of an encoder, over the host's estimate of a pass without it (BENCHMARKS.md)
+BLOCKS = (ResnetBlock, AttnBlock, ResidualBlock, Block, MemBlock)  # of Stable Diffusion's to Flux's, of Wan's, of tiny ones
 
 
 class GradientVAE:
@@ -32,6 +36,7 @@ class GradientVAE:
         if isinstance(self.patcher.model, TAEHV):
             self.patcher.model.parallel = True  # frame by frame it cuts the gradient
         self.views_at_a_time: int | None = None  # None: all
+        self._views, self._is_in_blocks = 1, False
 
     def memory_required(self, resolution: int) -> int:
         """Bytes for encoding one view and going back."""
@@ -39,14 +44,28 @@ class GradientVAE:
         return int(BACKWARD * self._vae.memory_used_encode(shape, self._vae.vae_dtype))
 
     def fit(self, views: int, resolution: int, free: int) -> None:
-        """Encode as few views at a time as `free` bytes hold, at least one; then each is encoded again on the way back."""
-        fitting = max(int(free // self.memory_required(resolution)), 1)
-        self.views_at_a_time = fitting if fitting < views else None
+        """Encode as few views at a time as `free` bytes hold; then each is encoded again on the way back.
+
+        Where they hold less than one, its encoder's blocks are, one by one.
+        """
+        self._views, fitting = views, int(free // self.memory_required(resolution))
+        self.views_at_a_time = max(fitting, 1) if fitting < views else None
         if self.views_at_a_time:
-            log.info("Lucid Dream: little memory is free; the VAE encodes %d of %d views at a time, twice", fitting, views)
+            how = "twice" if fitting else "block by block"
+            log.info("Lucid Dream: little memory is free; the VAE encodes %d of %d views at a time, %s",
+                     self.views_at_a_time, views, how)  # fmt: skip
+        if not fitting:
+            self._go_in_blocks()
+
+    def _go_in_blocks(self) -> None:
+        if not self._is_in_blocks:
+            self._is_in_blocks = True
+            encode_in_blocks(self.patcher.model, BLOCKS)
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, H, W, 3) in [0, 1] -> float32 latents (B, C, h, w); differentiable."""
+        if len(images) == 1 < self._views:  # there was no memory for two: the next thing that would fail is one
+            self._go_in_blocks()
         with memory_errors():
             if self.views_at_a_time:
                 return encode_in_parts(self._encode, images, self.views_at_a_time)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from demo.prior import DemoPrior
-from lucid_core.encoder import encode_in, encode_in_parts
+from demo.taesd import Block
+from lucid_core.encoder import encode_in, encode_in_blocks, encode_in_parts
 from lucid_core.ism import ISM, interval_score
 from lucid_core.sds import SDS, noise_residual
 
@@ -106,6 +107,18 @@ def test_parts_give_the_same_gradient_and_keep_less(prior, images, dtype):
         pixels_gradient(parts, images, g), pixels_gradient(whole, images, g), rtol=1e-2, atol=1e-2 * float(g.abs().max())
     )
     assert 10 * kept(parts, images) < kept(whole, images)
+
+
+def test_blocks_give_the_same_gradient_and_keep_less(prior, images):
+    """Alone, and within a part that is computed again itself."""
+    whole, blocks = in_dtype(prior, torch.float32), DemoPrior().encoder
+    encode_in_blocks(blocks, (Block,))
+    g = of_the_model(prior, images, 0.3, 1.0)
+    exact = pixels_gradient(whole, images, g)
+    assert torch.equal(pixels_gradient(blocks, images, g), exact)
+    parts = pixels_gradient(lambda pixels: encode_in_parts(blocks, pixels, 1), images, g)
+    torch.testing.assert_close(parts, exact, rtol=1e-3, atol=1e-3 * float(exact.abs().max()))
+    assert 3 * kept(blocks, images) < kept(whole, images)
 
 
 def kept(encode, images):

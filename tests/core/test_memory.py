@@ -97,6 +97,15 @@ def test_a_run_goes_on_with_fewer_views_at_a_time(fits, fails_in_backward, caplo
     torch.testing.assert_close(parts[0].splats.means, whole[0].splats.means, rtol=0, atol=2 * CONFIG.lr_means[0])
 
 
+def test_the_machines_own_memory_counts_too():
+    class Large(SmallMemory):
+        def require(self, views, error):
+            torch.empty(2**60 if views > self.views else 0)  # what torch's allocator itself says of it
+
+    step = next(dream(PointCloud(count=100).splats(0), Large(2), ISM(), prompts(), CAMERAS, CONFIG, seed=0))
+    assert step.splats.means.isfinite().all()
+
+
 def test_no_memory_for_one_view_is_an_error_that_says_what_helps_and_loses_nothing():
     prior = SmallMemory()
     iterator = dream(PointCloud(count=100).splats(0), prior, ISM(), prompts(), CAMERAS, CONFIG, seed=0)

@@ -36,21 +36,21 @@ SDXL = {  # that of KOALA-700M, the smallest that is told by its depths
     "transformer_depth_output": [0] * 6, "num_classes": "sequential", "adm_in_channels": 2816,
 }  # fmt: skip
 SD3 = {
-    "in_channels": 16, "patch_size": 2, "depth": 4, "input_size": None, "adm_in_channels": 768, "num_patches": 1024,
+    "in_channels": 16, "patch_size": 2, "depth": 5, "input_size": None, "adm_in_channels": 768, "num_patches": 1024,
     "pos_embed_max_size": 32, "context_embedder_config": {"target": "torch.nn.Linear",
-                                                          "params": {"in_features": 768, "out_features": 256}},
+                                                          "params": {"in_features": 768, "out_features": 320}},
 }  # fmt: skip
 FLUX = {
     "in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 768, "hidden_size": 128, "mlp_ratio": 4.0,
-    "num_heads": 1, "depth": 3, "depth_single_blocks": 3, "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2,
+    "num_heads": 1, "depth": 8, "depth_single_blocks": 8, "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2,
     "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
 }  # fmt: skip
 FLUX2 = {
-    **FLUX, "in_channels": 128, "out_channels": 128, "vec_in_dim": None, "mlp_ratio": 3.0, "axes_dim": [32, 32, 32, 32],
-    "theta": 2000, "patch_size": 1, "qkv_bias": False, "txt_ids_dims": [3], "global_modulation": True, "mlp_silu_act": True,
-    "ops_bias": False, "default_ref_method": "index", "ref_index_scale": 10.0,
+    **FLUX, "in_channels": 128, "out_channels": 128, "depth": 3, "depth_single_blocks": 3, "vec_in_dim": None, "mlp_ratio": 3.0,
+    "axes_dim": [32, 32, 32, 32], "theta": 2000, "patch_size": 1, "qkv_bias": False, "txt_ids_dims": [3],
+    "global_modulation": True, "mlp_silu_act": True, "ops_bias": False, "default_ref_method": "index", "ref_index_scale": 10.0,
 }  # fmt: skip
-KREA2 = {"features": 128, "heads": 1, "kvheads": 1, "txtdim": 320, "txtlayers": 3, "layers": 1}
+KREA2 = {"features": 128, "heads": 1, "kvheads": 1, "txtdim": 320, "txtlayers": 3, "layers": 3}
 WAN = {"dim": 128, "ffn_dim": 256, "num_heads": 1, "num_layers": 1, "in_dim": 16, "out_dim": 16, "model_type": "t2v"}
 
 V_PREDICTION = {"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.tensor([-1.0, 1.0])}  # how SD 2.1-v is told

@@ -1,5 +1,8 @@
 """Every family of image models, through the host's own loaders: the same predictions as its sampler, and a splat."""
 
+import ast
+from pathlib import Path
+
 import pytest
 
 from workflows.api.client import ComfyError
@@ -80,6 +83,19 @@ def test_lcm_is_asked_at_the_noise_levels_it_knows(client, server):
 def test_a_family_that_cannot_serve_is_refused_by_name(client, family, message):
     with pytest.raises(ComfyError, match=message):
         client.run(FamilyGraph(family).dream())
+
+
+def test_what_is_told_by_name_has_its_name_in_the_host(host_path):
+    """Names that the host no longer has would let a model pass that cannot serve."""
+    source = Path(__file__).parents[2] / "nodes" / "host" / "families.py"
+    told = {
+        part.targets[0].id: [name.value for name in getattr(part.value, "keys", None) or part.value.elts]
+        for part in ast.parse(source.read_text(encoding="utf-8")).body
+        if isinstance(part, ast.Assign) and part.targets[0].id in ("ONE_FRAME", "NOT_FOR_VIEWS")
+    }
+    models = ast.parse((host_path / "comfy" / "supported_models.py").read_text(encoding="utf-8")).body
+    known = {part.name for part in models if isinstance(part, ast.ClassDef)}
+    assert len(told) == 2 and {name for names in told.values() for name in names} <= known
 
 
 @pytest.mark.parametrize(

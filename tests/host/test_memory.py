@@ -45,6 +45,7 @@ def test_gradients_pass_the_vae_whole_in_parts_and_with_its_weights_offloaded(cl
     assert found["gradient"][0] > 0 and found["encode"][0] < 1e-5 and found["decode"][0] < 1e-5
     assert len(found["shape"]) == 4 and found["decoded"] == [2, 64, 64, 3]
     assert found["parts"][0] < 1e-4 and found["fitting"] == [None]
+    assert found["blocks"][0] < 1e-4 and found["kept"][0] < 0.75
     assert found["lowvram"] == [True] and found["loaded"][0] < 1e5 and found["low"][0] < 1e-5
 
 

@@ -18,7 +18,7 @@ COSMOS = {
     "use_adaln_lora": True, "adaln_lora_dim": 32, "num_blocks": 1, "num_heads": 2, "extra_per_block_abs_pos_emb": False,
 }  # fmt: skip
 QWEN_IMAGE = {
-    "image_model": "qwen_image", "in_channels": 64, "num_layers": 6, "num_attention_heads": 1, "joint_attention_dim": 768,
+    "image_model": "qwen_image", "in_channels": 64, "num_layers": 16, "num_attention_heads": 1, "joint_attention_dim": 768,
 }  # fmt: skip
 BUILT = {  # family: the host's configuration of it, and what its detection would find in a model as small as this
     "sd15_narrow": ("SD15", {  # with the levels that FreeU knows
@@ -28,14 +28,14 @@ BUILT = {  # family: the host's configuration of it, and what its detection woul
         "use_temporal_resblock": False, "context_dim": 768, "use_linear_in_transformer": False,
     }),
     "z_image": ("ZImage", {
-        "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 256, "cap_feat_dim": 768, "n_layers": 1,
+        "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 256, "cap_feat_dim": 768, "n_layers": 3,
         "qk_norm": True, "n_heads": 8, "n_kv_heads": 8, "axes_dims": [8, 12, 12], "axes_lens": [1536, 512, 512],
         "rope_theta": 256.0, "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True, "time_scale": 1000.0,
         "pad_tokens_multiple": 32,
     }),
     "chroma": ("Chroma", {
         "image_model": "chroma", "in_channels": 64, "out_channels": 64, "context_in_dim": 768, "hidden_size": 128,
-        "mlp_ratio": 4.0, "num_heads": 1, "depth": 1, "depth_single_blocks": 1, "axes_dim": [16, 56, 56], "theta": 10000,
+        "mlp_ratio": 4.0, "num_heads": 1, "depth": 8, "depth_single_blocks": 8, "axes_dim": [16, 56, 56], "theta": 10000,
         "patch_size": 2, "qkv_bias": True, "in_dim": 64, "out_dim": 128, "hidden_dim": 128, "n_layers": 2, "txt_ids_dims": [],
         "vec_in_dim": None,
     }),

@@ -31,6 +31,7 @@ class LucidTestVae(IO.ComfyNode):
             cpu, size = made.patcher.load_device, made.memory_required(64)
             comfy.model_management.load_models_gpu([made.patcher])
             whole, latents = cls.gradient(made, images)
+            whole_kept = cls.kept(made, images)
             made.fit(2, 64, 1.5 * size)
             parts, _ = cls.gradient(made, images)
             made.fit(2, 64, 2.5 * size)
@@ -39,13 +40,17 @@ class LucidTestVae(IO.ComfyNode):
             made.patcher.partially_load(cpu, 1.0)  # one byte may be loaded: the rest comes with each layer that is computed
             lowvram, loaded = made.patcher.model.model_lowvram, made.patcher.loaded_size()
             low, _ = cls.gradient(made, images)
+            made.fit(2, 64, 0.5 * size)
+            blocks, _ = cls.gradient(made, images)
+            made.views_at_a_time = None
+            kept = cls.kept(made, images) / whole_kept
             decoded = made.decode(latents)
             made.release()
         distance = lambda a: float((a - whole).abs().max() / whole.abs().max())
         return IO.NodeOutput(
             ui={
-                "parts": [distance(parts)], "fitting": [fitting], "low": [distance(low)], "lowvram": [lowvram],
-                "loaded": [loaded], "gradient": [float(whole.abs().max())],
+                "parts": [distance(parts)], "fitting": [fitting], "blocks": [distance(blocks)], "kept": [kept],
+                "low": [distance(low)], "lowvram": [lowvram], "loaded": [loaded], "gradient": [float(whole.abs().max())],
                 "encode": [float((latents - cls.encoded(vae, images)).abs().max())], "shape": list(latents.shape),
                 "decode": [float((decoded - cls.decoded(vae, latents)).abs().max())], "decoded": list(decoded.shape),
             }
@@ -67,6 +72,20 @@ class LucidTestVae(IO.ComfyNode):
         latents = made.encode(pixels)
         latents.sin().sum().backward()
         return pixels.grad, latents.detach()
+
+    @staticmethod
+    def kept(made, images):
+        """Bytes that autograd holds between the way there and the way back, without the weights."""
+        storages = {}
+
+        def note(x):
+            if not isinstance(x if x._base is None else x._base, torch.nn.Parameter):
+                storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            made.encode(images.clone().requires_grad_())
+        return sum(storages.values())
 
 
 class LucidTestAlive(IO.ComfyNode):

@@ -44,6 +44,13 @@ def peak(found):
     found.append(high * 1024 - before)
 
 
+@contextmanager
+def timed(spent, name):
+    begun = time.perf_counter()
+    yield
+    spent[name] += time.perf_counter() - begun
+
+
 class LucidTestPace(IO.ComfyNode):
     """Seconds of steps, of the host's evaluations of what they asked, of the VAE there and back; peak bytes of two steps."""
 
@@ -61,29 +68,29 @@ class LucidTestPace(IO.ComfyNode):
         start = host.one_splat(splat)
 
         def body(teacher):
-            found = {"steps": [], "host": [], "vae": [], "peak": []}
+            found = {"steps": [], "host": [], "vae": [], "evaluations": [], "peak": []}
             prior = Asked(teacher.prior)
             run = dream.distil(start, replace(teacher, prior=prior), cameras.CameraRanges(), config, seed=0)
             with peak(found["peak"]):
                 next(run), next(run)  # kernels are compiled in the first
             for _ in range(rounds):
-                prior.calls.clear()
-                begun = time.perf_counter()
-                for _ in range(steps):
-                    next(run)
-                found["steps"].append(time.perf_counter() - begun)
-                begun = time.perf_counter()
-                with torch.inference_mode():
-                    for z, sigma, conds in prior.calls:
-                        x, levels = prior._levels.to_host(prior._hosts(z), sigma)
-                        comfy.samplers.calc_cond_batch(prior._model, conds, x, levels, prior._options)
-                found["host"].append(time.perf_counter() - begun)
-                begun = time.perf_counter()
-                for _ in range(steps):
-                    images = torch.rand(views, resolution, resolution, 3).requires_grad_()
-                    prior.encode(images).sum().backward()
-                found["vae"].append(time.perf_counter() - begun)
-            return found | {"evaluations": [sum(len(z) * len(conds) for z, _, conds in prior.calls)]}
+                spent, evaluations = dict.fromkeys(("steps", "host", "vae"), 0.0), 0
+                for _ in range(steps):  # in turns, for machines whose pace changes
+                    prior.calls.clear()
+                    with timed(spent, "steps"):
+                        next(run)
+                    with timed(spent, "host"), torch.inference_mode():
+                        for z, sigma, conds in prior.calls:
+                            x, levels = prior._levels.to_host(prior._hosts(z), sigma)
+                            comfy.samplers.calc_cond_batch(prior._model, conds, x, levels, prior._options)
+                    with timed(spent, "vae"):
+                        images = torch.rand(views, resolution, resolution, 3).requires_grad_()
+                        prior.encode(images).sum().backward()
+                    evaluations += sum(len(z) * len(conds) for z, _, conds in prior.calls)
+                found["evaluations"].append(evaluations)
+                for name, seconds in spent.items():
+                    found[name].append(seconds)
+            return found
 
         return IO.NodeOutput(ui=host.with_teacher(guidance, views, resolution, body))
 
