@@ -69,6 +69,7 @@ def encoders(device: str, views: int) -> list[tuple[str, torch.dtype, str, Encod
     if needs_repair():
         repair_cpu_torch()
     diffusers = load("diffusers", "diffusers")
+    diffusers.utils.logging.set_verbosity_error()
     from diffusers.models.attention_processor import Attention
     from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
     from diffusers.models.resnet import ResnetBlock2D

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,6 @@ def encode_in_blocks(network: nn.Module, kinds: tuple[type[nn.Module], ...]) -> 
             block.forward = partial(again, block.forward)
 
 
-def again(compute: Callable, *arguments: Tensor) -> Tensor:
-    """`compute(*arguments)`, which backpropagation computes a second time."""
-    return checkpoint(compute, *arguments, use_reentrant=False, preserve_rng_state=False)
+def again(compute: Callable, *arguments: Any, **named: Any) -> Tensor:
+    """`compute(*arguments, **named)`, which backpropagation computes a second time."""
+    return checkpoint(compute, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
