@@ -158,15 +158,19 @@ def relocated(opacities: Tensor, scales: Tensor, ratios: Tensor, binoms: Tensor)
 
 
 class _seeded:
-    """gsplat draws from torch's global generator: lend it one that follows ours, and leave the global one as it was."""
+    """gsplat draws from torch's global generators: lend it ones that follow ours, and leave the global ones as they were."""
 
     def __init__(self, generator: Generator, device: torch.device) -> None:
         self.seed = int(torch.randint(2**62, (), generator=generator))
-        self.fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        self.devices = [device] if device.type == "cuda" else []
+        self.fork = torch.random.fork_rng(devices=self.devices)
 
     def __enter__(self) -> None:
         self.fork.__enter__()
-        torch.manual_seed(self.seed)
+        torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would seed those of every GPU, for good
+        for device in self.devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(self.seed)
 
     def __exit__(self, *error) -> None:
         self.fork.__exit__(*error)

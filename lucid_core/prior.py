@@ -89,9 +89,17 @@ class OutOfMemory(RuntimeError):
     """The model or its VAE has no memory for so many views at a time."""
 
 
+IN_WORDS_ALONE = (  # of a full memory: the machine's own, Apple's GPU, DirectML's, and CUDA's libraries
+    "DefaultCPUAllocator", "MPS backend out of memory", "not enough GPU video memory", "CUBLAS_STATUS_ALLOC_FAILED",
+)  # fmt: skip
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Is it a GPU that is full, a prior that says so, or the machine's own memory, of which torch tells in words alone?"""
-    return isinstance(error, (OutOfMemory, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+    """Is it a GPU that is full, a prior that says so, or a memory of which torch tells in words alone?"""
+    if isinstance(error, (OutOfMemory, torch.OutOfMemoryError)):
+        return True
+    on_the_device = isinstance(error, getattr(torch, "AcceleratorError", ()))  # what CUDA itself could not allocate
+    return any(words in str(error) for words in IN_WORDS_ALONE) or (on_the_device and "out of memory" in str(error))
 
 
 @dataclass(frozen=True)

@@ -110,3 +110,11 @@ def test_gsplats_own_functions_are_back_after_a_step():
 def test_bad_settings_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Densify(**bad)
+
+
+@pytest.mark.parametrize("strategy", ["default", "mcmc"])
+def test_the_generators_of_gpus_that_hold_no_splat_are_left_alone(strategy, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("every GPU was seeded"))
+    before = torch.get_rng_state()
+    run(few_steps(Densify(strategy=strategy), steps=2))
+    assert torch.equal(torch.get_rng_state(), before)

@@ -10,7 +10,7 @@ from lucid_core.dream import backpropagate, dream
 from lucid_core.ism import ISM
 from lucid_core.methods import METHODS
 from lucid_core.pointcloud import PointCloud
-from lucid_core.prior import OutOfMemory, SplitPrior
+from lucid_core.prior import OutOfMemory, SplitPrior, is_out_of_memory
 from lucid_core.run import Run
 from lucid_core.teacher import Teacher
 from lucid_core.views import Prompts, ViewBlend
@@ -124,3 +124,18 @@ def test_another_error_is_not_taken_for_a_full_memory():
 
     with pytest.raises(RuntimeError, match="shapes differ"):
         next(dream(PointCloud(count=100).splats(0), Broken(), ISM(), prompts(), CAMERAS, CONFIG, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("error", "counts"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9.04 GiB, other allocations: 8.50 MiB)"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("rasterizer gsplat failed: CUDA out of memory; render fewer views"), False),
+    ],
+)
+def test_full_memories_of_every_kind_of_device_count(error, counts):
+    assert is_out_of_memory(error) == counts
