@@ -21,11 +21,11 @@ class LucidControlNet(IO.ComfyNode):
             "the splat as it grows, or from a guide. Chain several for several hints.",
             inputs=[
                 LucidPromptType.Input("prompt", tooltip="What is controlled: its views and the negative prompt."),
-                IO.ControlNet.Input(
-                    "control_net", optional=True,
-                    tooltip="From Load ControlNet Model; of the model's family. Empty = the ControlNets that Apply ControlNet "
-                    "put on the conditionings of the prompt, with their own strength and range: the hint takes the place of "
-                    "their image.",
+                IO.MultiType.Input(
+                    "control_net", [IO.ControlNet, IO.ModelPatch], optional=True,
+                    tooltip="From Load ControlNet Model, or from Load Model Patch (Z-Image Fun, Qwen-Image DiffSynth, Anima "
+                    "LLLite); of the model's family. Empty = the ControlNets that Apply ControlNet put on the conditionings of "
+                    "the prompt, with their own strength and range: the hint takes the place of their image.",
                 ),
                 IO.Combo.Input(
                     "hint", options=list(KINDS),

@@ -21,10 +21,11 @@ from torch import Tensor
 from ...lucid_core.views import VIEWS
 from ..types import Conditioning, Control
 from .families import family_of
+from .patches import PatchControl, difference_of_patch, is_patch, require_hinted
 
 log = logging.getLogger(__name__)
 Conditionings = dict[str, Conditioning]  # by VIEWS, "negative" and "inverse"
-Shown = list[ControlBase]  # the objects of a run that show one hint
+Shown = list[ControlBase | PatchControl]  # the objects of a run that show one hint
 CONTROLLED = (*VIEWS, "negative")  # as the host's Apply ControlNet does it: the prompts and the negative one
 REMEDY = "load the ControlNet that belongs to the model"
 DITS = {  # networks of ControlNets, and the models that read what they say; other packs' networks are left to the host
@@ -38,8 +39,10 @@ LATENTS = {ControlNetFlux: comfy.latent_formats.Flux()}  # of those that encode 
 
 
 def require_control(net: Any) -> None:
-    """Raise ValueError for a CONTROL_NET whose hint cannot be a picture of a splat."""
-    if net.concat_mask:
+    """Raise ValueError for a CONTROL_NET or MODEL_PATCH whose hint cannot be a picture of a splat."""
+    if is_patch(net):
+        require_hinted(net)
+    elif net.concat_mask:
         raise ValueError("control_net inpaints: it wants a mask, which no view has; use one for depth, normals or edges")
 
 
@@ -59,6 +62,10 @@ def controlled(
     """
     conds, shown = _filled(conds), []
     for control in controls:
+        if is_patch(control.net):
+            refuse(difference_of_patch(control.net, model.model), model.model)
+            shown.append([PatchControl(control, model, EachImage(vae))])
+            continue
         added: dict = {}  # what makes an object another one -> the object: the host's form chains, each knows the one before
         for name in CONTROLLED if control.net else conds:
             conds = {**conds, name: [[text, _with(control, options, vae, added)] for text, options in conds[name]]}
@@ -145,6 +152,9 @@ def _follow_batch_size(adapter: comfy.controlnet.T2IAdapter) -> None:
 def show(nets: Shown, hint: Tensor) -> None:
     """Put `hint` (B, H, W, 3) in the place of the last one; the host brings it to the size, device and type of the latents."""
     for net in nets:
+        if isinstance(net, PatchControl):
+            net.show(hint)
+            continue
         for each in (net, *net.multigpu_clones.values()):
             each.cond_hint_original, each.cond_hint, each.extra_concat = hint.movedim(-1, 1), None, None
 
@@ -163,8 +173,12 @@ def require_fit(model: Any, controls: Shown) -> None:
     names = {name: tuple(value.shape) for name, value in model.model.diffusion_model.state_dict().items()}
     for control in controls:
         difference = _difference(control, model.model, names) or _difference_of_latents(control, model.model)
-        if difference:
-            raise ValueError(f"the ControlNet is not made for model {family_of(model.model)}: {difference}; {REMEDY}")
+        refuse(difference, model.model)
+
+
+def refuse(difference: str | None, model: Any) -> None:
+    if difference:
+        raise ValueError(f"the ControlNet is not made for model {family_of(model)}: {difference}; {REMEDY}")
 
 
 def _difference_of_latents(control: ControlBase, model: Any) -> str | None:

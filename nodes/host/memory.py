@@ -23,6 +23,12 @@ def load(patchers: list[Any], required: int, least: int) -> None:
         )
 
 
+def load_whole(patcher: Any, least: int) -> None:
+    """Have the host load all of `patcher`, whatever it must unload for it, and leave `least` bytes to work with."""
+    with torch.no_grad():
+        comfy.model_management.load_models_gpu([patcher], memory_required=least + SPLAT, force_full_load=True)
+
+
 def are_loaded(patchers: list[Any]) -> bool:
     held = [loaded.model for loaded in comfy.model_management.current_loaded_models]
     return all(any(patcher is other for other in held) for patcher in patchers)

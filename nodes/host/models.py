@@ -26,9 +26,10 @@ from ..types import Conditioning, Control, LucidGuidanceData
 from . import control
 from .conds import HostCond, blend, mean_of, parts_of
 from .families import pixel_limit_of, shape_of
-from .memory import are_loaded, free_memory, load, memory_errors
+from .memory import are_loaded, free_memory, load, load_whole, memory_errors
 from .noise import NoiseLevels
 from .page import check_interrupt
+from .patches import PatchControl, added, is_patch, warn_of_fixed_patches
 from .vae import GradientVAE
 
 T = TypeVar("T")
@@ -91,6 +92,8 @@ def _fingerprint(value: Any, depth: int = 0) -> str:
         parts = [repr(value)]
     elif isinstance(value, ControlBase):
         parts = [inner(control.parts_of(value))]
+    elif is_patch(value):
+        parts = [_fingerprint_of_model(value)]
     elif isinstance(value, FunctionType):
         parts = [value.__qualname__, inner(_put_into(value)), inner(value.__defaults__), inner(value.__kwdefaults__)]
     elif isinstance(value, torch.nn.Module):  # such as a model_sampling with another shift
@@ -133,6 +136,7 @@ def with_prior(guidance: LucidGuidanceData, views: int, resolution: int, body: C
     noise = torch.zeros(shape_of(latents, views, resolution))
     guider = comfy.samplers.CFGGuider(guidance.model)
     prompt = guidance.prompt
+    warn_of_fixed_patches(guidance.model)
     conds, shown = control.controlled(prompt.conditionings(), prompt.controls, guidance.model, guidance.vae)
     guider.inner_set_conds(conds)
 
@@ -165,8 +169,11 @@ class HostPrior(Prior):
         self._levels = NoiseLevels(self._patcher.get_model_object("model_sampling"))
         self._without_prompt = [guider.conds[name] for name in WITHOUT_PROMPT]
         self.pixel_limit = pixel_limit_of(self._model)
+        self._inverse = guider.conds["inverse"]
+        self._patches = [each for nets in shown for each in nets if isinstance(each, PatchControl)]
         self._vae = GradientVAE(vae)
-        self._loaded = [self._patcher, *guider.loaded_models, self._vae.patcher]  # with its ControlNets
+        nets = [each.net for each in self._patches]
+        self._loaded = [self._patcher, *guider.loaded_models, self._vae.patcher, *nets]  # with its ControlNets
         self._latents = copy.deepcopy(self._model.latent_format)  # its tensors were made in inference mode
         noise = shape_of(self._latents, views, resolution)
         required, least = comfy.sampler_helpers.estimate_memory(self._patcher, noise, guider.conds)
@@ -185,6 +192,19 @@ class HostPrior(Prior):
         self._load()
         self._patcher.pre_run()
 
+    def _let_gradients_pass(self) -> None:
+        """Undo what the host does to the copy of the VAE to make room for another model, or for a ControlNet's hint.
+
+        A part of it that is not on the device comes through a buffer, whose next content takes the place of what the way back
+        needs. What was moved in inference mode no gradient passes.
+        """
+        network = self._vae.patcher.model
+        if network.model_lowvram:
+            load_whole(self._vae.patcher, self._memory[1])
+        for weight in (*network.parameters(), *network.buffers()):
+            if weight.is_inference():
+                weight.data = weight.data.clone()
+
     def release(self) -> None:
         """Drop the copy of the VAE; also called after an error."""
         self._vae.release()
@@ -196,6 +216,7 @@ class HostPrior(Prior):
     def encode(self, images: Tensor) -> Tensor:
         with memory_errors():
             self._ready()
+            self._let_gradients_pass()
             return self._ours(self._latents.process_in(self._hosts(self._vae.encode(images).to(self._device))))
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -217,9 +238,24 @@ class HostPrior(Prior):
         with memory_errors():
             self._ready()
             with torch.inference_mode():  # as under the host's samplers, where every patch expects to run
-                x, levels = self._levels.to_host(self._hosts(z), sigma)
-                answers = iter(comfy.samplers.calc_cond_batch(self._model, asked, x, levels, with_roles(self._options, roles)))
+                answers = iter(self._answers(asked, roles, *self._levels.to_host(self._hosts(z), sigma)))
         return [self._ours(mean_of(cond, [next(answers) for _ in some])) for cond, some in zip(conds, parts)]
+
+    def _answers(self, asked: list[HostCond], roles: list[int], x: Tensor, levels: Tensor) -> list[Tensor]:
+        """All in one call; where ControlNets patch the model, one by one: these know as many hints as there are views."""
+        ask = lambda some, roles, options: comfy.samplers.calc_cond_batch(
+            self._model, some, x, levels, with_roles(options, roles)
+        )  # fmt: skip
+        options = self._options_at(levels)
+        if options is self._options:
+            return ask(asked, roles, options)
+        own = lambda part: self._options if part is self._inverse else options  # as with the other ControlNets
+        return [ask([part], [role], own(part))[0] for part, role in zip(asked, roles)]
+
+    def _options_at(self, levels: Tensor) -> dict:
+        """The model's, with what patches it at the host's noise `levels`."""
+        held = [each for each in self._patches if each.holds_at(float(levels[0]))]
+        return added(self._options, held) if held else self._options
 
     def show(self, hints: list[Tensor]) -> None:
         for nets, hint in zip(self._shown, hints, strict=True):
@@ -241,7 +277,7 @@ class HostPrior(Prior):
         with memory_errors(), torch.inference_mode():
             x, levels = self._levels.to_host(self._hosts(z), sigma)
             answers = [self._hosts(z - sigma * noise) for noise in e]
-            z0 = self._ours(guided(self._model, conds, x, levels, answers, cfg, self._options))
+            z0 = self._ours(guided(self._model, conds, x, levels, answers, cfg, self._options_at(levels)))
         return (z - z0.clone()) / sigma
 
 

@@ -292,3 +292,69 @@ def test_a_unets_controlnet_is_refused_by_a_dit(client):
     prompt = controlled(graph, graph.prompt(), load(graph, "plain"))
     with pytest.raises(ComfyError, match=r"not made for model Flux: its input_blocks\S+ has no counterpart in the model; load"):
         client.run(graph.dream(prompt))
+
+
+def patch(graph, kind, family):
+    """A MODEL_PATCH of `kind`, which is for `family`."""
+    model = graph.model if family == graph.family else [graph.add("LucidTestBuilt", family=family), 0]
+    return [graph.add("LucidTestPatch", model=model, kind=kind), 0]
+
+
+PATCHES = [("z_image", "z_image"), ("qwen", "qwen_image"), ("anima", "anima")]
+
+
+@pytest.mark.usefixtures("families")
+@pytest.mark.parametrize("kind, family", PATCHES)
+def test_a_control_that_patches_the_model_is_asked_about_each_view_as_by_the_hosts_own_node(client, kind, family):
+    """From Load Model Patch to Lucid ControlNet. Alone, twice, and out of its range; the inversion goes without."""
+    graph = FamilyGraph(family)
+    of = graph.model, graph.vae, graph.prompt()
+    net = patch(graph, kind, family)
+    for nets in ([net], [net, net]):
+        found = asked(client, graph, of, nets, strength=0.6)
+        require_like_the_host(found)
+        assert found["effect"][0] > 100 * CLOSE and found["swapped"][0] > 10 * CLOSE
+    found = asked(client, graph, of, [net], start=0.9)
+    require_like_the_host(found)
+    assert found["effect"][0] < CLOSE
+
+
+@pytest.mark.usefixtures("families")
+@pytest.mark.parametrize("kind, family", PATCHES)
+def test_a_splat_is_distilled_under_a_control_that_patches_the_model(client, kind, family):
+    def dreamt(strength, **changes):
+        graph = FamilyGraph(family)
+        prompt = graph.prompt()
+        prompt = controlled(graph, prompt, patch(graph, kind, family), strength=strength)
+        entry = client.run(graph.dream(prompt, seed=5, **changes))
+        (summary,) = (output["lucid"][0] for output in entry["outputs"].values() if "lucid" in output)
+        return ply_of(client, entry), summary["checkpoint"]
+
+    (with_net, checkpoint), (without, _) = dreamt(0.8), dreamt(0.0)
+    assert all(values.isfinite().all() for values in vars(with_net).values()) and not same(with_net, without)
+    with pytest.raises(ComfyError, match="Lucid Dream: the checkpoint is of another run: controls was"):
+        dreamt(0.0, resume=checkpoint)
+    assert same(with_net, dreamt(0.8, resume=checkpoint)[0])
+
+
+@pytest.mark.usefixtures("families")
+@pytest.mark.parametrize("kind, family, message", [
+    ("z_image", "qwen_image", "Lucid Dream: the ControlNet is not made for model QwenImage: it is one for Lumina2; load"),
+    ("z_image_wide", "z_image", r"the ControlNet is not made for model ZImage: its width is \d+, the model's \d+; load"),
+    ("style", "z_image", "Lucid ControlNet: control_net is a model patch of the kind Linear; a hint can be shown to ZImage_C"),
+])  # fmt: skip
+def test_a_patch_that_does_not_fit_is_refused(client, kind, family, message):
+    graph = FamilyGraph(family)
+    prompt = controlled(graph, graph.prompt(), patch(graph, kind, "z_image"))
+    with pytest.raises(ComfyError, match=message):
+        client.run(graph.dream(prompt))
+
+
+@pytest.mark.usefixtures("families")
+def test_a_patch_that_keeps_one_image_is_warned_of(client, server):
+    graph = FamilyGraph("z_image")
+    node = graph.add("EmptyImage", width=64, height=64, batch_size=1, color=0)
+    net = patch(graph, "z_image", "z_image")
+    graph.patched("ZImageFunControlnet", model_patch=net, vae=graph.vae, image=[node, 0], strength=1.0)
+    client.run(graph.dream(seed=6))
+    assert "a ControlNet patch that shows it the same image for every view" in server.log_tail()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import comfy.controlnet
 import comfy.latent_formats
+import comfy.model_patcher
 import comfy.model_sampling
 import comfy.samplers
 import comfy.t2i_adapter.adapter
@@ -19,6 +20,7 @@ from . import controlnets
 
 SIGMA, NEXT = 3.0, 2.5
 PROMPT = IO.Custom("LUCID_PROMPT")
+NETS = [IO.ControlNet, IO.ModelPatch]
 
 
 def module_of(name):
@@ -89,7 +91,7 @@ class LucidTestControl(IO.ComfyNode):
             node_id="LucidTestControl",
             inputs=[
                 IO.Model.Input("model"), IO.Vae.Input("vae"), PROMPT.Input("plain"), PROMPT.Input("controlled"),
-                IO.ControlNet.Input("net"), IO.ControlNet.Input("second", optional=True), *settings(),
+                IO.MultiType.Input("net", NETS), IO.MultiType.Input("second", NETS, optional=True), *settings(),
             ],
             outputs=[],
             is_output_node=True,
@@ -103,12 +105,15 @@ class LucidTestControl(IO.ComfyNode):
         hints = [torch.rand(2, 64, 64, 3, generator=generator) for _ in nets]
         theirs_y, theirs_n = [], []
         for b in range(2):
-            y, n = plain.views[0], plain.negative
+            y, n, patched = plain.views[0], plain.negative, model
             for each, hint in zip(nets, hints):
-                apply = nodes.ControlNetApplyAdvanced().apply_controlnet
-                y, n = apply(y, n, each, hint[b : b + 1], strength, start, end, vae)
-            theirs_y.append(hosts_z0(model, noise[b : b + 1], y))
-            theirs_n.append(hosts_z0(model, noise[b : b + 1], n))
+                if isinstance(each, comfy.model_patcher.ModelPatcher):  # whose nodes have no range: here 0.9 is out of it
+                    patched = controlnets.patched(patched, each, vae, hint[b : b + 1], strength) if start < 0.9 else patched
+                else:
+                    apply = nodes.ControlNetApplyAdvanced().apply_controlnet
+                    y, n = apply(y, n, each, hint[b : b + 1], strength, start, end, vae)
+            theirs_y.append(hosts_z0(patched, noise[b : b + 1], y))
+            theirs_n.append(hosts_z0(patched, noise[b : b + 1], n))
         theirs_y, theirs_n = torch.cat(theirs_y), torch.cat(theirs_n)
         without, inverse = (hosts_z0(model, noise, cond) for cond in (plain.views[0], plain.inverse))
 

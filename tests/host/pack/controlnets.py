@@ -5,10 +5,13 @@ Names and shapes are those of the host's own classes on the meta device, sizes t
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 from unittest import mock
 
 import comfy.controlnet
+import comfy.model_management
+import comfy.model_patcher
 import comfy.ops
 import comfy.utils
 import folder_paths
@@ -16,6 +19,7 @@ import torch
 from comfy.cldm.dit_embedder import ControlNetEmbedder
 from comfy.cldm.mmdit import ControlNet
 from comfy.ldm.flux.controlnet import ControlNetFlux
+from comfy.ldm.lumina.controlnet import ZImage_Control
 from comfy.ldm.qwen_image.controlnet import QwenImageControlNetModel, QwenImageFunControlNetModel
 from comfy_api.latest import IO
 from safetensors.torch import save_file
@@ -77,10 +81,10 @@ KINDS = {  # the host's class; its arguments beside the model's configuration, o
 }  # fmt: skip
 
 
-def random_weights(network, seed):
+def random_weights(empty, seed):
     """Variance-keeping, norms near 1."""
     generator, state = torch.Generator().manual_seed(seed), {}
-    for name, value in sorted(network.state_dict().items()):
+    for name, value in sorted(empty.items()):
         noise = torch.randn(value.shape, generator=generator)
         if value.ndim > 1:
             noise = noise / value[0].numel() ** 0.5 * (1.7 if value.ndim == 4 else 1)  # SiLU takes most of a hint away
@@ -120,7 +124,7 @@ class LucidTestNet(IO.ComfyNode):
         with torch.device("meta"):
             place = {"operations": comfy.ops.disable_weight_init, "dtype": torch.float32, "device": "meta"}
             empty = network(**(config | place))
-        state = random_weights(empty, seed=len(kind))
+        state = random_weights(empty.state_dict(), seed=len(kind))
         path = Path(folder_paths.get_folder_paths("controlnet")[0]) / f"test_{kind}.safetensors"
         save_file(published(state, config) if published else state, f"{path}.new")
         os.replace(f"{path}.new", path)  # the host may still read an older one
@@ -128,4 +132,70 @@ class LucidTestNet(IO.ComfyNode):
             return IO.NodeOutput(*nodes.ControlNetLoader().load_controlnet(path.name))
 
 
-NODES = [LucidTestNet]
+PATCH_NODES = {
+    "z_image": "ZImageFunControlnet", "z_image_wide": "ZImageFunControlnet", "qwen": "QwenImageDiffsynthControlnet",
+    "anima": "AnimaLLLiteApply",
+}  # fmt: skip
+LLLITE = {  # names and shapes of the smallest file, for models of a width of 128 whose first block is patched
+    "conv1.weight": (16, 3, 4, 4), "conv1.bias": (16,), "conv2.weight": (16, 16, 3, 3), "conv2.bias": (16,),
+    "conv3.weight": (32, 16, 4, 4), "conv3.bias": (32,), "proj.weight": (16, 32, 1, 1), "proj.bias": (16,),
+    **{f"{norm}.{part}": (n,) for norm, n in (("norm1", 16), ("norm2", 16), ("norm3", 32), ("out_norm", 16))
+       for part in ("weight", "bias")},
+}  # fmt: skip
+LLLITE_BLOCK = {
+    "down.weight": (8, 128), "down.bias": (8,), "mid.weight": (8, 24), "mid.bias": (8,), "up.weight": (128, 8),
+    "up.bias": (128,), "cond_to_film.weight": (16, 16), "cond_to_film.bias": (16,), "depth_embed": (16,),
+}  # fmt: skip
+
+
+class LucidTestPatch(IO.ComfyNode):
+    """A MODEL_PATCH for `model`: Anima's from a file by the stock loader, which takes others at their full width alone."""
+
+    @classmethod
+    def define_schema(cls):
+        inputs = [IO.Model.Input("model"), IO.Combo.Input("kind", options=[*PATCH_NODES, "style"])]
+        return IO.Schema(node_id="LucidTestPatch", inputs=inputs, outputs=[IO.ModelPatch.Output()])
+
+    @classmethod
+    def execute(cls, model, kind):
+        loader = nodes.NODE_CLASS_MAPPINGS["ModelPatchLoader"]
+        if kind == "anima":
+            return IO.NodeOutput(*loader().load_model_patch(lllite()))
+        own, place = model.model.diffusion_model, {"operations": comfy.ops.manual_cast, "dtype": torch.float32, "device": "cpu"}
+        if kind == "qwen":
+            blocks = sys.modules[loader.__module__].QwenImageBlockWiseControlNet
+            net = blocks(num_layers=len(own.transformer_blocks), dim=own.inner_dim, **place)
+        elif kind == "style":  # shown no image that a view could give
+            net = torch.nn.Linear(1, 1)
+        else:  # the union of version 2.1
+            dim = own.dim * (2 if kind == "z_image_wide" else 1)
+            net = ZImage_Control(dim=dim, n_heads=8, n_kv_heads=8, n_control_layers=15, additional_in_dim=17,
+                                 refiner_control=True, **place)  # fmt: skip
+        net.load_state_dict({name: value.float() for name, value in random_weights(net.state_dict(), seed=len(kind)).items()})
+        devices = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+        return IO.NodeOutput(comfy.model_patcher.CoreModelPatcher(net, *devices))
+
+
+def lllite():
+    """The name of a file of Anima's LLLite."""
+    shapes = {f"lllite_conditioning1.{name}": shape for name, shape in LLLITE.items()}
+    for target in ("self_attn_q_proj", "self_attn_v_proj", "cross_attn_q_proj", "mlp_layer1"):
+        shapes |= {f"lllite_dit_blocks_0_{target}.{name}": shape for name, shape in LLLITE_BLOCK.items()}
+    path = Path(folder_paths.get_folder_paths("model_patches")[0]) / "test_anima.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    save_file(
+        random_weights({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, seed=5), f"{path}.new"
+    )
+    os.replace(f"{path}.new", path)
+    return path.name
+
+
+def patched(model, net, vae, hint, strength):
+    """`model` as the host's own node patches it."""
+    kind = {"ZImage_Control": "z_image", "AnimaLLLite": "anima"}.get(type(net.model).__name__, "qwen")
+    node = nodes.NODE_CLASS_MAPPINGS[PATCH_NODES[kind]]
+    more = {"start_percent": 0.0, "end_percent": 1.0} if kind == "anima" else {"vae": vae}
+    return getattr(node(), node.FUNCTION)(model=model, model_patch=net, image=hint, strength=strength, **more)[0]
+
+
+NODES = [LucidTestNet, LucidTestPatch]

@@ -1,0 +1,67 @@
+"""What gradients pass the VAE after the host has moved its weights about, which on a CPU it never does.
+
+    python tests/host/moved_vae.py COMFYUI_DIR CHECKPOINT
+
+prints as JSON the largest difference to the gradient before: after the weights were made anew in inference mode, as the host
+moves them to a GPU for a ControlNet's hint, and after most of them were let go; and whether all are loaded then.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+
+def main() -> None:
+    comfyui, checkpoint = Path(sys.argv[1]).resolve(), sys.argv[2]
+    root = Path(__file__).resolve().parents[2]
+    sys.path[0] = str(root)
+    from demo.launch import needs_repair, repair_cpu_torch
+
+    sys.path[0] = str(comfyui)  # in place of the root, whose nodes/ would hide the host's
+    if needs_repair():
+        repair_cpu_torch()
+    from comfy.cli_args import args
+
+    args.cpu = True
+    import comfy.sd
+    import torch
+
+    spec = importlib.util.spec_from_file_location("lucid_ism", root / "__init__.py", submodule_search_locations=[str(root)])
+    sys.modules["lucid_ism"] = importlib.util.module_from_spec(spec)
+    host = importlib.import_module("lucid_ism.nodes.host")
+    types = importlib.import_module("lucid_ism.nodes.types")
+
+    def body(prior, prompts):
+        images, patcher = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1)), prior._vae.patcher
+
+        def gradient():
+            pixels = images.clone().requires_grad_()
+            prior.encode(pixels).sin().sum().backward()
+            return pixels.grad
+
+        whole = gradient()
+        with torch.inference_mode():
+            patcher.model.to(torch.float64).to(torch.float32)
+        moved = gradient()
+        patcher.detach()
+        patcher.partially_load(patcher.load_device, 1.0)
+        held = patcher.loaded_size()
+        low = gradient()
+        distance = lambda a: float((a - whole).abs().max() / whole.abs().max())
+        all_held = held < patcher.loaded_size() == patcher.model_size()
+        return {"moved": distance(moved), "low": distance(low), "loaded again": all_held}
+
+    with torch.inference_mode():
+        model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(checkpoint)
+        text = host.encode_text(clip, "a mug")
+        prompt = types.LucidPromptData("a mug", (text,) * 4, text, text, None)
+        print(json.dumps(host.with_prior(SimpleNamespace(model=model, vae=vae, prompt=prompt), 1, 64, body)))
+
+
+if __name__ == "__main__":
+    main()
