@@ -99,12 +99,12 @@ class PriorOnGpu(WishPrior):
         self.shown = [hint.shape for hint in hints]
 
 
-def steps_of(method=METHOD, strategy="default", resume=None, fixed=None, hints=(), on_gpu=True):
+def steps_of(method=METHOD, steps=4, strategy="default", resume=None, fixed=None, hints=(), on_gpu=True):
     to = (lambda x: x.to(GPU)) if on_gpu else (lambda x: x)
     wish, anything = to(normal(disc([0.9, 0.2, 0.1]), 0.01)), to(normal(disc([0.5, 0.5, 0.5]), 1.0))
     prompts = Prompts((wish,) * 4, anything, anything, ViewBlend(perp_neg=2.0), hints)
     densify = replace(DENSIFY, strategy=strategy)
-    config = replace(CONFIG, steps=4, disparity_share=0.5, flip_share=0.5, clip_norm=1.0, sh_degree=1, densify=densify)
+    config = replace(CONFIG, steps=steps, disparity_share=0.5, flip_share=0.5, clip_norm=1.0, sh_degree=1, densify=densify)
     prior = PriorOnGpu() if on_gpu else WishPrior()
     made = []
     start = PointCloud(count=60, size=1.2).splats(0)
@@ -130,7 +130,7 @@ def gpu(request, monkeypatch):
 @pytest.mark.parametrize("method", [ISM(eta=0.5, inversion_cfg=0.5, fix_noise=True), *(kind() for kind in METHODS.values())],
                          ids=lambda method: type(method).__name__)  # fmt: skip
 def test_every_method_keeps_to_the_devices(gpu, method):
-    step, checkpoint = steps_of(method)[-1]
+    step, checkpoint = steps_of(method, steps=2)[-1]
     assert {x.device for x in vars(step.splats).values()} == {gpu}
     assert {type(x) for x in checkpoint.tensors.values()} == {torch.Tensor}  # on the CPU
 
