@@ -10,8 +10,6 @@ import comfy.model_patcher
 import torch
 from torch import Tensor
 
-import nodes
-
 from ..types import Control
 
 log = logging.getLogger(__name__)
@@ -43,6 +41,8 @@ class PatchControl:
         self.patches: Patches = {}
 
     def show(self, hint: Tensor) -> None:
+        import nodes  # the host's: heavy, but there when a node runs
+
         node = nodes.NODE_CLASS_MAPPINGS[KINDS[kind_of(self.net)][0]]
         wanted = {name for inputs in node.INPUT_TYPES().values() for name in inputs}
         given = {"model": self._bare, "model_patch": self.net, "image": hint, "strength": self._strength, "vae": self._vae,
