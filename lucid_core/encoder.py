@@ -26,7 +26,8 @@ def encode_in(dtype: torch.dtype, encode: Encode, pixels: Tensor) -> Tensor:
 
     def enter(grad: Tensor) -> Tensor:
         nonlocal exponents
-        exponents = torch.frexp(grad.abs().amax((1, 2, 3), keepdim=True)).exponent.clamp(-EXPONENTS, EXPONENTS)
+        largest = grad.abs().amax((1, 2, 3), keepdim=True)
+        exponents = (largest.log2().floor() + 1).clamp(-EXPONENTS, EXPONENTS)  # frexp's, which Apple's GPUs do not have
         return torch.ldexp(grad, -exponents)
 
     needed = torch.is_grad_enabled() and pixels.requires_grad

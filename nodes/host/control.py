@@ -35,6 +35,7 @@ DITS = {  # networks of ControlNets, and the models that read what they say; oth
     QwenImageControlNetModel: comfy.model_base.QwenImage,
     QwenImageFunControlNetModel: comfy.model_base.QwenImage,
 }
+BORROWED = ("orig_y_embedder.", "x_embedder.")  # what those of SD 3.5 may take from the model as a run begins
 LATENTS = {ControlNetFlux: comfy.latent_formats.Flux()}  # of those that encode no hint, but read the model's latents
 
 
@@ -264,6 +265,8 @@ def parts_of(control: ControlBase) -> list:
     for each in chain_of(control):
         weights = weights_of(each)
         tensors = weights.state_dict() if isinstance(weights, torch.nn.Module) else weights
+        if isinstance(each, comfy.controlnet.ControlNetSD35):
+            tensors = {name: value for name, value in tensors.items() if not name.startswith(BORROWED)}
         settings = (each.strength, each.timestep_percent_range, each.extra_args, each.cond_hint_original)
         parts.append([type(each).__name__, *settings, tensors])
     return parts

@@ -268,6 +268,21 @@ def test_a_control_of_a_dit_changes_nothing_out_of_its_range_and_a_splat_within(
 
 
 @pytest.mark.usefixtures("dits")
+def test_a_run_under_a_control_that_borrows_from_the_model_resumes(client):
+    """That of SD 3.5 is given a part of the model's weights when a run begins: its hash is the same before and after."""
+
+    def dreamt(**changes):
+        graph = DitGraph("sd35")
+        prompt = graph.prompt()
+        entry = client.run(graph.dream(controlled(graph, prompt, graph.net("sd35")), seed=5, **changes))
+        (summary,) = (output["lucid"][0] for output in entry["outputs"].values() if "lucid" in output)
+        return ply_of(client, entry), summary["checkpoint"]
+
+    end, checkpoint = dreamt()
+    assert same(end, dreamt(resume=checkpoint)[0])
+
+
+@pytest.mark.usefixtures("dits")
 @pytest.mark.parametrize("kind, family, difference", [
     ("flux_xlabs", "sd3", "model SD3: it is one for Flux"),
     ("flux_union", "flux2", "model Flux2: it works on latents of Flux, the model on those of Flux2"),
