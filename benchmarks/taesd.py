@@ -5,8 +5,8 @@ the demo's stand for them: its encoder has TAESD's form, and one of Stable Diffu
 latents. A second tiny one, of another seed and no other form, says what of the difference is training's own.
 
 Cosines are between the gradients that ISM's loss, the same on the same latents, has for the pixels, for blocks of them and for
-the splat's parameters; x: the length of the one for the pixels over that of the other. All are means over views of a splat half
-made.
+the splat's parameters; x: the length of the other's over that of the demo's encoder, for the pixels and for the means. All are
+averages over views of a splat half made.
 """
 
 from __future__ import annotations
@@ -83,9 +83,11 @@ def main(as_json: bool, minutes: float, folder: Path, prompt: str) -> None:
         print(json.dumps({"errors": errors, "rows": rows, "ends": ends}))
         return
     print("\n".join(f"{name}: latents off by {error:.1%} of their deviation" for name, error in errors.items()))
-    print(f"\n| encoder | t | {' | '.join(OF)} | x |\n|---|---:|{'---:|' * len(OF)}---:|")
+    print(f"\n| encoder | t | {' | '.join(OF)} | x, pixels | x, means |\n|---|---:|{'---:|' * (len(OF) + 2)}")
     for row in rows:
-        print(f"| {row['encoder']} | {row['t']} | {' | '.join(format(row[of], '.2f') for of in OF)} | {row['x']:.2f} |")
+        print(
+            f"| {row['encoder']} | {row['t']} | {' | '.join(format(row[of], '.2f') for of in OF)} | {row['x']:.2f} | {row['x_means']:.2f} |"
+        )
     print("\n| splat through | psnr | iou |\n|---|---:|---:|")
     print("\n".join(f"| {name} | {psnr:.2f} | {iou:.3f} |" for name, (psnr, iou) in ends.items()))
 
@@ -148,7 +150,7 @@ def judged(prior: DemoPrior, case: Case) -> tuple[float, float]:
 
 
 def compared(prior: DemoPrior, other: nn.Module, splats: Splats, case: Case, t: float) -> dict[str, float]:
-    """The demo's encoder beside `other`: OF, and the length of the other's gradient of the pixels over its."""
+    """The demo's encoder beside `other`: OF, and the lengths of the other's gradients over its, for pixels and means."""
     found, generator = [], torch.Generator().manual_seed(0)
     for _ in range(BATCHES):
         params, views = parameters(splats), case.cameras.sample(4, 0.5, SIZE, SIZE, generator)
@@ -162,7 +164,8 @@ def compared(prior: DemoPrior, other: nn.Module, splats: Splats, case: Case, t: 
         through = lambda one, g=g, images=images, params=params: gradients(with_encoder(one), images, g, params)
         ours, theirs = through(prior.encoder), through(other)
         cosines = {of: float(cosine_similarity(a.flatten(), b.flatten(), 0)) for of, a, b in zip(OF, ours, theirs)}
-        found.append({**cosines, "x": float(theirs[0].norm() / ours[0].norm())})
+        lengths = {"x": float(theirs[0].norm() / ours[0].norm()), "x_means": float(theirs[2].norm() / ours[2].norm())}
+        found.append(cosines | lengths)
     return {name: sum(row[name] for row in found) / BATCHES for name in found[0]}
 
 

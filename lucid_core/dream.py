@@ -20,7 +20,7 @@ from .densify import NO_GROWTH, Densify
 from .gaussians import SH_C0, Splats, activate, validate
 from .hints import images_of
 from .prior import OutOfMemory, Prior, SplitPrior, is_out_of_memory
-from .rasterize import Render, device_for, rasterize, to_device
+from .rasterize import Render, RenderError, device_for, rasterize, to_device
 from .refine import joined, limited
 from .run import Run
 from .score import Guidance
@@ -195,7 +195,7 @@ def distil(
         try:
             loss, info = backpropagate(run, fixed, asked, cameras, config, progress, sh_degree, backend)
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            if isinstance(error, RenderError) or not is_out_of_memory(error):
                 raise
             size = halved(size, config, error)
             asked = teacher.map(lambda one, size=size: replace(one, prior=SplitPrior(one.prior, size)))

@@ -60,6 +60,9 @@ class Prior(Protocol):
         e_y, e_negative = e
         return e_negative + cfg * (e_y - e_negative)
 
+    def save_memory(self) -> None:
+        """Take a slower way that needs less memory, if there is one: it is asked about one view at a time for want of it."""
+
 
 class ControlledPrior(Prior, Protocol):
     """A prior with ControlNets, on some of its conditionings, that want to see the views."""
@@ -116,6 +119,8 @@ class SplitPrior(Prior):
         self.prior, self.size = prior, size
         self.decode, self.sigma, self.pixel_limit = prior.decode, prior.sigma, prior.pixel_limit
         self._hints: list[Tensor] = []
+        if size == 1:
+            prior.save_memory()
 
     @property
     def evaluations(self) -> int:

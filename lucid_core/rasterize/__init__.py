@@ -33,6 +33,10 @@ class Render:
     info: dict
 
 
+class RenderError(RuntimeError):
+    """The rasterizer failed; the message says what may help."""
+
+
 def rasterize(
     splats: Splats,
     cameras: Cameras,
@@ -48,7 +52,8 @@ def rasterize(
     background: (3,) or (B, 3) linear with rgb, None for black.
     backend: one of BACKENDS; "auto" takes the fastest that works where the splats are. "numba" renders on the CPU, wherever
     they are; "reference" is slow, but takes any device and float dtype.
-    Raises ValueError for arguments that cannot be rendered, ImportError where the backend's package is missing.
+    Raises ValueError for arguments that cannot be rendered, ImportError where the backend's package is missing,
+    RenderError when rendering fails and no other backend is left.
     """
     require_backend(backend)
     check(splats, cameras, width, height, sh_degree, background)
@@ -89,7 +94,7 @@ def _render(backend: str, arguments: tuple):
 
 
 def _render_by(backend: str, arguments: tuple):
-    """Raises ValueError for splats that are in the wrong place, RuntimeError with the remedy when rendering fails."""
+    """Raises ValueError for splats that are in the wrong place, RenderError with the remedy when rendering fails."""
     device = arguments[0].means.device
     if backend in choice.ON_CUDA and device.type != "cuda":
         raise ValueError(f"backend {backend!r} renders on CUDA, but means are on {device}; move them there")
@@ -97,7 +102,7 @@ def _render_by(backend: str, arguments: tuple):
         return renderer(backend)(*arguments)
     except (RuntimeError, MemoryError) as error:  # the latter is numpy's
         remedy = "render fewer views, pixels or splats, or choose another backend"
-        raise RuntimeError(f"rasterizer {backend} failed: {error}; {remedy}") from error
+        raise RenderError(f"rasterizer {backend} failed: {error}; {remedy}") from error
 
 
 def to_device(cameras: Cameras, device: torch.device) -> Cameras:

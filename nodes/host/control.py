@@ -132,6 +132,8 @@ class EachImage:
         self._vae = vae
 
     def encode(self, images: Tensor) -> Tensor:
+        if self._vae.latent_dim != 3:
+            return self._vae.encode(images)
         return torch.cat([self._vae.encode(image[None]) for image in images])
 
     def __getattr__(self, name: str) -> Any:

@@ -27,6 +27,8 @@ def load_whole(patcher: Any, least: int) -> None:
     """Have the host load all of `patcher`, whatever it must unload for it, and leave `least` bytes to work with."""
     with torch.no_grad():
         comfy.model_management.load_models_gpu([patcher], memory_required=least + SPLAT, force_full_load=True)
+        if patcher.model.model_lowvram:  # as the host has it under --novram
+            patcher.partially_load(patcher.load_device, patcher.model_size())
 
 
 def are_loaded(patchers: list[Any]) -> bool:

@@ -64,7 +64,8 @@ def identity(guidance: LucidGuidanceData) -> dict[str, str]:
 
 def _parts_of(one: Control) -> list:
     guide = one.hint.guide
-    return [one.hint.kind, guide and vars(guide), one.net, one.strength, one.start, one.end]
+    net = _fingerprint_of_model(one.net) if is_patch(one.net) else one.net
+    return [one.hint.kind, guide and vars(guide), net, one.strength, one.start, one.end]
 
 
 def _fingerprint_of_model(patcher: Any) -> str:
@@ -92,8 +93,6 @@ def _fingerprint(value: Any, depth: int = 0) -> str:
         parts = [repr(value)]
     elif isinstance(value, ControlBase):
         parts = [inner(control.parts_of(value))]
-    elif is_patch(value):
-        parts = [_fingerprint_of_model(value)]
     elif isinstance(value, FunctionType):
         parts = [value.__qualname__, inner(_put_into(value)), inner(value.__defaults__), inner(value.__kwdefaults__)]
     elif isinstance(value, torch.nn.Module):  # such as a model_sampling with another shift
@@ -242,15 +241,16 @@ class HostPrior(Prior):
         return [self._ours(mean_of(cond, [next(answers) for _ in some])) for cond, some in zip(conds, parts)]
 
     def _answers(self, asked: list[HostCond], roles: list[int], x: Tensor, levels: Tensor) -> list[Tensor]:
-        """All in one call; where ControlNets patch the model, one by one: these know as many hints as there are views."""
-        ask = lambda some, roles, options: comfy.samplers.calc_cond_batch(
-            self._model, some, x, levels, with_roles(options, roles)
-        )  # fmt: skip
-        options = self._options_at(levels)
-        if options is self._options:
-            return ask(asked, roles, options)
-        own = lambda part: self._options if part is self._inverse else options  # as with the other ControlNets
-        return [ask([part], [role], own(part))[0] for part, role in zip(asked, roles)]
+        """All in one call, but that what patches the model for a ControlNet has no place in the inversion: see `controlled`."""
+        options, answers = self._options_at(levels), {}
+        free = [options is self._options or part is self._inverse for part in asked]
+        for own, of in ((self._options, True), (options, False)):
+            places = [place for place, is_free in enumerate(free) if is_free == of]
+            if places:
+                told = with_roles(own, [roles[place] for place in places])
+                found = comfy.samplers.calc_cond_batch(self._model, [asked[place] for place in places], x, levels, told)
+                answers.update(zip(places, found))
+        return [answers[place] for place in range(len(asked))]
 
     def _options_at(self, levels: Tensor) -> dict:
         """The model's, with what patches it at the host's noise `levels`."""
@@ -260,6 +260,11 @@ class HostPrior(Prior):
     def show(self, hints: list[Tensor]) -> None:
         for nets, hint in zip(self._shown, hints, strict=True):
             control.show(nets, hint)
+        if self._patches:
+            self._load()  # what the VAE of their hints has driven out, in part or whole
+
+    def save_memory(self) -> None:
+        self._vae.go_in_blocks()
 
     def sigma(self, t: float) -> float:
         return self._levels.sigma(t)

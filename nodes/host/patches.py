@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
+import comfy.latent_formats
 import comfy.model_base
 import comfy.model_patcher
+import comfy.utils
 import torch
 from torch import Tensor
 
 from ..types import Control
 
 log = logging.getLogger(__name__)
-KINDS = {  # the host's networks that are shown an image: the node that makes a patch of one, the models it is for, both widths
+KINDS = {  # the host's networks that are shown an image: the node that makes a patch of one; the models it is for, by their
+    # class, their latents, and how both call their width
     "ZImage_Control": (
-        "ZImageFunControlnet", comfy.model_base.Lumina2, lambda net: net.control_layers[0].dim, lambda model: model.dim,
+        "ZImageFunControlnet", comfy.model_base.Lumina2, comfy.latent_formats.Flux, "control_layers.0.dim", "dim",
     ),
     "QwenImageBlockWiseControlNet": (
-        "QwenImageDiffsynthControlnet", comfy.model_base.QwenImage, lambda net: net.img_in.out_features,
-        lambda model: model.inner_dim,
+        "QwenImageDiffsynthControlnet", comfy.model_base.QwenImage, comfy.latent_formats.Wan21, "img_in.out_features",
+        "inner_dim",
     ),
-    "AnimaLLLite": (
-        "AnimaLLLiteApply", comfy.model_base.Anima, lambda net: net.model_dim, lambda model: model.model_channels,
-    ),
+    "AnimaLLLite": ("AnimaLLLiteApply", comfy.model_base.Anima, comfy.latent_formats.Wan21, "model_dim", "model_channels"),
 }  # fmt: skip
 PATCHES = ("ZImageControlPatch", "DiffSynthCnetPatch", "AnimaLLLitePatch")  # what these nodes make
 Patches = dict[str, list]  # of a model, by where they act
@@ -34,11 +36,15 @@ class PatchControl:
 
     def __init__(self, control: Control, model: Any, vae: Any) -> None:
         self.net, self._strength, self._vae = control.net, control.strength, vae
-        self._bare = model.clone()
-        self._bare.model_options["transformer_options"].pop("patches", None)
-        level = model.get_model_object("model_sampling").percent_to_sigma
-        self._levels = level(control.end), level(control.start)
+        sampling = model.get_model_object("model_sampling")
+        self._levels = sampling.percent_to_sigma(control.end), sampling.percent_to_sigma(control.start)
+        # What the node makes is a clone, which as it goes moves the patches away and unpins the weights that it shares: so it
+        # is one of nothing, at home on the device.
+        self._bare = comfy.model_patcher.ModelPatcher(torch.nn.Identity(), model.load_device, model.load_device)
+        self._bare.add_object_patch("model_sampling", sampling)
+        self._dtype = model.model_dtype()
         self.patches: Patches = {}
+        self._encoded: list[tuple[Any, Tensor, tuple]] = []  # what the patches hold of the hints, a row for each view
 
     def show(self, hint: Tensor) -> None:
         import nodes  # the host's: heavy, but there when a node runs
@@ -50,8 +56,16 @@ class PatchControl:
         with torch.inference_mode():
             (patched,) = getattr(node(), node.FUNCTION)(**{name: value for name, value in given.items() if name in wanted})
             patched.model_patches_to(patched.load_device)
-            patched.model_patches_to(patched.model_dtype())
+            patched.model_patches_to(self._dtype)
         self.patches = patched.model_options["transformer_options"]["patches"]
+        made = {id(patch): patch for some in self.patches.values() for patch in some if hasattr(patch, "encoded_image")}
+        self._encoded = [(patch, patch.encoded_image, patch.encoded_image_size) for patch in made.values()]
+
+    def repeat(self, rows: int) -> None:
+        """The hints for a batch in which the views come again and again, once for each conditioning that is asked about."""
+        for patch, encoded, size in self._encoded:
+            patch.encoded_image = encoded.repeat(rows // len(encoded), *[1] * (encoded.ndim - 1))
+            patch.encoded_image_size = size
 
     def holds_at(self, level: float) -> bool:
         """At the host's noise `level`, as its samplers see the range of a ControlNet."""
@@ -60,6 +74,7 @@ class PatchControl:
 
 
 def is_patch(net: Any) -> bool:
+    """Is it a MODEL_PATCH, and no CONTROL_NET?"""
     return isinstance(net, comfy.model_patcher.ModelPatcher)
 
 
@@ -76,21 +91,32 @@ def require_hinted(net: Any) -> None:
 
 def difference_of_patch(net: Any, model: Any) -> str | None:
     """What of a MODEL_PATCH does not fit the model; None where nothing is known to."""
-    _, family, width, own_width = KINDS[kind_of(net)]
+    _, family, latents, width, own_width = KINDS[kind_of(net)]
     if not isinstance(model, family):
         return f"it is one for {family.__name__}"
-    theirs, own = width(net.model), own_width(model.diffusion_model)
-    return f"its width is {theirs}, the model's {own}" if theirs != own else None
+    if not isinstance(model.latent_format, latents):
+        return f"it works on latents of {latents.__name__}, the model on those of {type(model.latent_format).__name__}"
+    theirs, own = comfy.utils.get_attr(net.model, width), getattr(model.diffusion_model, own_width, None)
+    return f"its width is {theirs}, the model's {own}" if own and theirs != own else None
 
 
 def added(options: dict, controls: list[PatchControl]) -> dict:
-    """A model's options with the patches of `controls` after its own."""
+    """A model's options with the patches of `controls` after its own, and their hints for as many rows as are asked."""
     own = options.get("transformer_options", {})
     patches = {where: list(some) for where, some in own.get("patches", {}).items()}
     for control in controls:
         for where, some in control.patches.items():
             patches.setdefault(where, []).extend(some)
-    return {**options, "transformer_options": {**own, "patches": patches}}
+    wrapped = options.get("model_function_wrapper")
+
+    def ask(apply_model: Callable, arguments: dict) -> Tensor:
+        for control in controls:
+            control.repeat(len(arguments["input"]))
+        return wrapped(apply_model, arguments) if wrapped else apply_model(
+            arguments["input"], arguments["timestep"], **arguments["c"]
+        )  # fmt: skip
+
+    return {**options, "transformer_options": {**own, "patches": patches}, "model_function_wrapper": ask}
 
 
 def warn_of_fixed_patches(model: Any) -> None:

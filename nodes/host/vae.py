@@ -36,7 +36,7 @@ class GradientVAE:
         if isinstance(self.patcher.model, TAEHV):
             self.patcher.model.parallel = True  # frame by frame it cuts the gradient
         self.views_at_a_time: int | None = None  # None: all
-        self._views, self._is_in_blocks = 1, False
+        self._is_in_blocks = False
 
     def memory_required(self, resolution: int) -> int:
         """Bytes for encoding one view and going back."""
@@ -48,24 +48,23 @@ class GradientVAE:
 
         Where they hold less than one, its encoder's blocks are, one by one.
         """
-        self._views, fitting = views, int(free // self.memory_required(resolution))
-        self.views_at_a_time = max(fitting, 1) if fitting < views else None
-        if self.views_at_a_time:
+        fitting = int(free // self.memory_required(resolution))
+        self.views_at_a_time = max(fitting, 1) if fitting < views > 1 else None
+        if fitting < views:
             how = "twice" if fitting else "block by block"
             log.info("Lucid Dream: little memory is free; the VAE encodes %d of %d views at a time, %s",
-                     self.views_at_a_time, views, how)  # fmt: skip
+                     max(fitting, 1), views, how)  # fmt: skip
         if not fitting:
-            self._go_in_blocks()
+            self.go_in_blocks()
 
-    def _go_in_blocks(self) -> None:
+    def go_in_blocks(self) -> None:
+        """From now on hold the graph of one block of the encoder at a time."""
         if not self._is_in_blocks:
             self._is_in_blocks = True
             encode_in_blocks(self.patcher.model, BLOCKS)
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, H, W, 3) in [0, 1] -> float32 latents (B, C, h, w); differentiable."""
-        if len(images) == 1 < self._views:  # there was no memory for two: the next thing that would fail is one
-            self._go_in_blocks()
         with memory_errors():
             if self.views_at_a_time:
                 return encode_in_parts(self._encode, images, self.views_at_a_time)

@@ -107,7 +107,7 @@ class LucidTestControl(IO.ComfyNode):
         for b in range(2):
             y, n, patched = plain.views[0], plain.negative, model
             for each, hint in zip(nets, hints):
-                if isinstance(each, comfy.model_patcher.ModelPatcher):  # whose nodes have no range: here 0.9 is out of it
+                if isinstance(each, comfy.model_patcher.ModelPatcher):  # most nodes of these have no range: 0.9 is out of it
                     patched = controlnets.patched(patched, each, vae, hint[b : b + 1], strength) if start < 0.9 else patched
                 else:
                     apply = nodes.ControlNetApplyAdvanced().apply_controlnet
