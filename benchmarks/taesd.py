@@ -85,9 +85,8 @@ def main(as_json: bool, minutes: float, folder: Path, prompt: str) -> None:
     print("\n".join(f"{name}: latents off by {error:.1%} of their deviation" for name, error in errors.items()))
     print(f"\n| encoder | t | {' | '.join(OF)} | x, pixels | x, means |\n|---|---:|{'---:|' * (len(OF) + 2)}")
     for row in rows:
-        print(
-            f"| {row['encoder']} | {row['t']} | {' | '.join(format(row[of], '.2f') for of in OF)} | {row['x']:.2f} | {row['x_means']:.2f} |"
-        )
+        numbers = " | ".join(f"{row[of]:.2f}" for of in (*OF, "x", "x_means"))
+        print(f"| {row['encoder']} | {row['t']} | {numbers} |")
     print("\n| splat through | psnr | iou |\n|---|---:|---:|")
     print("\n".join(f"| {name} | {psnr:.2f} | {iou:.3f} |" for name, (psnr, iou) in ends.items()))
 
