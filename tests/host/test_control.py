@@ -321,12 +321,14 @@ PATCHES = [("z_image", "z_image"), ("qwen", "qwen_image"), ("anima", "anima")]
 @pytest.mark.usefixtures("families")
 @pytest.mark.parametrize("kind, family", PATCHES)
 def test_a_control_that_patches_the_model_is_asked_about_each_view_as_by_the_hosts_own_node(client, kind, family):
-    """From Load Model Patch to Lucid ControlNet. Alone, twice, and out of its range; the inversion goes without."""
+    """From Load Model Patch to Lucid ControlNet. Alone, twice, with a prompt of two parts, and out of its range; the inversion
+    goes without."""
     graph = FamilyGraph(family)
     of = graph.model, graph.vae, graph.prompt()
     net = patch(graph, kind, family)
-    for nets in ([net], [net, net]):
-        found = asked(client, graph, of, nets, strength=0.6)
+    both = graph.add("ConditioningCombine", conditioning_1=graph.text("a red mushroom"), conditioning_2=graph.text("a mug"))
+    for prompt, nets in ((of[2], [net]), (of[2], [net, net]), (graph.prompt([both, 0]), [net])):
+        found = asked(client, graph, (*of[:2], prompt), nets, strength=0.6)
         require_like_the_host(found)
         assert found["effect"][0] > 100 * CLOSE and found["swapped"][0] > 10 * CLOSE
     found = asked(client, graph, of, [net], start=0.9)
@@ -363,6 +365,14 @@ def test_a_patch_that_does_not_fit_is_refused(client, kind, family, message):
     prompt = controlled(graph, graph.prompt(), patch(graph, kind, "z_image"))
     with pytest.raises(ComfyError, match=message):
         client.run(graph.dream(prompt))
+
+
+@pytest.mark.usefixtures("families")
+@pytest.mark.parametrize("kind, family", PATCHES[:2])
+def test_hints_stay_on_the_models_device(client, kind, family):
+    graph = FamilyGraph(family)
+    node = graph.add("LucidTestAtHome", model=graph.model, vae=graph.vae, net=patch(graph, kind, family))
+    assert set(client.run(graph)["outputs"][node]["devices"]) == {"meta"}
 
 
 @pytest.mark.usefixtures("families")

@@ -507,6 +507,7 @@ PATCHED = {
     "RescaleCFG": [{"multiplier": 0.7}, {"multiplier": 0.8}],
     "PerturbedAttentionGuidance": [{"scale": 2.0}, {"scale": 3.0}],
     "ModelSamplingDiscrete": [{"sampling": "eps", "zsnr": False}, {"sampling": "eps", "zsnr": True}],
+    "LucidTestHolder": [{"strength": 0.9}, {"strength": 0.8}],
 }
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import gc
 import sys
 from types import SimpleNamespace
 
@@ -145,6 +146,27 @@ class LucidTestControl(IO.ComfyNode):
         return IO.NodeOutput(ui=module_of("nodes.host").with_prior(guidance, 2, 64, body))
 
 
+class LucidTestAtHome(IO.ComfyNode):
+    """Where the hints of a MODEL_PATCH are after the node that encoded them has ended, for a model on a pretended GPU."""
+
+    @classmethod
+    def define_schema(cls):
+        inputs = [IO.Model.Input("model"), IO.Vae.Input("vae"), IO.ModelPatch.Input("net")]
+        return IO.Schema(node_id="LucidTestAtHome", inputs=inputs, outputs=[], is_output_node=True)
+
+    @classmethod
+    def execute(cls, model, vae, net):
+        Control = module_of("nodes.types").Control
+        model = SimpleNamespace(
+            load_device=torch.device("meta"), get_model_object=model.get_model_object, model_dtype=lambda: torch.float32
+        )
+        shown = module_of("nodes.host.patches").PatchControl(Control(None, net), model, vae)
+        shown.show(torch.zeros(1, 64, 64, 3))
+        gc.collect()
+        found = [patch.encoded_image.device.type for some in shown.patches.values() for patch in some]
+        return IO.NodeOutput(ui={"devices": found})
+
+
 class LucidTestApplied(IO.ComfyNode):
     """A LUCID_PROMPT whose conditionings went through the host's Apply ControlNet, with one black image."""
 
@@ -219,4 +241,12 @@ class LucidTestAdapter(IO.ComfyNode):
         return IO.NodeOutput(ui={"differences": found, "size": [float(single[0].abs().max())]})
 
 
-NODES = [LucidTestHints, LucidTestControl, LucidTestApplied, LucidTestInpaints, LucidTestAdapter, *controlnets.NODES]
+NODES = [
+    LucidTestHints,
+    LucidTestControl,
+    LucidTestAtHome,
+    LucidTestApplied,
+    LucidTestInpaints,
+    LucidTestAdapter,
+    *controlnets.NODES,
+]

@@ -273,6 +273,26 @@ class LucidTestAttention(IO.ComfyNode):
         return IO.NodeOutput(model)
 
 
+class LucidTestHolder(IO.ComfyNode):
+    """A CFG patch that holds the model it is on, as many packs write theirs."""
+
+    @classmethod
+    def define_schema(cls):
+        inputs = [IO.Model.Input("model"), IO.Float.Input("strength")]
+        return IO.Schema(node_id="LucidTestHolder", inputs=inputs, outputs=[IO.Model.Output()])
+
+    @classmethod
+    def execute(cls, model, strength):
+        model = model.clone()
+
+        def combine(args):
+            cond, uncond = args["cond"], args["uncond"]
+            return uncond + args["cond_scale"] * strength * (cond - uncond) * (model.load_device == cond.device)
+
+        model.set_model_sampler_cfg_function(combine)
+        return IO.NodeOutput(model)
+
+
 class LucidTestRoles(IO.ComfyNode):
     """What LucidTestAttention saw of the questions of a guidance: [y, negative, another view], the inverse alone."""
 
@@ -299,5 +319,5 @@ class LucidTestRoles(IO.ComfyNode):
 
 NODES = [
     LucidTestWiden, LucidTestSpoilt, LucidTestBuilt, LucidTestEuler, LucidTestBlend, LucidTestAttention,
-    LucidTestRoles,
+    LucidTestHolder, LucidTestRoles,
 ]  # fmt: skip
