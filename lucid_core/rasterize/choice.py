@@ -1,6 +1,7 @@
 """Which backend renders: asked for by name, or the fastest that works, tried once and at first use.
 
-A backend that cannot be used, or that fails while it renders, is out for the rest of the process.
+A backend that cannot be used, or that fails while it renders, is out for the rest of the process; one that found no memory, for
+the rest of the run.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ ON_CUDA = ("gsplat", "gswarp")  # fastest first
 Renderer = Callable[[Splats, Cameras, int, int, int, Tensor], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
 
 _against: dict[str, str] = {}  # backend -> why it is out; empty = it works
+_without_memory: set[str] = set()  # of those that are out
 _said: set[str] = set()
 
 
@@ -34,8 +36,13 @@ def renderer(backend: str) -> Renderer:
 
 
 def device_for(backend: str) -> torch.device:
-    """Where splats should live for `backend`: on the CUDA device or on the CPU. Raises ValueError if it cannot be used."""
+    """Where the splats of a new run should live for `backend`: on the CUDA device or on the CPU.
+
+    Raises ValueError if it cannot be used.
+    """
     require_backend(backend)
+    while _without_memory:  # a smaller splat, or another model beside it, may leave enough
+        _against[_without_memory.pop()] = ""
     if backend in ON_CUDA and reason_against(backend):
         raise ValueError(f"backend {backend} {reason_against(backend)}; choose auto or numba")
     name = next(candidates("cuda")) if backend == "auto" else backend
@@ -64,6 +71,8 @@ def reason_against(backend: str) -> str:
 def rule_out(backend: str, error: Exception) -> None:
     """Take no more of `backend` in this process: it failed."""
     _against[backend] = f"failed: {_first_line(error)}"
+    if isinstance(error, torch.OutOfMemoryError):
+        _without_memory.add(backend)
     log.warning("rasterizer %s %s; the next one takes over", backend, _against[backend])
 
 

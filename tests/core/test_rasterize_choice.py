@@ -15,6 +15,7 @@ from .test_rasterize import H, W, random_splats, three_views
 def forget(monkeypatch):
     """Each test starts as a new process does."""
     monkeypatch.setattr(choice, "_against", {})
+    monkeypatch.setattr(choice, "_without_memory", set())
     monkeypatch.setattr(choice, "_said", set())
 
 
@@ -96,6 +97,18 @@ def test_auto_goes_on_when_a_backend_fails_and_stays_there(monkeypatch, caplog, 
     assert called == ["gsplat", "gswarp", "gswarp"]
     assert f"rasterizer gsplat failed: {error}; the next one takes over" in caplog.text
     assert torch.equal(first.rgb, second.rgb)
+
+
+@pytest.mark.parametrize("error, again", [(torch.OutOfMemoryError, True), (RuntimeError, False)])
+def test_a_new_run_tries_again_what_had_no_memory(monkeypatch, error, again):
+    fake_probe(monkeypatch, gsplat="", gswarp="no")
+    called = fake_renderers(monkeypatch, "gsplat", error=error("CUDA: no"))
+    as_if_on_cuda(monkeypatch)
+    for _ in range(2):
+        assert device_for("auto").type == ("cuda" if again or not called else "cpu")
+        for _ in range(2):
+            rasterize(random_splats(n=5), three_views(), W, H)
+    assert called == ["gsplat"] * (2 if again else 1)
 
 
 def test_auto_ends_at_numba(monkeypatch):
