@@ -92,6 +92,14 @@ def test_sockets_that_fit_are_connected_and_others_are_refused(editor):
     assert editor.links() == [("LucidPointCloud", "splat", "LucidDream", "splat")]
 
 
+def test_lucid_controlnet_takes_both_kinds_of_controlnet(editor):
+    editor.add("LucidControlNet", 600, 100)
+    for y, (kind, output) in enumerate([("ControlNetLoader", "CONTROL_NET"), ("ModelPatchLoader", "MODEL_PATCH")]):
+        editor.add(kind, 100, 100 + 300 * y)
+        editor.drag(editor.socket(kind, output), editor.socket("LucidControlNet", "control_net"))
+        assert editor.links() == [(kind, output, "LucidControlNet", "control_net")]
+
+
 @pytest.mark.parametrize("kind, widget, number", [("LucidDream", "steps", 260), ("LucidPointCloud", "count", 12345)])
 def test_a_number_that_is_typed_stays_as_it_is(editor, kind, widget, number):
     """The page rounds to multiples of a widget's step."""
