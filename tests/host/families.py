@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+ROOT = Path(__file__).resolve().parents[2]
 UNET = {  # what the detection of SD 1, SD 2 and SDXL leaves free: one level, one block, no attention on the way up
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [1], "channel_mult": [1],
     "transformer_depth": [1], "transformer_depth_output": [0, 0], "transformer_depth_middle": -1,
@@ -187,10 +188,9 @@ def random_weights(model: torch.nn.Module, name: str) -> dict[str, torch.Tensor]
     return state
 
 
-def main() -> None:
-    comfyui, folder = Path(sys.argv[1]).resolve(), Path(sys.argv[2])
-    root = Path(__file__).resolve().parents[2]
-    sys.path[0] = str(root)
+def become_the_host(comfyui: Path) -> None:
+    """Let this script import the host's own modules, on the CPU."""
+    sys.path[0] = str(ROOT)
     from demo.launch import needs_repair, repair_cpu_torch
 
     sys.path[0] = str(comfyui)  # in place of the root, whose nodes/ would hide the host's
@@ -199,7 +199,11 @@ def main() -> None:
     from comfy.cli_args import args
 
     args.cpu = True
-    write(folder)
+
+
+def main() -> None:
+    become_the_host(Path(sys.argv[1]).resolve())
+    write(Path(sys.argv[2]))
 
 
 if __name__ == "__main__":

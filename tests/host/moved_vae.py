@@ -15,23 +15,15 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+from families import ROOT, become_the_host  # run as a script, this lies beside it
+
 
 def main() -> None:
-    comfyui, checkpoint = Path(sys.argv[1]).resolve(), sys.argv[2]
-    root = Path(__file__).resolve().parents[2]
-    sys.path[0] = str(root)
-    from demo.launch import needs_repair, repair_cpu_torch
-
-    sys.path[0] = str(comfyui)  # in place of the root, whose nodes/ would hide the host's
-    if needs_repair():
-        repair_cpu_torch()
-    from comfy.cli_args import args
-
-    args.cpu = True
+    become_the_host(Path(sys.argv[1]).resolve())
     import comfy.sd
     import torch
 
-    spec = importlib.util.spec_from_file_location("lucid_ism", root / "__init__.py", submodule_search_locations=[str(root)])
+    spec = importlib.util.spec_from_file_location("lucid_ism", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     sys.modules["lucid_ism"] = importlib.util.module_from_spec(spec)
     host = importlib.import_module("lucid_ism.nodes.host")
     types = importlib.import_module("lucid_ism.nodes.types")
@@ -57,7 +49,7 @@ def main() -> None:
         return {"moved": distance(moved), "low": distance(low), "loaded again": all_held}
 
     with torch.inference_mode():
-        model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(checkpoint)
+        model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(sys.argv[2])
         text = host.encode_text(clip, "a mug")
         prompt = types.LucidPromptData("a mug", (text,) * 4, text, text, None)
         print(json.dumps(host.with_prior(SimpleNamespace(model=model, vae=vae, prompt=prompt), 1, 64, body)))
