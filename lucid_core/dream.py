@@ -181,16 +181,15 @@ def distil(
     start = with_sh_degree(splats, last_degree).map(lambda x: x.to(device))
     fixed = fixed and fixed.map(lambda x: x.to(device))
     run = Run(start, config.densify, config.steps, config.adam_betas, seed)
-    params, optimizers, densifier, generator = run.params, run.optimizers, run.densifier, run.generator
     if resume:
         run.restore(resume)
-        yield report(run, frozen(activate(params).detach(), start, config), config)
+        yield report(run, frozen(activate(run.params).detach(), start, config), config)
     asked, size = teacher, config.views  # the models, perhaps about fewer views at a time
     while run_progress(run, config) < 1:
-        step, evaluations = run.step + 1, teacher.evaluations
+        evaluations = teacher.evaluations
         at = max(run.at + 1, int(run_progress(run, config) * config.steps) + 1)  # step of the schedules
         progress = (at - 1) / config.steps
-        set_learning_rates(optimizers, config, progress)
+        set_learning_rates(run.optimizers, config, progress)
         sh_degree = min(first_degree + int(progress / config.sh_every), last_degree)
         try:
             loss, info = backpropagate(run, fixed, asked, cameras, config, progress, sh_degree, backend)
@@ -201,23 +200,9 @@ def distil(
             asked = teacher.map(lambda one, size=size: replace(one, prior=SplitPrior(one.prior, size)))
             run.undo()
             continue
-
-        # 4. step, then densify
-        require_finite({f"the gradient of {name}": param.grad for name, param in params.items()}, step, config)
-        if config.clip_norm:
-            torch.nn.utils.clip_grad_norm_(params.values(), config.clip_norm)
-        run.begin_update()
-        for optimizer in optimizers.values():
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        if not config.freeze_color:
-            keep_colors(params)
-        if not config.freeze_geometry:
-            densifier.after_backward(params, optimizers, run.at, at, info, generator)
-        if len(params["means"]) == 0:
-            raise RuntimeError(f"every Gaussian was pruned at step {step} of {config.steps}; start from more opaque ones")
-        finished = frozen(activate(params).detach(), start, config)
-        require_finite({f"{name} of the splat": value for name, value in vars(finished).items()}, step, config)
+        update(run, info, config, at)
+        finished = frozen(activate(run.params).detach(), start, config)
+        require_finite({f"{name} of the splat": value for name, value in vars(finished).items()}, run.step + 1, config)
         run.finish(at, loss, teacher.evaluations - evaluations)
         yield report(run, finished, config)
 
@@ -255,6 +240,24 @@ def backpropagate(
     render.info["means2d"].retain_grad()
     loss.backward()
     return loss.item(), of_first(len(current), render.info) if fixed else render.info
+
+
+def update(run: Run, info: dict, config: DreamConfig, at: int) -> None:
+    """Step the parameters by their gradients, then densify; `at` is the step of the schedules."""
+    params, step = run.params, run.step + 1
+    require_finite({f"the gradient of {name}": param.grad for name, param in params.items()}, step, config)
+    if config.clip_norm:
+        torch.nn.utils.clip_grad_norm_(params.values(), config.clip_norm)
+    run.begin_update()
+    for optimizer in run.optimizers.values():
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    if not config.freeze_color:
+        keep_colors(params)
+    if not config.freeze_geometry:
+        run.densifier.after_backward(params, run.optimizers, run.at, at, info, run.generator)
+    if len(params["means"]) == 0:
+        raise RuntimeError(f"every Gaussian was pruned at step {step} of {config.steps}; start from more opaque ones")
 
 
 def of_first(n: int, info: dict) -> dict:

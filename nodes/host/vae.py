@@ -48,7 +48,7 @@ class GradientVAE:
 
         Where they hold less than one, its encoder's blocks are, one by one.
         """
-        fitting = int(free // self.memory_required(resolution))
+        fitting = max(int(free // self.memory_required(resolution)), 0)  # the model may have taken more than there is
         self.views_at_a_time = max(fitting, 1) if fitting < views > 1 else None
         if fitting < views:
             how = "twice" if fitting else "block by block"

@@ -40,7 +40,7 @@ class LucidTestVae(IO.ComfyNode):
             made.patcher.partially_load(cpu, 1.0)  # one byte may be loaded: the rest comes with each layer that is computed
             lowvram, loaded = made.patcher.model.model_lowvram, made.patcher.loaded_size()
             low, _ = cls.gradient(made, images)
-            made.fit(2, 64, 0.5 * size)
+            made.fit(2, 64, -0.5 * size)
             blocks, _ = cls.gradient(made, images)
             made.views_at_a_time = None
             kept = cls.kept(made, images) / whole_kept
