@@ -13,7 +13,7 @@ import comfy.samplers
 import torch
 from comfy_api.latest import IO, ComfyExtension, Types
 
-from . import control, families, memory, pace
+from . import control, device, families, memory, pace
 
 
 def pack_host():
@@ -248,7 +248,7 @@ class LucidTestExtension(ComfyExtension):
     async def get_node_list(self):
         return [
             LucidTestNeverLoaded, LucidTestSplat, LucidTestMesh, LucidTestModel, LucidTestLoaded, LucidTestPrior, LucidTestEps,
-            *control.NODES, *families.NODES, *memory.NODES, *pace.NODES,
+            *control.NODES, *device.NODES, *families.NODES, *memory.NODES, *pace.NODES,
         ]  # fmt: skip
 
 
