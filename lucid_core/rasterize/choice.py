@@ -131,7 +131,8 @@ def slowdown() -> str:
     if not _left:
         return ""
     reasons = "; ".join(f"{name} {reason}" for name, reason in _left.items())
-    return f"Rendering is slower, by {next(candidates('cuda'))}: {reasons}. Fewer splats or pixels may help."
+    remedy = " Fewer splats or pixels may help." if _without_memory else ""
+    return f"{next(candidates('cuda'))} renders now, more slowly: {reasons}.{remedy}"
 
 
 def say(backend: str, device: str) -> None:
