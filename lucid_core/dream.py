@@ -20,7 +20,7 @@ from .densify import NO_GROWTH, Densify
 from .gaussians import SH_C0, Splats, activate, validate
 from .hints import images_of
 from .prior import OutOfMemory, Prior, SplitPrior, is_out_of_memory
-from .rasterize import Render, RenderError, device_for, rasterize, to_device
+from .rasterize import Render, RenderError, device_for, rasterize, slowdown, to_device
 from .refine import joined, limited
 from .run import Run
 from .score import Guidance
@@ -134,6 +134,7 @@ class Step:
     progress: float  # 1.0 in the last step
     checkpoint: Callable[[], Checkpoint]  # of this step, until the next one is made
     wanted: Callable[[], Tensor | None]  # (H, W, 3) what the model made of its first view; None where it was not asked
+    slowdown: str  # why it is rendered more slowly than it could be, for the user; "" where it is not
 
 
 def dream(
@@ -294,7 +295,8 @@ def run_progress(run: Run, config: DreamConfig) -> float:
 
 def report(run: Run, splats: Splats, config: DreamConfig) -> Step:
     wanted = run.wanted or (lambda: None)
-    return Step(run.step, run.loss, splats, run.evaluations, run.seconds, run_progress(run, config), run.checkpoint, wanted)
+    progress = run_progress(run, config)
+    return Step(run.step, run.loss, splats, run.evaluations, run.seconds, progress, run.checkpoint, wanted, slowdown())
 
 
 def set_learning_rates(optimizers: dict[str, Adam], config: DreamConfig, progress: float) -> None:

@@ -16,7 +16,7 @@ from ..lucid_core.checkpoint import read as read_checkpoint
 from ..lucid_core.checkpoint import write as write_checkpoint
 from ..lucid_core.dream import PRESETS, DreamConfig, Step, distil
 from ..lucid_core.gaussians import Splats
-from ..lucid_core.rasterize import device_for, rasterize, to_device
+from ..lucid_core.rasterize import rasterize, require_usable, to_device
 from ..lucid_core.refine import Subject, joined, whole_splat
 from . import host
 from .inputs import CATEGORY, backend_input, errors_of, fold_seed, inputs_of, seed_input
@@ -104,7 +104,7 @@ class LucidDream(IO.ComfyNode):
     def check_lazy_status(cls, preset, guidance=None, optimizer=None, backend="auto", resume="", **others):
         with errors_of(cls):
             config_of(preset, optimizer, others)
-            device_for(backend)
+            require_usable(backend)
             if resume:
                 host.output_file("resume", resume)
             return [] if guidance else ["guidance"]
@@ -174,10 +174,11 @@ class _Run:
         self.progress = host.Progress(config.steps)
 
     def report(self, step: Step) -> None:
+        slower = step.slowdown and not (self.last and self.last.slowdown)
         self.first, self.last = self.first or self.place(step), step
         now = time.monotonic()
         image = None
-        if now - self.shown > self.pause or step.progress == 1:
+        if slower or now - self.shown > self.pause or step.progress == 1:
             first, image = self.shown < 0, self.picture(step)
             host.show_text(self.node_id, self.line(step))
         self.progress.update(round(step.progress * self.steps), image)
@@ -204,13 +205,13 @@ class _Run:
     def line(self, step: Step) -> str:
         """Where the run is, and its pace since its first step here, in which kernels are compiled."""
         steps, seconds, progress = (now - then for now, then in zip(self.place(step), self.first))
+        notes = self.failed + (f"\n{step.slowdown}" if step.slowdown else "")
         if not steps:
-            return f"step {step.step} of {self.steps}, {len(step.splats)} splats{self.failed}"
+            return f"step {step.step} of {self.steps}, {len(step.splats)} splats{notes}"
         left_s = round(seconds * (1 - step.progress) / progress)
         left = f"{left_s // 60} min {left_s % 60} s" if left_s >= 60 else f"{left_s} s"
         return (
-            f"step {step.step} of {self.steps}, {seconds / steps:.2f} s a step, {left} left, {len(step.splats)} splats"
-            + self.failed
+            f"step {step.step} of {self.steps}, {seconds / steps:.2f} s a step, {left} left, {len(step.splats)} splats" + notes
         )
 
     @staticmethod

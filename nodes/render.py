@@ -4,7 +4,7 @@ import torch
 from comfy_api.latest import IO
 
 from ..lucid_core.cameras import framed, turned
-from ..lucid_core.rasterize import device_for, rasterize, to_device
+from ..lucid_core.rasterize import device_for, rasterize, slowdown, to_device
 from ..lucid_core.video import depth_image
 from . import host
 from .inputs import CATEGORY, backend_input, errors_of, hex_color
@@ -45,6 +45,7 @@ class LucidRender(IO.ComfyNode):
                 IO.Mask.Output(display_name="mask", tooltip="Opacity: 1 = solid."),
                 IO.Image.Output(display_name="depth", tooltip="Near is bright, empty space black."),
             ],
+            hidden=[IO.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -71,4 +72,6 @@ class LucidRender(IO.ComfyNode):
                     masks.append(view.alpha[..., 0].cpu())
                     depths.append(depth_image(view.depth, view.alpha).cpu())
                     progress.update(len(images), images[-1][0])
+            if slowdown():
+                host.show_text(cls.hidden.unique_id, slowdown())
             return IO.NodeOutput(torch.cat(images), torch.cat(masks), torch.cat(depths))

@@ -1,6 +1,6 @@
 """Splats and cameras to images, differentiably: one contract, one definition of the image, several backends.
 
-The image is gsplat's classic mode (see limits.py). Every backend renders all views in one call.
+The image is gsplat's classic mode (see limits.py). Every backend renders all views in one call, or as many as fit.
 """
 
 from __future__ import annotations
@@ -12,29 +12,27 @@ from torch import Tensor
 
 from ..cameras import Cameras
 from ..gaussians import Splats
-from . import choice
+from . import choice, parts
 from .choice import BACKENDS as BACKENDS
 from .choice import device_for as device_for
-from .choice import renderer, require_backend
+from .choice import require_backend
+from .choice import require_usable as require_usable
+from .choice import slowdown as slowdown
+from .failures import RenderError as RenderError
 
 
 @dataclass(frozen=True)
 class Render:
     """B views. rgb (B, H, W, 3); alpha (B, H, W, 1) in [0, 1]; depth (B, H, W, 1), the sum of weight * camera z.
 
-    `info` is what gsplat's strategies read: means2d (B, N, 2) pixels, in the autograd graph (call `retain_grad()`
-    on it before `backward()`); radii (B, N, 2) int32 pixels, 0 where culled; gaussian_ids None (not packed);
-    width, height, n_cameras.
+    `info` is what gsplat's strategies read: means2d (B, N, 2) pixels, a leaf whose `grad` is filled by backpropagation through
+    the images; radii (B, N, 2) int32 pixels, 0 where culled; gaussian_ids None (not packed); width, height, n_cameras.
     """
 
     rgb: Tensor
     alpha: Tensor
     depth: Tensor
     info: dict
-
-
-class RenderError(RuntimeError):
-    """The rasterizer failed; the message says what may help."""
 
 
 def rasterize(
@@ -52,8 +50,10 @@ def rasterize(
     background: (3,) or (B, 3) linear with rgb, None for black.
     backend: one of BACKENDS; "auto" takes the fastest that works where the splats are. "numba" renders on the CPU, wherever
     they are; "reference" is slow, but takes any device and float dtype.
+    Where there is no memory for all views together, fewer are rendered at a time; "auto" leaves what does not fit as one view
+    to the next backend, and `slowdown()` says so. All this holds for the backward pass too.
     Raises ValueError for arguments that cannot be rendered, ImportError where the backend's package is missing,
-    RenderError when rendering fails and no other backend is left.
+    RenderError when there is no memory, and when the renderer or the GPU fails; it says what may help.
     """
     require_backend(backend)
     check(splats, cameras, width, height, sh_degree, background)
@@ -74,35 +74,16 @@ def rasterize(
     return Render(rgb, alpha, depth, info)
 
 
-def _render(backend: str, arguments: tuple):
-    """What `backend` makes of `arguments`; "auto" goes on to the next one when one fails."""
-    splats = arguments[0]
-    if backend != "reference" and splats.means.dtype != torch.float32:
-        raise ValueError(f"backend {backend!r} renders float32, but means are {splats.means.dtype}; convert the splats")
-    if not len(splats):
-        return renderer("reference")(*arguments)  # the others' kernels are not made for nothing
-    if backend != "auto":
-        return _render_by(backend, arguments)
-    for name in choice.candidates(splats.means.device.type):
-        choice.say(name, "cpu" if name == "numba" else splats.means.device.type)
-        if name == "numba":
-            return _render_by(name, arguments)
-        try:
-            return renderer(name)(*arguments)
-        except RuntimeError as error:  # out of memory, a failed launch
-            choice.rule_out(name, error)
-
-
-def _render_by(backend: str, arguments: tuple):
-    """Raises ValueError for splats that are in the wrong place, RenderError with the remedy when rendering fails."""
-    device = arguments[0].means.device
-    if backend in choice.ON_CUDA and device.type != "cuda":
-        raise ValueError(f"backend {backend!r} renders on CUDA, but means are on {device}; move them there")
-    try:
-        return renderer(backend)(*arguments)
-    except (RuntimeError, MemoryError) as error:  # the latter is numpy's
-        remedy = "render fewer views, pixels or splats, or choose another backend"
-        raise RenderError(f"rasterizer {backend} failed: {error}; {remedy}") from error
+def _render(backend: str, arguments: parts.Arguments) -> parts.Outputs:
+    """What `backend` makes of `arguments`. Raises ValueError for splats that it does not take."""
+    means = arguments[0].means
+    if backend != "reference" and means.dtype != torch.float32:
+        raise ValueError(f"backend {backend!r} renders float32, but means are {means.dtype}; convert the splats")
+    if backend in choice.ON_CUDA and means.device.type != "cuda":
+        raise ValueError(f"backend {backend!r} renders on CUDA, but means are on {means.device}; move them there")
+    if not len(means):
+        return choice.renderer("reference")(*arguments)  # the others' kernels are not made for nothing
+    return parts.render(backend, arguments)
 
 
 def to_device(cameras: Cameras, device: torch.device) -> Cameras:

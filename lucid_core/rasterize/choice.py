@@ -1,13 +1,14 @@
 """Which backend renders: asked for by name, or the fastest that works, tried once and at first use.
 
-A backend that cannot be used, or that fails while it renders, is out for the rest of the process; one that found no memory, for
-the rest of the run.
+A backend that cannot run here is out for the rest of the process; one without the memory for one view, for the rest of the run.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
+import sys
 from collections.abc import Callable, Iterator
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from ..cameras import Cameras
 from ..extras import load
 from ..gaussians import Splats
+from .failures import as_render_error, cannot_run, first_line, gpu_is_lost, is_out_of_memory
 
 log = logging.getLogger(__name__)
 MODULES = {"gsplat": "cuda_gsplat", "gswarp": "cuda_warp", "numba": "cpu", "reference": "reference"}
@@ -25,6 +27,8 @@ Renderer = Callable[[Splats, Cameras, int, int, int, Tensor], tuple[Tensor, Tens
 
 _against: dict[str, str] = {}  # backend -> why it is out; empty = it works
 _without_memory: set[str] = set()  # of those that are out
+_views: dict[str, int] = {}  # backend -> as many views at a time as it has memory for, in this run
+_left: dict[str, str] = {}  # backend -> why this run went on with another one
 _said: set[str] = set()
 
 
@@ -38,15 +42,41 @@ def renderer(backend: str) -> Renderer:
 def device_for(backend: str) -> torch.device:
     """Where the splats of a new run should live for `backend`: on the CUDA device or on the CPU.
 
-    Raises ValueError if it cannot be used.
+    Call it at the start of each run: it tries the backends that were never used, which compiles their kernels, and those
+    again that had no memory in the last run. Raises ValueError if `backend` cannot be used.
     """
     require_backend(backend)
-    while _without_memory:  # a smaller splat, or another model beside it, may leave enough
-        _against[_without_memory.pop()] = ""
+    for name in _without_memory:  # a smaller splat, or another model beside it, may leave enough
+        del _against[name]
+    for of_the_run in (_without_memory, _views, _left):
+        of_the_run.clear()
     if backend in ON_CUDA and reason_against(backend):
-        raise ValueError(f"backend {backend} {reason_against(backend)}; choose auto or numba")
+        raise ValueError(_refusal(backend, reason_against(backend)))
     name = next(candidates("cuda")) if backend == "auto" else backend
     return torch.device("cuda" if name in ON_CUDA else "cpu")
+
+
+def require_usable(backend: str) -> None:
+    """Raise ValueError if it is plain that `backend` cannot be used; nothing is loaded, compiled or changed."""
+    require_backend(backend)
+    if backend not in ON_CUDA:
+        return
+    reason = "" if backend in _without_memory else _against.get(backend) or _lacks(backend)
+    if reason:
+        raise ValueError(_refusal(backend, reason))
+
+
+def _refusal(backend: str, reason: str) -> str:
+    return f"backend {backend} {reason}; choose auto or numba"
+
+
+def _lacks(backend: str) -> str:
+    """What a CUDA backend plainly lacks here, or ""."""
+    if not torch.cuda.is_available():
+        return "needs a CUDA GPU, and torch finds none"
+    if importlib.util.find_spec(backend) is None:
+        return f"needs the package {backend}: python -m pip install {backend}"
+    return ""
 
 
 def require_backend(backend: str) -> None:
@@ -68,16 +98,46 @@ def reason_against(backend: str) -> str:
     return _against[backend]
 
 
-def rule_out(backend: str, error: Exception) -> None:
-    """Take no more of `backend` in this process: it failed."""
-    _against[backend] = f"failed: {_first_line(error)}"
-    if isinstance(error, torch.OutOfMemoryError):
+def views_at_a_time(backend: str) -> int:
+    """As many views as `backend` has had no trouble with in this run."""
+    return _views.get(backend, sys.maxsize)
+
+
+def after_failure(backend: str, size: int, error: Exception, last: bool) -> int:
+    """How many views at a time `backend` should render after `error` with `size` of them; 0 = leave it to the next backend.
+
+    Raises RenderError where this is the `last` one, and for all errors but those of memory and of a backend that cannot run.
+    """
+    full = is_out_of_memory(error)
+    if full and size > 1:
+        _views[backend] = half = (size + 1) // 2
+        log.warning("rasterizer %s has no memory for %d views at a time; it goes on with %d, slower", backend, size, half)
+        return half
+    if last or not (full or cannot_run(error)):
+        raise as_render_error(backend, error) from error
+    _leave(backend, "has no memory for one view" if full else f"failed: {first_line(error)}", full)
+    return 0
+
+
+def _leave(backend: str, reason: str, full: bool) -> None:
+    _against[backend] = _left[backend] = reason
+    if full:
         _without_memory.add(backend)
-    log.warning("rasterizer %s %s; the next one takes over", backend, _against[backend])
+    log.warning("rasterizer %s %s; the next one takes over", backend, reason)
+
+
+def slowdown() -> str:
+    """Why this run is rendered by a slower backend than it could be, for the user; "" where it is not."""
+    if not _left:
+        return ""
+    reasons = "; ".join(f"{name} {reason}" for name, reason in _left.items())
+    remedy = " Fewer splats or pixels may help." if _without_memory else ""
+    return f"{next(candidates('cuda'))} renders now, more slowly: {reasons}.{remedy}"
 
 
 def say(backend: str, device: str) -> None:
-    """Log, once, what renders and why nothing faster does."""
+    """Log, once, what renders splats on `device` and why nothing faster does."""
+    device = "cpu" if backend == "numba" else device
     passed = ON_CUDA if backend == "numba" else ON_CUDA[: ON_CUDA.index(backend)]
     why = "; ".join(f"{name} {_against[name]}" for name in passed if _against.get(name))
     line = f"rasterizer: {backend} on {device}" + (f" ({why})" if why else "")
@@ -88,14 +148,19 @@ def say(backend: str, device: str) -> None:
 
 def _probe(backend: str) -> str:
     """Prepare a CUDA backend and let it render one splat, gradient included -> what went wrong, or ""."""
-    if not torch.cuda.is_available():
-        return "needs a CUDA GPU, and torch finds none"
+    if _lacks(backend):
+        return _lacks(backend)
     try:
         importlib.import_module(f".{MODULES[backend]}", __package__).prepare()
         _render_one(renderer(backend))
     except Exception as error:  # a compiler, a driver and two packages: whatever it is, another backend can render
         log.debug("rasterizer %s cannot be used", backend, exc_info=True)
-        return f"cannot be used: {_first_line(error)}"
+        if gpu_is_lost(error):
+            raise as_render_error(backend, error) from error
+        if is_out_of_memory(error):
+            _leave(backend, "has no memory for one splat", full=True)
+            return _against[backend]
+        return f"cannot be used: {first_line(error)}"
     return ""
 
 
@@ -107,7 +172,3 @@ def _render_one(render: Renderer) -> None:
     rgb = render(splats, Cameras(pose, K), 16, 16, 0, torch.zeros(1, 3, device="cuda"))[0]
     rgb.sum().backward()
     torch.cuda.synchronize()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
