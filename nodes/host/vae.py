@@ -92,10 +92,23 @@ class GradientVAE:
 
 
 def copy_of(vae: Any) -> comfy.model_patcher.ModelPatcher:
-    """A patcher of the same VAE whose weights are its own. It never lets go of weights that the way back still needs."""
-    if vae.patcher.cached_patcher_init is not None:  # read from its file again
-        return vae.patcher.clone(disable_dynamic=True, force_deepcopy=True)
-    # Of several files (TAESD), or of another pack's loader.
+    """A patcher of the same VAE with weights of its own, in the VAE's dtype, that stay loaded until the backward pass is over.
+
+    A VAE under the host's dynamic VRAM keeps its weights in the dtype of its file, and casts them layer by layer as it runs.
+    The copy is a plain patcher, which casts nothing.
+    """
+    patcher = _reread(vae) if vae.patcher.cached_patcher_init is not None else _rebuilt(vae)
+    patcher.model.to(vae.vae_dtype)
+    return patcher
+
+
+def _reread(vae: Any) -> comfy.model_patcher.ModelPatcher:
+    """The VAE read from its file again."""
+    return vae.patcher.clone(disable_dynamic=True, force_deepcopy=True)
+
+
+def _rebuilt(vae: Any) -> comfy.model_patcher.ModelPatcher:
+    """A VAE of several files (TAESD), or of another pack's loader, built from its weights."""
     weights = {name: weight.clone() for name, weight in vae.get_sd().items()}
     known = {"tae_latent_channels": vae.latent_channels}  # which the weights of Flux.2's TAESD do not tell
     model = comfy.sd.VAE(sd=weights, device=vae.device, dtype=vae.vae_dtype, metadata=known).first_stage_model
