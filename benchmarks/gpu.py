@@ -1,4 +1,4 @@
-"""The three backends on a CUDA GPU: forward, forward + backward, and how long gsplat compiles."""
+"""The three backends on a CUDA GPU: forward, forward + backward, memory, and how long it takes until each is ready."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections.abc import Callable
 import torch
 
 from lucid_core.rasterize import rasterize, to_device
-from lucid_core.rasterize.choice import reason_against
+from lucid_core.rasterize.choice import ON_CUDA, reason_against
 
 from .rasterize import scene
 
-BACKENDS = ("gsplat", "gswarp", "numba")
+BACKENDS = (*ON_CUDA, "numba")
 SIZES = ((100_000, 512), (100_000, 1024), (1_000_000, 512), (1_000_000, 1024))  # splats, pixels
 REPEATS = 10
 
@@ -45,38 +45,40 @@ def measure(backend: str, n: int, px: int) -> dict:
         leaves = splats.map(lambda x: x.detach().requires_grad_())
         rasterize(leaves, cameras, px, px, backend=backend).rgb.backward(gradient)
 
-    return {
+    torch.cuda.reset_peak_memory_stats()
+    row = {
         "backend": backend,
         "splats": n,
         "px": px,
         "forward_s": shortest(forward),
         "forward_backward_s": shortest(forward_backward),
     }
+    return {**row, "peak_mib": torch.cuda.max_memory_allocated() / 2**20}
 
 
-def compile_seconds() -> float:
-    """Until gsplat has rendered its first splat, its extension compiled anew."""
+def ready_seconds(backend: str) -> float:
+    """Until `backend` has rendered its first splat and its gradient; gsplat's extension is compiled anew."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps what is loaded
         os.environ["TORCH_EXTENSIONS_DIR"] = folder
         start = time.perf_counter()
-        reason_against("gsplat")
+        reason_against(backend)
         return time.perf_counter() - start
 
 
 def main(as_json: bool) -> None:
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks gpu: torch finds no CUDA GPU on this machine; for CPUs: python -m benchmarks rasterize")
-    seconds = compile_seconds()
+    seconds = {name: ready_seconds(name) for name in ON_CUDA}
     out = {name: reason_against(name) for name in BACKENDS if reason_against(name)}
     rows = [measure(backend, n, px) for n, px in SIZES for backend in BACKENDS if backend not in out]
     if as_json:
-        print(json.dumps({"gsplat_ready_s": seconds, "unusable": out, "rows": rows}))
+        print(json.dumps({"ready_s": seconds, "unusable": out, "rows": rows}))
         return
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; shortest of {REPEATS} runs; numba is on the CPU.")
-    print(f"gsplat's first render, compilation included: {seconds:.0f} s")
+    print("first render, compilation included: " + ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
     for name, reason in out.items():
         print(f"{name} {reason}")
-    print(f"\n{'backend':>10} {'splats':>10} {'px':>6} {'forward ms':>11} {'fwd+bwd ms':>11}")
+    print(f"\n{'backend':>10} {'splats':>10} {'px':>6} {'forward ms':>11} {'fwd+bwd ms':>11} {'peak MiB':>9}")
     for row in rows:
         times = f"{row['forward_s'] * 1e3:>11.2f} {row['forward_backward_s'] * 1e3:>11.2f}"
-        print(f"{row['backend']:>10} {row['splats']:>10} {row['px']:>6} {times}")
+        print(f"{row['backend']:>10} {row['splats']:>10} {row['px']:>6} {times} {row['peak_mib']:>9.0f}")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lucid_core.cameras import Cameras
 from lucid_core.gaussians import Splats
-from lucid_core.rasterize import cpu, cpu_blend, rasterize
+from lucid_core.rasterize import cpu, cpu_blend
 from lucid_core.rasterize.cpu_bins import TILE
 from lucid_core.rasterize.cpu_blend import CHECK, LANES, SIDE
 
@@ -113,9 +113,10 @@ def instruction_mix(name: str) -> Counter:
 
 def report(splats: Splats, cameras: Cameras, gradient: Tensor, px: int) -> str:
     def job():
-        render = rasterize(splats.map(lambda x: x.detach().requires_grad_()), cameras, px, px)
-        steps.append(render.rgb.grad_fn)
-        render.rgb.backward(gradient, retain_graph=True)
+        leaves, black = splats.map(lambda x: x.detach().requires_grad_()), torch.zeros(len(cameras), 3)
+        rgb, *_ = cpu.render(leaves, cameras, px, px, splats.sh_degree, black)
+        steps.append(rgb.grad_fn)
+        rgb.backward(gradient, retain_graph=True)
 
     steps, threads = [], torch.get_num_threads()
     seconds = kernel_seconds(job)

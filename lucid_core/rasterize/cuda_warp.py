@@ -2,7 +2,8 @@
 
 gswarp speaks the interface of 3DGS (Kerbl et al. 2023): one view a call, matrices transposed and acting on row vectors,
 gradients of the 2D means in normalised device coordinates. Its image is that of 3DGS: unlike limits.py the near plane is
-at 0.2 and alpha ends at 0.99.
+at 0.2, alpha ends at 0.99 and a splat at three standard deviations. What we rely on of it, and where it says so:
+docs/renderers.md.
 """
 
 from __future__ import annotations

@@ -253,7 +253,7 @@ def test_gsplat_gives_the_contract(monkeypatch):
     asked = {}
 
     def fake_rasterization(means, quats, scales, opacities, colors, viewmats, Ks, width, height, **options):
-        asked.update(options)
+        asked.update(options, bands=colors.shape[1])
         splats = replace(random_splats(n=1), means=means, quats=quats, scales=scales, opacities=opacities, sh=colors)
         cameras = type(three_views())(viewmats, Ks)
         black = means.new_zeros(len(Ks), 3)
@@ -262,7 +262,8 @@ def test_gsplat_gives_the_contract(monkeypatch):
 
     fake_package = type("fake_gsplat", (), {"rasterization": staticmethod(fake_rasterization)})
     monkeypatch.setattr(cuda_gsplat, "load", lambda module, package: fake_package)
-    arguments = (random_splats(n=20), three_views(), W, H, 0, torch.rand(3, 3))
+    arguments = (random_splats(n=20, sh_degree=2), three_views(), W, H, 1, torch.rand(3, 3))
     for ours, truth in zip(cuda_gsplat.render(*arguments), reference.render(*arguments), strict=True):
         torch.testing.assert_close(ours, truth)
+    assert asked["bands"] == 4  # not those that are not used
     assert asked["render_mode"] == "RGB+D" and not asked["packed"] and not asked["absgrad"]  # D is accumulated, ED is not

@@ -17,7 +17,7 @@ TILE = cpu_blend.TILE
 @pytest.mark.parametrize("splats", [random_splats(n=60, scale=0.1), needles(), random_splats(n=40, scale=0.002)])
 def test_no_block_with_a_visible_pixel_is_passed_by(splats):
     cameras = turntable(1, 20.0, 3.0, 50.0, W, H)
-    rgb = rasterize(splats.map(lambda x: x.requires_grad_()), cameras, W, H).rgb
+    rgb, *_ = cpu.render(splats.map(lambda x: x.requires_grad_()), cameras, W, H, 0, torch.zeros(1, 3))
     bins, every, tiles_x, seen = rgb.grad_fn.bins, (1 << cpu_blend.LANES) - 1, -(-W // TILE), 0
     for t in range(len(bins.offsets) - 1):
         left, top = t % tiles_x * TILE, t // tiles_x * TILE
