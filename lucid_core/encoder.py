@@ -59,5 +59,29 @@ def encode_in_blocks(network: nn.Module, kinds: tuple[type[nn.Module], ...]) -> 
 
 
 def again(compute: Callable, *arguments: Any, **named: Any) -> Tensor:
-    """`compute(*arguments, **named)`, which backpropagation computes a second time."""
-    return checkpoint(compute, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
+    """`compute(*arguments, **named)`, which backpropagation computes a second time.
+
+    Before torch 2.13 checkpoint() leaves its hooks on saved tensors active where `compute` raises, until that traceback is freed:
+    what is computed until then would be saved, and computed again, as if it were part of `compute`. So it must not see an error.
+    """
+    failure: Exception | None = None
+    is_again = False
+
+    def attempt(*arguments: Any, **named: Any) -> Tensor | None:
+        nonlocal failure
+        try:
+            return compute(*arguments, **named)
+        except Exception as error:
+            if is_again:  # torch itself ends the second computation by an exception
+                raise
+            failure = error
+            return None
+
+    result = checkpoint(attempt, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
+    is_again = True
+    if failure is None:
+        return result
+    try:
+        raise failure
+    finally:
+        failure = None  # it holds this frame

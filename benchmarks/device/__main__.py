@@ -36,7 +36,8 @@ class Part:
             output, _ = self.process.communicate(timeout=max(seconds_left, 1))
             lines = [line for line in output.splitlines() if line.startswith("{")]
             facts = json.loads(lines[-1]) if lines else {}
-            error = "" if self.process.returncode == 0 and lines else f"exit code {self.process.returncode}: {self._last_line()}"
+            code = self.process.returncode
+            error = "" if code == 0 and lines else f"exit code {code}: {self._last_line()}"
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.communicate()

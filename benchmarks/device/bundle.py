@@ -1,7 +1,7 @@
 """Packs ComfyUI and the wheels that it and this pack need, for a machine that reaches no package registry.
 
 The other machine has torch with torchvision and torchaudio, numpy, scipy, numba, opencv, transformers, aiohttp, pytest and
-hypothesis. ComfyUI's web page and its nodes for canny and morphology (kornia) are left out. gswarp comes without Warp's CPU part.
+hypothesis. ComfyUI's web page and its nodes for canny and morphology (kornia) are left out, and Warp's CPU part.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ BUNDLES = {  # name of the file -> wheels, with what they need unless torch is p
 PURE = ("comfy-kitchen",)  # its wheel of pure Python is 300 times smaller, and serves
 LEFT_OUT = ("warp/bin/warp-clang.so", "warp/examples/", "warp/tests/")
 NOT_OF_COMFYUI = (".git/", "tests/", "tests-unit/", ".github/")
-PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (34, 31, 28, 27, 24, 17)] + ["manylinux2014_x86_64", "manylinux1_x86_64"]
+PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (34, 31, 28, 27, 24, 17)]
+PLATFORMS += ["manylinux2014_x86_64", "manylinux1_x86_64"]
 
 
 def pack(version: str, to: Path) -> None:

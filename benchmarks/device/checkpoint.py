@@ -1,4 +1,4 @@
-"""A checkpoint of Stable Diffusion 1.5's size in float16, random weights of a seed: time and memory do not depend on the weights.
+"""A checkpoint of Stable Diffusion 1.5's size in float16 with random weights, on which time and memory do not depend.
 
     python benchmarks/device/checkpoint.py COMFYUI_DIR FILE
 

@@ -91,9 +91,11 @@ def host(out: Path, sizes: Sizes) -> Iterator[Client]:
     link_folder(base / "custom_nodes" / "lucid_test", TREE.root / "tests" / "host" / "pack")
     page = () if find_spec("comfyui_frontend_package") else ("--front-end-root", str(base / "input"))
     log = out / f"server-{os.getpid()}.log"
-    with Server(comfyui(), base, log, flags=page) as server:
-        yield Client(server.address, server.log_tail)
-    print(log.read_text(errors="replace"), file=sys.stderr)
+    try:
+        with Server(comfyui(), base, log, flags=page) as server:
+            yield Client(server.address, server.log_tail)
+    finally:
+        print(log.read_text(errors="replace"), file=sys.stderr)
 
 
 def run_host(out: Path, sizes: Sizes, seconds: int) -> dict:
@@ -115,7 +117,8 @@ def run_host(out: Path, sizes: Sizes, seconds: int) -> dict:
         found["after_it"] = summary_of(client.run(limited(shipped(sizes, seed=5), 0.0)))
     log = (out / f"server-{os.getpid()}.log").read_text(errors="replace")
     found["dynamic_vram"] = "DynamicVRAM support detected and enabled" in log
-    found["said"] = sorted({line.strip()[:160] for line in log.splitlines() if re.search("no memory|little memory|rasterizer", line)})
+    told = (line.strip()[:160] for line in log.splitlines() if re.search("no memory|little memory|rasterizer", line))
+    found["said"] = sorted(set(told))
     return found
 
 
@@ -133,7 +136,8 @@ def limited(graph: dict, gb: float) -> dict:
     """With the tests' node that limits torch's memory between the checkpoint and its model's reader."""
     graph = json.loads(json.dumps(graph))
     ism = next(node for node in graph.values() if node["class_type"] == "LucidISM")
-    graph["limit"] = {"class_type": "LucidTestLimit", "inputs": {"model": ism["inputs"]["model"], "gb": gb, "nonce": time.time_ns() % 2**31}}
+    inputs = {"model": ism["inputs"]["model"], "gb": gb, "nonce": time.time_ns() % 2**31}
+    graph["limit"] = {"class_type": "LucidTestLimit", "inputs": inputs}
     ism["inputs"]["model"] = ["limit", 0]
     return graph
 
@@ -174,7 +178,8 @@ def split_step(out: Path, sizes: Sizes, seconds: int) -> dict:
     graph = shipped(sizes, seed=1)
     of = lambda kind: next(name for name, node in graph.items() if node["class_type"] == kind)
     inputs = {"guidance": [of("LucidISM"), 0], "splat": [of("LucidPointCloud"), 0], "views": sizes.views, "resolution": sizes.px}
-    graph = {name: node for name, node in graph.items() if node["class_type"] not in ("LucidDream", "LucidSave", "PreviewGaussianSplat")}
+    after = ("LucidDream", "LucidSave", "PreviewGaussianSplat")
+    graph = {name: node for name, node in graph.items() if node["class_type"] not in after}
     graph["split"] = {"class_type": "LucidTestSplit", "inputs": inputs | {"steps": sizes.steps}}
     with host(out, sizes) as client:
         return {"rows": client.run(graph)["outputs"]["split"]["rows"]}

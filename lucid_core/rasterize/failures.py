@@ -17,6 +17,7 @@ GPU_LOST = (  # every later call on the GPU fails as well, whoever makes it, unt
     "illegal memory access", "illegal instruction", "misaligned address", "invalid program counter", "hardware stack error",
     "operation not supported on global/shared address space", "unspecified launch failure", "device-side assert triggered",
     "launch timed out", "uncorrectable ECC error", "uncorrectable NVLink error", "context is destroyed",
+    "CUBLAS_STATUS_EXECUTION_FAILED", "CUDNN_STATUS_EXECUTION_FAILED",  # what a library says when it is the first to meet one
 )  # fmt: skip
 
 

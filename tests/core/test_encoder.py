@@ -1,10 +1,14 @@
 """The way back through an encoder in half precision, and in parts."""
 
+import math
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from demo.prior import DemoPrior
 from demo.taesd import Block
+from lucid_core import encoder
 from lucid_core.encoder import encode_in, encode_in_blocks, encode_in_parts
 from lucid_core.ism import ISM, interval_score
 from lucid_core.sds import SDS, noise_residual
@@ -133,3 +137,29 @@ def kept(encode, images):
         latents = encode(images.clone().requires_grad_())
     assert latents.requires_grad
     return sum(storages.values())
+
+
+def test_a_part_that_runs_out_of_memory_leaves_later_gradients_alone(monkeypatch):
+    """The checkpoint() of torch 2.11, seen on a GPU: while the error is held, its hooks on saved tensors stay active."""
+
+    @contextmanager
+    def hooks():
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x.detach(), lambda x: x * math.nan):
+            yield
+
+    def checkpoint_of_2_11(compute, *arguments, **options):
+        entered = hooks()
+        entered.__enter__()
+        result = compute(*arguments)
+        entered.__exit__(None, None, None)
+        return result
+
+    def full(images):
+        raise torch.OutOfMemoryError("on purpose")
+
+    monkeypatch.setattr(encoder, "checkpoint", checkpoint_of_2_11)
+    with pytest.raises(torch.OutOfMemoryError) as held:
+        encode_in_parts(full, torch.rand(2, 8, 8, 3, requires_grad=True), 1)
+    x = torch.rand(3, requires_grad=True)
+    x.exp().sum().backward()
+    assert held.value is not None and torch.equal(x.grad, x.detach().exp())

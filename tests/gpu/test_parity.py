@@ -37,7 +37,7 @@ def off_axis_views() -> Cameras:
 
 
 def outputs_and_gradients(splats, cameras, backend, device, dtype, sh_degree=None, size=(W, H)):
-    splats = splats.map(lambda x: x.to(device, dtype).requires_grad_())
+    splats = splats.map(lambda x: x.detach().to(device, dtype, copy=True).requires_grad_())
     background = torch.tensor([0.2, 0.5, 0.9], device=device, dtype=dtype, requires_grad=True)
     cameras = to_device(as_dtype(cameras, dtype), device)
     render = rasterize(splats, cameras, *size, sh_degree, background, backend)
