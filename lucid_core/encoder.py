@@ -61,8 +61,8 @@ def encode_in_blocks(network: nn.Module, kinds: tuple[type[nn.Module], ...]) -> 
 def again(compute: Callable, *arguments: Any, **named: Any) -> Tensor:
     """`compute(*arguments, **named)`, which backpropagation computes a second time.
 
-    Before torch 2.13 checkpoint() leaves its hooks on saved tensors active where `compute` raises, until that traceback is freed:
-    what is computed until then would be saved, and computed again, as if it were part of `compute`. So it must not see an error.
+    Before torch 2.13 checkpoint() leaves its hooks on saved tensors active where `compute` raises, until that traceback is
+    freed: what is computed until then would be computed again as if it were part of `compute`. So it must not see an error.
     """
     failure: Exception | None = None
     is_again = False

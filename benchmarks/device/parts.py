@@ -177,7 +177,8 @@ def split_step(out: Path, sizes: Sizes, seconds: int) -> dict:
     """A step's time in the model, the VAE, the renderer and the rest, for batches of 1 view and more."""
     graph = shipped(sizes, seed=1)
     of = lambda kind: next(name for name, node in graph.items() if node["class_type"] == kind)
-    inputs = {"guidance": [of("LucidISM"), 0], "splat": [of("LucidPointCloud"), 0], "views": sizes.views, "resolution": sizes.px}
+    inputs = {"guidance": [of("LucidISM"), 0], "splat": [of("LucidPointCloud"), 0]}
+    inputs |= {"views": sizes.views, "resolution": sizes.px}
     after = ("LucidDream", "LucidSave", "PreviewGaussianSplat")
     graph = {name: node for name, node in graph.items() if node["class_type"] not in after}
     graph["split"] = {"class_type": "LucidTestSplit", "inputs": inputs | {"steps": sizes.steps}}
