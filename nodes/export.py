@@ -6,7 +6,7 @@ from comfy_api.latest import IO, Types
 from ..lucid_core import ply, video
 from ..lucid_core.cameras import framed, turned
 from ..lucid_core.gaussians import Splats
-from ..lucid_core.rasterize import rasterize
+from ..lucid_core.rasterize import device_for, rasterize, to_device
 from . import host
 from .inputs import CATEGORY, errors_of
 
@@ -61,12 +61,14 @@ class LucidSave(IO.ComfyNode):
 def turntable_of(splats: Splats, frames: int, size: int) -> torch.Tensor:
     """(frames, size, size, 3) on white, once round."""
     camera, centre = framed(splats, math.radians(ELEVATION_DEG), math.radians(FOV_DEG), size, size)
+    device = device_for("auto")
+    splats, white = splats.map(lambda x: x.to(device)), torch.ones(3, device=device)
     progress = host.Progress(frames)
     views = []
     for i in range(frames):
         host.check_interrupt()
-        around = turned(camera, torch.tensor([2 * math.pi * i / frames]), centre)
+        around = to_device(turned(camera, torch.tensor([2 * math.pi * i / frames]), centre), device)
         with torch.no_grad():
-            views.append(rasterize(splats, around, size, size, background=torch.ones(3)).rgb)
+            views.append(rasterize(splats, around, size, size, background=white).rgb.cpu())
         progress.update(i + 1)
     return torch.cat(views)

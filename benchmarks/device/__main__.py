@@ -16,7 +16,7 @@ from . import __doc__ as about
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "output" / "benchmarks" / "device"
 LIMITS_S = {  # of each part; "train" gets what is left
-    "compile": 240, "checkpoint": 60, "tests": 90, "host": 150, "split": 90, "backends": 60, "train": 600,
+    "compile": 240, "checkpoint": 60, "tests": 90, "host": 240, "split": 90, "backends": 60, "train": 600,
 }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from ..types import Conditioning, Control, LucidGuidanceData
 from . import control
 from .conds import HostCond, blend, mean_of, parts_of
 from .families import pixel_limit_of, shape_of
-from .memory import are_loaded, free_memory, load, load_whole, memory_errors
+from .memory import are_loaded, close_allocation_graphs, free_memory, load, load_whole, memory_errors
 from .noise import NoiseLevels
 from .page import check_interrupt
 from .patches import PatchControl, added, is_patch, warn_of_fixed_patches
@@ -179,7 +179,7 @@ class HostPrior(Prior):
         view = self._vae.memory_required(resolution)
         self._memory = required + views * view, least + view
         self._load()
-        self._vae.fit(views, resolution, free_memory(vae.device) - least)
+        self._vae.fit(views, resolution, free_memory(self._patcher, vae.device) - least)
 
     def _load(self) -> None:
         load(self._loaded, *self._memory)
@@ -238,6 +238,7 @@ class HostPrior(Prior):
             self._ready()
             with torch.inference_mode():  # as under the host's samplers, where every patch expects to run
                 answers = iter(self._answers(asked, roles, *self._levels.to_host(self._hosts(z), sigma)))
+            close_allocation_graphs()
         return [self._ours(mean_of(cond, [next(answers) for _ in some])) for cond, some in zip(conds, parts)]
 
     def _answers(self, asked: list[HostCond], roles: list[int], x: Tensor, levels: Tensor) -> list[Tensor]:

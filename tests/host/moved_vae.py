@@ -3,7 +3,8 @@
     python tests/host/moved_vae.py COMFYUI_DIR CHECKPOINT
 
 prints as JSON the largest difference to the gradient before: after the weights were made anew in inference mode, as the host
-moves them to a GPU for a ControlNet's hint, and after most of them were let go; and whether all are loaded then.
+moves them to a GPU for a ControlNet's hint, and after most of them were let go; and whether all are loaded then. And how many of
+the host's prefetch queues are left after a model call that ran out of memory, and after one that left an allocation graph open.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from families import ROOT, become_the_host  # run as a script, this lies beside 
 
 def main() -> None:
     become_the_host(Path(sys.argv[1]).resolve())
+    import comfy.model_prefetch
     import comfy.sd
     import torch
 
@@ -27,6 +29,7 @@ def main() -> None:
     sys.modules["lucid_ism"] = importlib.util.module_from_spec(spec)
     host = importlib.import_module("lucid_ism.nodes.host")
     types = importlib.import_module("lucid_ism.nodes.types")
+    OutOfMemory = importlib.import_module("lucid_ism.lucid_core.prior").OutOfMemory
 
     def body(prior, prompts):
         images, patcher = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1)), prior._vae.patcher
@@ -46,7 +49,28 @@ def main() -> None:
         low = gradient()
         distance = lambda a: float((a - whole).abs().max() / whole.abs().max())
         all_held = held < patcher.loaded_size() == patcher.model_size()
-        return {"moved": distance(moved), "low": distance(low), "loaded again": all_held}
+        return {"moved": distance(moved), "low": distance(low), "loaded again": all_held, **queues_left(prior, prompts)}
+
+    def queues_left(prior, prompts):
+        queues, answers = comfy.model_prefetch, prior._answers
+
+        def full(*asked):
+            queues.PREFETCH_QUEUES.append([None])
+            raise torch.OutOfMemoryError("on purpose")
+
+        z = torch.zeros(1, 4, 8, 8)
+        prior._answers = full
+        try:
+            prior.denoise(z, 1.0, [prompts.negative])
+        except OutOfMemory:
+            after_error = len(queues.PREFETCH_QUEUES)
+        prior._answers = answers
+        queues.PREFETCH_QUEUES.append([None])
+        prior.denoise(z, 1.0, [prompts.negative])
+        without = len(queues.PREFETCH_QUEUES)
+        queues.MALLOC_GRAPHS = {0: "open"}  # as a ComfyUI of 0.34 and newer has it
+        prior.denoise(z, 1.0, [prompts.negative])
+        return {"after an error": after_error, "without a graph": without, "with a graph": len(queues.PREFETCH_QUEUES)}
 
     with torch.inference_mode():
         model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(sys.argv[2])
