@@ -45,7 +45,9 @@ def measure(backend: str, n: int, px: int) -> dict:
         leaves = splats.map(lambda x: x.detach().requires_grad_())
         rasterize(leaves, cameras, px, px, backend=backend).rgb.backward(gradient)
 
-    torch.cuda.reset_peak_memory_stats()
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
     row = {
         "backend": backend,
         "splats": n,
@@ -53,7 +55,7 @@ def measure(backend: str, n: int, px: int) -> dict:
         "forward_s": shortest(forward),
         "forward_backward_s": shortest(forward_backward),
     }
-    return {**row, "peak_mib": torch.cuda.max_memory_allocated() / 2**20}
+    return {**row, "peak_mib": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None}
 
 
 def ready_seconds(backend: str) -> float:
@@ -81,4 +83,5 @@ def main(as_json: bool) -> None:
     print(f"\n{'backend':>10} {'splats':>10} {'px':>6} {'forward ms':>11} {'fwd+bwd ms':>11} {'peak MiB':>9}")
     for row in rows:
         times = f"{row['forward_s'] * 1e3:>11.2f} {row['forward_backward_s'] * 1e3:>11.2f}"
-        print(f"{row['backend']:>10} {row['splats']:>10} {row['px']:>6} {times} {row['peak_mib']:>9.0f}")
+        peak = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
+        print(f"{row['backend']:>10} {row['splats']:>10} {row['px']:>6} {times} {peak:>9}")

@@ -91,6 +91,7 @@ def host(out: Path, sizes: Sizes) -> Iterator[Client]:
     link_folder(base / "custom_nodes" / "lucid_test", TREE.root / "tests" / "host" / "pack")
     page = () if find_spec("comfyui_frontend_package") else ("--front-end-root", str(base / "input"))
     log = out / f"server-{os.getpid()}.log"
+    log.touch()
     try:
         with Server(comfyui(), base, log, flags=page) as server:
             yield Client(server.address, server.log_tail)

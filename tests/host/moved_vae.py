@@ -3,8 +3,9 @@
     python tests/host/moved_vae.py COMFYUI_DIR CHECKPOINT
 
 prints as JSON the largest difference to the gradient before: after the weights were made anew in inference mode, as the host
-moves them to a GPU for a ControlNet's hint, and after most of them were let go; and whether all are loaded then. And how many of
-the host's prefetch queues are left after a model call that ran out of memory, and after one that left an allocation graph open.
+moves them to a GPU for a ControlNet's hint, and after most of them were let go; and whether all are loaded then. And how many
+of the host's prefetch queues are left after a model call that ran out of memory, and after one that left an allocation graph
+open.
 """
 
 from __future__ import annotations
