@@ -68,8 +68,8 @@ def stopped(client, base):
 
 
 def test_a_run_ends_within_one_model_call(stopped):
-    """A step takes three and more, of two seconds each."""
-    assert stopped[0] < 2.6
+    """A step takes three and more, of two seconds each: before a second one could end, on a slow machine too."""
+    assert stopped[0] < 4
 
 
 def test_the_node_names_the_files_that_were_kept(stopped, base):
