@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Adam
 
 from . import losses
-from .cameras import CameraRanges
+from .cameras import CameraRanges, Cameras
 from .checkpoint import Checkpoint
 from .checks import check_bounds, choice, require, setting
 from .densify import NO_GROWTH, Densify
@@ -24,7 +24,8 @@ from .rasterize import Render, RenderError, device_for, rasterize, slowdown, to_
 from .refine import joined, limited
 from .run import Run
 from .score import Guidance
-from .teacher import Teacher, Teachers
+from .targets import ImageTargets, Replay
+from .teacher import Phase, Teacher, Teachers
 from .views import Prompts
 
 log = logging.getLogger(__name__)
@@ -185,15 +186,18 @@ def distil(
     if resume:
         run.restore(resume)
         yield report(run, frozen(activate(run.params).detach(), start, config), config)
-    asked, size = teacher, config.views  # the models, perhaps about fewer views at a time
+    asked, size = teacher, most_views(teacher, config)  # the models, perhaps about fewer views at a time
     while run_progress(run, config) < 1:
         evaluations = teacher.evaluations
         at = max(run.at + 1, int(run_progress(run, config) * config.steps) + 1)  # step of the schedules
         progress = (at - 1) / config.steps
-        set_learning_rates(run.optimizers, config, progress)
+        phase = asked.phase(progress)
+        fitted = isinstance(phase.teacher, Teacher) and isinstance(phase.teacher.guidance, ImageTargets)
+        set_learning_rates(run.optimizers, config, phase.progress, phase.teacher.guidance.rate if fitted else 1.0)
         sh_degree = min(first_degree + int(progress / config.sh_every), last_degree)
         try:
-            loss, info = backpropagate(run, fixed, asked, cameras, config, progress, sh_degree, backend)
+            step = fit if fitted else backpropagate
+            loss, info = step(run, fixed, phase, cameras, config, sh_degree, backend)
         except RuntimeError as error:
             if isinstance(error, RenderError) or not is_out_of_memory(error):
                 raise
@@ -208,12 +212,18 @@ def distil(
         yield report(run, finished, config)
 
 
+def most_views(teacher: Teacher | Teachers, config: DreamConfig) -> int:
+    """The most views that a model is asked about at a time."""
+    counts = []
+    teacher.map(lambda one: counts.append(getattr(one.guidance, "views", config.views)) or one)
+    return max(counts)
+
+
 def backpropagate(
-    run: Run, fixed: Splats | None, teacher: Teacher | Teachers, cameras: CameraRanges, config: DreamConfig, progress: float,
-    sh_degree: int, backend: str,
-) -> tuple[float, dict]:  # fmt: skip
+    run: Run, fixed: Splats | None, phase: Phase, cameras: CameraRanges, config: DreamConfig, sh_degree: int, backend: str
+) -> tuple[float, dict]:
     """Give the parameters their gradients for one batch of views -> the loss, and the render's info for the densification."""
-    generator, device = run.generator, run.params["means"].device
+    generator, device, progress = run.generator, run.params["means"].device, phase.progress
 
     # 1. render a batch of views
     views = cameras.sample(config.views, progress, config.resolution, config.resolution, generator)
@@ -229,7 +239,7 @@ def backpropagate(
     # 2. what the teacher would change about them
     images, mirrored = guided_images(render, disparity, config, generator)
     hints = lambda wanted: images_of(wanted, render, seen_by, mirrored, backend)
-    pull = teacher.pull(images, views, progress, generator, hints)
+    pull = phase.teacher.pull(images, views, progress, generator, hints)
     run.wanted = pull.wanted
 
     # 3. guidance and regularisers
@@ -241,6 +251,53 @@ def backpropagate(
     render.info["means2d"].retain_grad()
     loss.backward()
     return loss.item(), of_first(len(current), render.info) if fixed else render.info
+
+
+def fit(
+    run: Run, fixed: Splats | None, phase: Phase, cameras: CameraRanges, config: DreamConfig, sh_degree: int, backend: str
+) -> tuple[float, dict]:
+    """As `backpropagate`, towards pictures of image targets; the model is asked for new ones when it is time."""
+    targets = phase.teacher.guidance
+    due = targets.asks(phase.progress, round(phase.length * config.steps))
+    if run.replay is None or run.replay.asked < due:
+        replay = ask(run, fixed, phase, cameras, config, sh_degree, backend, due)
+        if run.replay is None:
+            run.forget_gradients()
+        run.replay = run.replay.add(replay, targets.kept) if run.replay else replay
+    drawn = run.replay.draw(config.views, run.generator)
+    current = activate(run.params)
+    seen_by = Cameras(drawn.viewmats, drawn.Ks)
+    height, width = drawn.pictures.shape[1:3]
+    render = rasterize(joined(current, fixed), seen_by, width, height, sh_degree, drawn.backgrounds, backend)
+    loss = targets.difference(render.rgb, drawn.pictures) + targets.scale_weight * losses.scale(current.scales)
+    if targets.entropy_weight:
+        loss = loss + targets.entropy_weight * losses.entropy(render.alpha)
+    require_finite({"the loss": loss}, run.step + 1, config)
+    run.densifier.before_backward(run.params, run.optimizers, run.step + 1, render.info)
+    render.info["means2d"].retain_grad()
+    loss.backward()
+    return loss.item(), of_first(len(current), render.info) if fixed else render.info
+
+
+@torch.no_grad()
+def ask(
+    run: Run, fixed: Splats | None, phase: Phase, cameras: CameraRanges, config: DreamConfig, sh_degree: int, backend: str,
+    asked: int,
+) -> Replay:  # fmt: skip
+    """Pictures of new views, from the late ranges of `cameras`; they are the `asked`-th ones."""
+    targets, generator, device = phase.teacher.guidance, run.generator, run.params["means"].device
+    views = cameras.sample(targets.views, 1.0, config.resolution, config.resolution, generator)
+    seen_by = to_device(views.cameras, device)
+    background = random_background(config, generator).to(device)
+    scene = joined(activate(run.params), fixed)
+    render = rasterize(scene, seen_by, config.resolution, config.resolution, sh_degree, background, backend)
+    if run.step == 0:
+        require_seen(render, scene, cameras)
+    hints = lambda wanted: images_of(wanted, render, seen_by, False, backend)
+    pictures = phase.teacher.pictures(render.rgb, views, phase.progress, generator, hints)
+    require_finite({"a picture of the model": pictures}, run.step + 1, config)
+    run.wanted = lambda: pictures[0]
+    return Replay(seen_by.viewmats, seen_by.Ks, background.expand(len(pictures), 3), pictures, asked)
 
 
 def update(run: Run, info: dict, config: DreamConfig, at: int) -> None:
@@ -299,10 +356,10 @@ def report(run: Run, splats: Splats, config: DreamConfig) -> Step:
     return Step(run.step, run.loss, splats, run.evaluations, run.seconds, progress, run.checkpoint, wanted, slowdown())
 
 
-def set_learning_rates(optimizers: dict[str, Adam], config: DreamConfig, progress: float) -> None:
+def set_learning_rates(optimizers: dict[str, Adam], config: DreamConfig, progress: float, share: float = 1.0) -> None:
     """Exponential decay from the first to the last rate; the higher SH bands learn at a twentieth (3DGS).
 
-    All of it by `strength`; what is frozen learns nothing.
+    All of it by `strength` and `share`; what is frozen learns nothing.
     """
     sh0 = (REPAINT * config.lr_sh[0], config.lr_sh[1]) if config.freeze_geometry else config.lr_sh
     shN = (config.lr_sh[0] / 20, config.lr_sh[1] / 20)
@@ -312,7 +369,7 @@ def set_learning_rates(optimizers: dict[str, Adam], config: DreamConfig, progres
     }  # fmt: skip
     for name, (first, last) in ranges.items():
         still = config.freeze_color if name.startswith("sh") else config.freeze_geometry
-        optimizers[name].param_groups[0]["lr"] = 0.0 if still else config.strength * first * (last / first) ** progress
+        optimizers[name].param_groups[0]["lr"] = 0.0 if still else share * config.strength * first * (last / first) ** progress
 
 
 def with_sh_degree(splats: Splats, degree: int) -> Splats:

@@ -29,3 +29,9 @@ def disparity(depth: Tensor, alpha: Tensor, focal: Tensor) -> Tensor:
     far = torch.where(solid.isfinite(), solid, fixed.amin(dim=(1, 2, 3), keepdim=True))
     near = fixed.amax(dim=(1, 2, 3), keepdim=True)
     return ((inverse - far) / (near - far).clamp_min(1e-6)).clamp(0, 1)
+
+
+def entropy(alpha: Tensor) -> Tensor:
+    """Mean binary entropy of opacity (B, H, W, 1) in nats: 0 where all is either solid or empty."""
+    p = alpha.clamp(1e-4, 1 - 1e-4)
+    return -(p * p.log() + (1 - p) * (1 - p).log()).mean()

@@ -11,6 +11,7 @@ from .checkpoint import Checkpoint, Settings
 from .checks import check_bounds, require, setting
 from .gaussians import Splats
 from .score import Guidance
+from .targets import ImageTargets
 
 RADIUS = 0.6  # of a fitted splat in the cameras' frame: as the ball of Lucid Point Cloud in the workflows
 INLIERS = 0.99  # share of the Gaussians that counts for its size
@@ -135,11 +136,13 @@ def joined(first: Splats, second: Splats | None) -> Splats:
     return Splats(*(torch.cat([getattr(s, field.name) for s in grown]) for field in fields(Splats)))
 
 
-def limited(guidance: Guidance, strength: float) -> Guidance:
+def limited(guidance: Guidance | ImageTargets, strength: float) -> Guidance | ImageTargets:
     """`guidance` that adds only `strength` of the noise that it would add at most."""
     below = lambda t: guidance.t_min + strength * (t - guidance.t_min)
     if strength == 1:
         return guidance
+    if isinstance(guidance, ImageTargets):
+        return guidance.limited(strength)
     if not hasattr(guidance, "t_max_start"):
         return replace(guidance, t_max=below(guidance.t_max))
     top = below(guidance.t_max_start)

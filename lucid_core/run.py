@@ -12,10 +12,13 @@ from torch.optim import Adam
 from .checkpoint import Checkpoint
 from .densify import Densifier, Densify
 from .gaussians import Splats, parameters
+from .targets import Replay
 
 
 class Run:
-    """Parameters, their optimisers, what the densification has gathered, the generator and the counts after `step` steps.
+    """Parameters, their optimisers, what the densification has gathered, pictures to fit, the generator and the counts.
+
+    All are those after `step` steps.
 
     `at` is the step of the schedules: `step`, or later where the time is limited.
     """
@@ -26,8 +29,10 @@ class Run:
         self.densifier = Densifier(densify, steps)
         self.generator = torch.Generator().manual_seed(seed)
         self.step, self.at, self.loss, self.evaluations, self.seconds = 0, 0, 0.0, 0, 0.0
+        self.replay: Replay | None = None  # pictures to fit, where the guidance answers with them
         self.wanted: Callable[[], Tensor] | None = None  # decodes what the model last made of the first view (H, W, 3)
         self._begun, self._drawn, self._whole = time.monotonic(), self.generator.get_state(), True
+        self._fitted = self.replay  # that of the last step
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from `checkpoint`; the splat lives where it did."""
@@ -39,15 +44,24 @@ class Run:
             moments = checkpoint.group(f"adam.{name}")
             optimizer.state[param] = {key: x.clone() if key == "step" else own(x) for key, x in moments.items()}
         self.densifier.state.update({name: own(value) for name, value in checkpoint.group("densify").items()})
+        kept = {name: own(value) for name, value in checkpoint.group("replay").items()}
+        if kept:
+            self.replay = self._fitted = Replay(asked=int(kept.pop("asked")), **kept)
         self.generator.set_state(checkpoint.tensors["generator"].clone())
         self.step, self.at = checkpoint.step, checkpoint.at
         self.loss, self.evaluations = checkpoint.loss, checkpoint.evaluations
         self._begun, self._drawn = time.monotonic() - checkpoint.seconds, self.generator.get_state()
         self.seconds = checkpoint.seconds
 
+    def forget_gradients(self) -> None:
+        """Begin Adam's moments anew, for a loss whose gradients are of another size."""
+        for optimizer in self.optimizers.values():
+            optimizer.state.clear()
+
     def undo(self) -> None:
         """Back to the end of the last step, from anywhere before `begin_update`."""
         self.generator.set_state(self._drawn)
+        self.replay = self._fitted
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
 
@@ -59,6 +73,7 @@ class Run:
         """Count the step that was just made; `evaluations` are its own."""
         self.step, self.at, self.loss, self.evaluations = self.step + 1, at, loss, self.evaluations + evaluations
         self.seconds, self._drawn, self._whole = time.monotonic() - self._begun, self.generator.get_state(), True
+        self._fitted = self.replay
 
     def checkpoint(self) -> Checkpoint:
         """A copy of the state after the last step, also while the next one asks the model."""
@@ -67,8 +82,11 @@ class Run:
         tensors: dict[str, Tensor] = {"generator": self._drawn}
         for name, param in self.params.items():
             tensors[f"params.{name}"] = param
-            tensors |= {f"adam.{name}.{key}": value for key, value in self.optimizers[name].state[param].items()}
+            tensors |= {f"adam.{name}.{key}": value for key, value in self.optimizers[name].state.get(param, {}).items()}
         gathered = self.densifier.state.items()
         tensors |= {f"densify.{name}": value for name, value in gathered if isinstance(value, Tensor)}
+        if self._fitted:
+            tensors |= {f"replay.{name}": value for name, value in self._fitted.tensors().items()}
+            tensors["replay.asked"] = torch.tensor(self._fitted.asked)
         tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
         return Checkpoint(self.step, self.at, self.loss, self.evaluations, self.seconds, tensors)

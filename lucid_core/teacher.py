@@ -15,15 +15,19 @@ from .hints import Hint, placed
 from .prior import Listening, Prior
 from .refine import Frame
 from .score import Guidance, limit_pixels
+from .targets import ImageTargets
 from .views import Prompts
 
 Hints = Callable[[tuple[Hint, ...]], list[Tensor]]  # makes the pictures (B, H, W, 3) that ControlNets are shown
 
 MODES = {
     "switch": "the first, and from a share of the run on the second: one makes the shape, the other the surface",
+    "sequence": "as switch, but each has its own learning rates and schedules, from their beginning to their end",
     "alternate": "one of them in each step, drawn at random",
     "add": "both in each step, their gradients added; twice as slow",
 }
+
+IN_TURN = ("switch", "sequence")
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class Mix:
 
     mode: str = "switch"
     share: float = setting(
-        0.5, 0, 1, "Share of the second guidance. switch: the part of the run, at its end, that is its own; alternate: of the "
-        "steps; add: of the gradient, beside 1 - share of the first. 0 = the first alone, 1 = the second alone.",
+        0.5, 0, 1, "Share of the second guidance. switch, sequence: of the run, at its end; alternate: of the steps; add: of the "
+        "gradient, beside 1 - share of the first. 0 = the first alone, 1 = the second alone.",
         step=0.05, rare=False,
     )  # fmt: skip
 
@@ -45,10 +49,8 @@ class Mix:
         """Of the first and the second at `progress` of the run."""
         if self.mode == "add":
             return 1 - self.share, self.share
-        if self.mode == "switch":
-            second = progress >= 1 - self.share
-        else:
-            second = torch.rand((), generator=generator).item() < self.share
+        drawn = progress if self.mode in IN_TURN else 1 - torch.rand((), generator=generator).item()
+        second = drawn >= 1 - self.share
         return 1.0 - second, float(second)
 
 
@@ -61,11 +63,20 @@ class Pull:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """Who is asked at a moment of the run: `progress` (0 to 1) of a part of the run, which is the share `length` of it."""
+
+    teacher: Teacher | Teachers
+    progress: float
+    length: float = 1.0
+
+
+@dataclass(frozen=True)
 class Teacher:
     """A model, the method that asks it, and the prompts that it is asked with."""
 
     prior: Prior
-    guidance: Guidance
+    guidance: Guidance | ImageTargets
     prompts: Prompts
 
     @property
@@ -74,6 +85,9 @@ class Teacher:
 
     def map(self, change: Callable[[Teacher], Teacher]) -> Teacher:
         return change(self)
+
+    def phase(self, progress: float) -> Phase:
+        return Phase(self, progress)
 
     def placed(self, frame: Frame | None) -> Teacher:
         """With the guides of its hints where `frame` puts the splat."""
@@ -86,8 +100,7 @@ class Teacher:
 
         `hints` makes those of these images, where the prompts want any.
         """
-        if self.prompts.hints:
-            self.prior.show(hints(self.prompts.hints))
+        self._show(hints)
         limit = self.guidance.pixel_limit
         limit_pixels(images, limit if limit < math.inf else self.prior.pixel_limit)
         z0 = self.prior.encode(images)
@@ -97,6 +110,18 @@ class Teacher:
         answer = listening.answer
         wanted = None if answer is None else lambda: self.prior.decode(answer[:1])[0].clamp(0, 1)
         return Pull((z0 * g).sum().to(images.device), wanted)
+
+    def pictures(
+        self, images: Tensor, views: Views, progress: float, generator: Generator, hints: Hints | None = None
+    ) -> Tensor:  # fmt: skip
+        """What the views should become, of image targets; see `pull`."""
+        self._show(hints)
+        conds = self.prompts.at(self.prior, views.azimuth_rad, views.elevation_rad)
+        return self.guidance.pictures(self.prior, images, conds, progress, generator).to(images)
+
+    def _show(self, hints: Hints | None) -> None:
+        if self.prompts.hints:
+            self.prior.show(hints(self.prompts.hints))
 
 
 @dataclass(frozen=True)
@@ -114,6 +139,18 @@ class Teachers:
     def map(self, change: Callable[[Teacher], Teacher]) -> Teachers:
         """`change` every single teacher."""
         return Teachers(self.first.map(change), self.second.map(change), self.mix)
+
+    def phase(self, progress: float) -> Phase:
+        if self.mix.mode not in IN_TURN:
+            return Phase(self, progress)
+        share = self.mix.share
+        is_second = progress >= 1 - share
+        active = self.second if is_second else self.first
+        if self.mix.mode == "switch":
+            return active.phase(progress)
+        length = share if is_second else 1 - share
+        inner = active.phase((progress - (1 - share)) / share if is_second else progress / (1 - share))
+        return Phase(inner.teacher, inner.progress, length * inner.length)
 
     def pull(
         self, images: Tensor, views: Views, progress: float, generator: Generator, hints: Hints | None = None

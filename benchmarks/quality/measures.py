@@ -6,12 +6,16 @@ covered shares in [0, 1].
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, max_pool2d
 
 WINDOW, DEVIATION = 11, 1.5  # pixels; SSIM's own window
 K1, K2 = 0.01, 0.03
+RIM = 3  # pixels on both sides of an outline: there colours are mixed with the background's
+MUD = 5.0  # CIELAB units in a, b: what the eye takes for another colour, in any light
 LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
 LAPLACIAN = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
 
@@ -70,6 +74,38 @@ def faces(images: Tensor, expected: Tensor, mask: Tensor) -> float:
         seen.append(images[i][there].flatten())  # (3 P,)
     a, b = torch.cat(causes).double(), torch.cat(seen).double()
     return float((torch.linalg.pinv(a.mT @ a, rtol=1e-9, hermitian=True) @ (a.mT @ b))[0])
+
+
+def mud(images: Tensor, alpha: Tensor, expected: Tensor, mask: Tensor) -> float:
+    """Share of the splat's pixels, RIM inside its outline, whose hue is none of the true pictures': a, b of CIELAB lie more
+    than MUD from those of every pixel of the thing. 0 where nothing is there."""
+    seen = _chroma(images)[_eroded(alpha > 0.5)]
+    true = _chroma(expected)[_eroded(mask > 0.5)].round().unique(dim=0)  # to 0.7 of a unit
+    if len(seen) == 0 or len(true) == 0:
+        return 0.0
+    nearest = torch.cat([torch.cdist(part, true).amin(1) for part in seen.split(4096)])
+    return float((nearest > MUD).float().mean())
+
+
+def fog(images: Tensor, mask: Tensor) -> float:
+    """Mean darkening of the white outside the true silhouette, RIM away from it, in 1/255."""
+    outside = ~_dilated(mask > 0.5)
+    return float(255 * (1 - images[outside]).clamp_min(0).mean())
+
+
+def _chroma(images: Tensor) -> Tensor:
+    """a, b of CIELAB (V, H, W, 2) for sRGB (V, H, W, 3) in [0, 1]."""
+    rows = np.ascontiguousarray(images.float().clamp(0, 1).numpy().reshape(-1, images.shape[2], 3))
+    return torch.from_numpy(cv2.cvtColor(rows, cv2.COLOR_RGB2LAB)[..., 1:]).reshape(*images.shape[:3], 2)
+
+
+def _dilated(silhouettes: Tensor) -> Tensor:
+    """(V, H, W) bool, wider by RIM."""
+    return max_pool2d(silhouettes.float()[:, None], 2 * RIM + 1, 1, RIM)[:, 0] > 0
+
+
+def _eroded(silhouettes: Tensor) -> Tensor:
+    return ~_dilated(~silhouettes)
 
 
 def _planes(images: Tensor) -> Tensor:

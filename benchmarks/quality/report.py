@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 Row = dict[str, float | None]
 VIEWS = 8  # of a sheet
 MEANS = {  # over the cases -> decimals
-    "psnr": 2, "ssim": 3, "iou": 3, "sharpness": 2, "faces": 2, "color": 3, "evaluations": 0, "seconds": 0, "steps": 0,
+    "psnr": 2, "ssim": 3, "iou": 3, "sharpness": 2, "faces": 2, "color": 3, "mud": 3, "fog": 2,
+    "evaluations": 0, "seconds": 0, "steps": 0,
 }  # fmt: skip
 DECIMALS = MEANS | {"worst psnr": 2, "cases": 0}
 

@@ -43,6 +43,8 @@ class Result:
     sharpness: float
     faces: float | None
     color: float
+    mud: float
+    fog: float
     evaluations: int
     seconds: float
     steps: int
@@ -105,6 +107,8 @@ def measure(splats: Splats, thing: world.Thing, facts: dict[str, Any]) -> Result
         sharpness=measures.sharpness(rgb, truth.rgb),
         faces=measures.faces(rgb, truth.rgb, truth.mask) if thing.kind in FACED else None,
         color=measures.color_error(rgb, alpha, truth.rgb, truth.mask),
+        mud=measures.mud(rgb, alpha, truth.rgb, truth.mask),
+        fog=measures.fog(rgb, truth.mask),
         scale=scale,
         **facts,
     )
