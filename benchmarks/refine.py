@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from demo import score, world
+from demo import measures, score, world
 from demo.prior import DemoPrior
 from lucid_core import ply, video
 from lucid_core.cameras import CameraRanges
@@ -33,7 +33,7 @@ from lucid_core.pointcloud import PointCloud
 from lucid_core.rasterize import rasterize
 from lucid_core.views import ViewBlend
 
-from .quality import cases, measures
+from .quality import cases
 from .quality.run import distil
 
 ROOT = Path(__file__).resolve().parents[1]

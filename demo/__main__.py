@@ -20,7 +20,7 @@ from lucid_core.gaussians import Splats
 from lucid_core.rasterize import rasterize
 from workflows.api.client import Client, ComfyError, Graph, Printer, Progress, fill, output_files
 
-from . import score, world
+from . import measures, score, world
 from .base import PRIOR
 from .host import Server
 
@@ -105,6 +105,20 @@ def around(splats: Splats, size: int = 256) -> Tensor:
         return rasterize(splats, cameras, size, size, background=torch.ones(3)).rgb
 
 
+def measure(splats: Splats, thing: world.Thing) -> dict[str, float]:
+    """How well `splats` show a thing of the demo world, and the scale at which they do."""
+    truth = score.truth(thing)
+    scale, rgb, alpha = score.best_view(splats, truth)
+    return {
+        "scale": scale,
+        "psnr": score.psnr(rgb, truth.rgb),
+        "iou": score.iou(alpha > 0.5, truth.mask > 0.5),
+        "sharpness": measures.sharpness(rgb, truth.rgb),
+        "mud": measures.mud(rgb, alpha, truth.rgb, truth.mask),
+        "fog": measures.fog(rgb, truth.mask),
+    }
+
+
 def run(options: argparse.Namespace) -> dict:
     """The whole demo; returns the report that it has also written."""
     name = slug(options.prompt)
@@ -131,8 +145,8 @@ def run(options: argparse.Namespace) -> dict:
         entry, client = dream(server, graph, reporter)
         keep_files(client, entry, folder)
     splats, thing = ply.read(folder / KEPT[".ply"]), world.parse(options.prompt)
-    result = score.score(splats, thing) if thing else None
-    frames = sheet(splats, thing, result.scale if result else 1.0)
+    measured = measure(splats, thing) if thing else {}
+    frames = sheet(splats, thing, measured.pop("scale", 1.0))
     video.write_png(folder / "turntable.png", video.contact_sheet(frames, SHEET_COLUMNS))
     reporter.phase_ends("finish")
     report = {
@@ -142,8 +156,7 @@ def run(options: argparse.Namespace) -> dict:
         "seconds": reporter.seconds,
         **{key: dream_summary(entry)[key] for key in ("steps", "evaluations", "splats")},
     }
-    if result:
-        report |= {"psnr": round(result.psnr, 2), "iou": round(result.iou, 3)}
+    report |= {name: round(value, 3) for name, value in measured.items()}
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
 

@@ -85,11 +85,12 @@ class Densifier:
 
     def after_backward(
         self, params: dict[str, Parameter], optimizers: dict[str, Optimizer], before: int, step: int, info: dict,
-        generator: Generator,
+        generator: Generator, may_reset: bool = True,
     ) -> None:  # fmt: skip
         """Gather statistics; at its times grow, prune and reset. Call after the optimisers' step.
 
-        `before` is the step of the last call: what was due in between is done now, once.
+        `before` is the step of the last call: what was due in between is done now, once. may_reset: False leaves opacities as
+        they are, because a model is soon asked for pictures of what it sees.
         """
         reset, step = latest(before, step, self.reset_every), latest(before, step, self.strategy.refine_every)
         with _seeded(generator, params["means"].device):
@@ -99,7 +100,7 @@ class Densifier:
                     self.strategy.step_post_backward(params, optimizers, self.state, step, info, lr=lr)
                 return
             self.strategy.step_post_backward(params, optimizers, self.state, step, info)
-        if self.reset_every and reset < self.stop and reset % self.reset_every == 0:
+        if may_reset and self.reset_every and reset < self.stop and reset % self.reset_every == 0:
             ops = load("gsplat.strategy.ops", "gsplat")
             ops.reset_opa(params, optimizers, self.state, value=2 * self.config.prune_opacity)
 

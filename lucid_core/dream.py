@@ -31,6 +31,7 @@ from .views import Prompts
 log = logging.getLogger(__name__)
 BACKGROUNDS = ("any", "grey")
 DARKEST_GREY = 0.15  # of the demo prior's pictures
+LIGHT_GREY = 0.7  # the darkest one behind views that a model makes pictures of
 REPAINT = 10  # times the colours' first learning rate where the geometry is frozen: a hue may have to become its opposite
 
 
@@ -205,7 +206,7 @@ def distil(
             asked = teacher.map(lambda one, size=size: replace(one, prior=SplitPrior(one.prior, size)))
             run.undo()
             continue
-        update(run, info, config, at)
+        update(run, info, config, at, may_reset=not fitted)
         finished = frozen(activate(run.params).detach(), start, config)
         require_finite({f"{name} of the splat": value for name, value in vars(finished).items()}, run.step + 1, config)
         run.finish(at, loss, teacher.evaluations - evaluations)
@@ -214,9 +215,7 @@ def distil(
 
 def most_views(teacher: Teacher | Teachers, config: DreamConfig) -> int:
     """The most views that a model is asked about at a time."""
-    counts = []
-    teacher.map(lambda one: counts.append(getattr(one.guidance, "views", config.views)) or one)
-    return max(counts)
+    return max(getattr(guidance, "views", config.views) for guidance in teacher.guidances())
 
 
 def backpropagate(
@@ -272,6 +271,8 @@ def fit(
     loss = targets.difference(render.rgb, drawn.pictures) + targets.scale_weight * losses.scale(current.scales)
     if targets.entropy_weight:
         loss = loss + targets.entropy_weight * losses.entropy(render.alpha)
+    if targets.aspect_weight:
+        loss = loss + targets.aspect_weight * losses.aspect(current.scales)
     require_finite({"the loss": loss}, run.step + 1, config)
     run.densifier.before_backward(run.params, run.optimizers, run.step + 1, render.info)
     render.info["means2d"].retain_grad()
@@ -288,20 +289,20 @@ def ask(
     targets, generator, device = phase.teacher.guidance, run.generator, run.params["means"].device
     views = cameras.sample(targets.views, 1.0, config.resolution, config.resolution, generator)
     seen_by = to_device(views.cameras, device)
-    background = random_background(config, generator).to(device)
+    backgrounds = light_backgrounds(targets.views, config, generator).to(device)
     scene = joined(activate(run.params), fixed)
-    render = rasterize(scene, seen_by, config.resolution, config.resolution, sh_degree, background, backend)
+    render = rasterize(scene, seen_by, config.resolution, config.resolution, sh_degree, backgrounds, backend)
     if run.step == 0:
         require_seen(render, scene, cameras)
     hints = lambda wanted: images_of(wanted, render, seen_by, False, backend)
     pictures = phase.teacher.pictures(render.rgb, views, phase.progress, generator, hints)
     require_finite({"a picture of the model": pictures}, run.step + 1, config)
     run.wanted = lambda: pictures[0]
-    return Replay(seen_by.viewmats, seen_by.Ks, background.expand(len(pictures), 3), pictures, asked)
+    return Replay(seen_by.viewmats, seen_by.Ks, backgrounds, pictures, asked)
 
 
-def update(run: Run, info: dict, config: DreamConfig, at: int) -> None:
-    """Step the parameters by their gradients, then densify; `at` is the step of the schedules."""
+def update(run: Run, info: dict, config: DreamConfig, at: int, may_reset: bool = True) -> None:
+    """Step the parameters by their gradients, then densify; `at` is the step of the schedules. See Densifier.after_backward."""
     params, step = run.params, run.step + 1
     require_finite({f"the gradient of {name}": param.grad for name, param in params.items()}, step, config)
     if config.clip_norm:
@@ -313,7 +314,7 @@ def update(run: Run, info: dict, config: DreamConfig, at: int) -> None:
     if not config.freeze_color:
         keep_colors(params)
     if not config.freeze_geometry:
-        run.densifier.after_backward(params, run.optimizers, run.at, at, info, run.generator)
+        run.densifier.after_backward(params, run.optimizers, run.at, at, info, run.generator, may_reset)
     if len(params["means"]) == 0:
         raise RuntimeError(f"every Gaussian was pruned at step {step} of {config.steps}; start from more opaque ones")
 
@@ -414,6 +415,12 @@ def random_background(config: DreamConfig, generator: Generator) -> Tensor:
     if config.background_colors == "grey":
         return torch.lerp(torch.full((3,), DARKEST_GREY), torch.ones(3), grey)
     return torch.zeros(3) if black < 0.5 else color
+
+
+def light_backgrounds(views: int, config: DreamConfig, generator: Generator) -> Tensor:
+    """(views, 3) sRGB, white or a light grey, one for each view. On a dark ground the pictures of a model are worse."""
+    share, grey = torch.rand(2, views, 1, generator=generator)
+    return torch.where(share < config.background_share, LIGHT_GREY + (1 - LIGHT_GREY) * grey, 1.0).expand(-1, 3)
 
 
 def jitter(splats: Splats, config: DreamConfig, generator: Generator) -> Splats:

@@ -35,3 +35,9 @@ def entropy(alpha: Tensor) -> Tensor:
     """Mean binary entropy of opacity (B, H, W, 1) in nats: 0 where all is either solid or empty."""
     p = alpha.clamp(1e-4, 1 - 1e-4)
     return -(p * p.log() + (1 - p) * (1 - p).log()).mean()
+
+
+def aspect(scales: Tensor) -> Tensor:
+    """Mean excess of the Gaussians' longest axis over twice their second one, in second ones; scales (N, 3)."""
+    _, middle, longest = scales.sort(-1).values.unbind(-1)
+    return (longest / middle.clamp_min(1e-8) - 2).clamp_min(0).mean()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,8 +36,8 @@ class Mix:
 
     mode: str = "switch"
     share: float = setting(
-        0.5, 0, 1, "Share of the second guidance. switch, sequence: of the run, at its end; alternate: of the steps; add: of the "
-        "gradient, beside 1 - share of the first. 0 = the first alone, 1 = the second alone.",
+        0.5, 0, 1, "Share of the second guidance. switch, sequence: of the run, at its end; alternate: of the steps; add: of "
+        "the gradient, beside 1 - share of the first. 0 = the first alone, 1 = the second alone.",
         step=0.05, rare=False,
     )  # fmt: skip
 
@@ -52,6 +52,14 @@ class Mix:
         drawn = progress if self.mode in IN_TURN else 1 - torch.rand((), generator=generator).item()
         second = drawn >= 1 - self.share
         return 1.0 - second, float(second)
+
+
+def require_mode(mix: Mix, guidances: Sequence[Guidance | ImageTargets]) -> None:
+    """Raises ValueError where image targets, which are no gradients, would have to share a step with another guidance."""
+    if any(isinstance(guidance, ImageTargets) for guidance in guidances):
+        require(
+            mix.mode in IN_TURN, "mode", repr(mix.mode), f"{' or '.join(IN_TURN)} with image targets: they are no gradients"
+        )
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,12 @@ class Teacher:
     @property
     def evaluations(self) -> int:
         return self.prior.evaluations
+
+    def guidances(self) -> list[Guidance | ImageTargets]:
+        return [self.guidance]
+
+    def priors(self) -> list[Prior]:
+        return [self.prior]
 
     def map(self, change: Callable[[Teacher], Teacher]) -> Teacher:
         return change(self)
@@ -132,9 +146,19 @@ class Teachers:
     second: Teacher | Teachers
     mix: Mix
 
+    def __post_init__(self) -> None:
+        require_mode(self.mix, self.guidances())
+
+    def guidances(self) -> list[Guidance | ImageTargets]:
+        return [*self.first.guidances(), *self.second.guidances()]
+
+    def priors(self) -> list[Prior]:
+        """Each once."""
+        return list({id(prior): prior for prior in (*self.first.priors(), *self.second.priors())}.values())
+
     @property
     def evaluations(self) -> int:
-        return self.first.evaluations + self.second.evaluations
+        return sum(prior.evaluations for prior in self.priors())
 
     def map(self, change: Callable[[Teacher], Teacher]) -> Teachers:
         """`change` every single teacher."""

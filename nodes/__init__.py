@@ -6,7 +6,7 @@ from .cameras import LucidCameras
 from .control import LucidControlNet
 from .dream import LucidDream
 from .export import LucidSave
-from .guidance import LucidBaseline, LucidISM
+from .guidance import LucidBaseline, LucidISM, LucidTargets
 from .mix import LucidMix
 from .optimizer import LucidOptimizer
 from .pointcloud import LucidPointCloud
@@ -22,5 +22,5 @@ class LucidExtension(ComfyExtension):
         return [
             LucidPrompt, LucidPromptFromConditioning, LucidPointCloud, LucidISM, LucidBaseline, LucidCameras, LucidSelection,
             LucidDream, LucidRender, LucidSave, LucidShapE, LucidPointsFromMesh, LucidPointsFromDepth, LucidPointsFromFile,
-            LucidControlNet, LucidMix, LucidOptimizer,
+            LucidControlNet, LucidMix, LucidOptimizer, LucidTargets,
         ]  # fmt: skip

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import IO
@@ -6,12 +7,15 @@ from ..lucid_core.checks import bounds_of
 from ..lucid_core.ism import ISM, PRESETS
 from ..lucid_core.methods import METHODS
 from ..lucid_core.score import Guidance
+from ..lucid_core.targets import PRESETS as TARGETS
+from ..lucid_core.targets import ImageTargets
+from ..lucid_core.teacher import Mix
 from . import host
 from .inputs import CATEGORY, errors_of, inputs_of
-from .types import LucidGuidanceData, LucidGuidanceType, LucidPromptData, LucidPromptType
+from .types import LucidGuidanceData, LucidGuidanceType, LucidMixData, LucidPromptData, LucidPromptType
 
 
-def options_of(choices: dict[str, Guidance]) -> list[IO.DynamicCombo.Option]:
+def options_of(choices: dict[str, Guidance | ImageTargets]) -> list[IO.DynamicCombo.Option]:
     """An option for each choice that brings its settings with its values, the common ones first."""
     common_first = lambda method: sorted(bounds_of(method), key=lambda name: bounds_of(method)[name].rare)
     return [IO.DynamicCombo.Option(name, inputs_of(method, *common_first(method))) for name, method in choices.items()]
@@ -40,7 +44,9 @@ def missing(sources: dict[str, Any]) -> list[str]:
     return ["prompt"] if "prompt" in names else names
 
 
-def method_of(kinds: dict[str, type[Guidance]], combo: str, chosen: dict[str, Any] | None) -> Guidance:
+def method_of(
+    kinds: dict[str, type[Guidance | ImageTargets]], combo: str, chosen: dict[str, Any] | None
+) -> Guidance | ImageTargets:  # fmt: skip
     """The method with the values of a dynamic combo's widgets."""
     if not chosen:  # the host drops what it does not know
         raise ValueError(f"{combo} is not known; it must be {', '.join(kinds)}")
@@ -49,10 +55,12 @@ def method_of(kinds: dict[str, type[Guidance]], combo: str, chosen: dict[str, An
 
 
 def guidance_of(
-    model: Any, vae: Any, prompt: LucidPromptData, method: Guidance, hidden: Any
+    model: Any, vae: Any, prompt: LucidPromptData, method: Guidance | ImageTargets, hidden: Any
 ) -> LucidGuidanceData:  # fmt: skip
     """Raises ValueError unless the method can ask this model about this prompt."""
     host.require_image_model(model, vae)
+    if isinstance(method, ImageTargets):
+        host.require_invertible(model)
     host.require_loras(model, hidden.prompt, hidden.unique_id)
     host.require_text_of(model, prompt.conditionings())
     host.log_needs(model, method.pixel_limit)
@@ -75,6 +83,52 @@ class LucidISM(IO.ComfyNode):
                     tooltip="Sets every value below; each can then be changed. official: the paper's. fast: one inversion "
                     "stride; with 2 views in Lucid Dream under half the cost. cpu: few, bold steps.",
                 ),
+                IO.Float.Input(
+                    "surface_share", default=0.0, min=0.0, max=1.0, step=0.01, optional=True,
+                    tooltip="Share of the run, at its end, whose steps fit the splat to finished pictures that the model makes "
+                    "of it (Lucid Image Targets): clean colours and sharp edges, and most steps do not ask the model. "
+                    "0 = ISM alone.",
+                ),
+            ],
+            outputs=[guidance_output()],
+            hidden=[IO.Hidden.prompt, IO.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def check_lazy_status(cls, preset=None, surface_share=0.0, **sources):
+        with errors_of(cls):
+            method_of(dict.fromkeys(PRESETS, ISM), "preset", preset)
+            return missing(sources)
+
+    @classmethod
+    def execute(cls, model, vae, prompt, preset, surface_share=0.0) -> IO.NodeOutput:
+        with errors_of(cls):
+            method = method_of(dict.fromkeys(PRESETS, ISM), "preset", preset)
+            shape = guidance_of(model, vae, prompt, method, cls.hidden)
+            if not surface_share:
+                return IO.NodeOutput(shape)
+            targets = TARGETS.get(preset["preset"], TARGETS["official"])
+            host.require_invertible(model)
+            surface = replace(shape, method=targets)
+            return IO.NodeOutput(LucidMixData(shape, surface, Mix("sequence", surface_share)))
+
+
+class LucidTargets(IO.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(
+            node_id="LucidTargets",
+            display_name="Lucid Image Targets",
+            category=CATEGORY,
+            search_aliases=["pseudo ground truth", "dataset update", "refine texture", "sharpen", "microdreamer", "sdedit"],
+            description="Fits the splat to finished pictures that the model makes of its views: clean colours and sharp edges. "
+            "Put it behind Lucid ISM with Lucid Mix Guidance, or use it alone on a splat that exists.",
+            inputs=[
+                *sources(),
+                IO.DynamicCombo.Input(
+                    "preset", options=options_of(TARGETS),
+                    tooltip="Sets every value below; each can then be changed. official: a large model. cpu: a small one.",
+                ),
             ],
             outputs=[guidance_output()],
             hidden=[IO.Hidden.prompt, IO.Hidden.unique_id],
@@ -83,13 +137,13 @@ class LucidISM(IO.ComfyNode):
     @classmethod
     def check_lazy_status(cls, preset=None, **sources):
         with errors_of(cls):
-            method_of(dict.fromkeys(PRESETS, ISM), "preset", preset)
+            method_of(dict.fromkeys(TARGETS, ImageTargets), "preset", preset)
             return missing(sources)
 
     @classmethod
     def execute(cls, model, vae, prompt, preset) -> IO.NodeOutput:
         with errors_of(cls):
-            method = method_of(dict.fromkeys(PRESETS, ISM), "preset", preset)
+            method = method_of(dict.fromkeys(TARGETS, ImageTargets), "preset", preset)
             return IO.NodeOutput(guidance_of(model, vae, prompt, method, cls.hidden))
 
 

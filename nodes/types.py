@@ -12,7 +12,8 @@ from ..lucid_core.dream import DreamConfig
 from ..lucid_core.hints import Hint
 from ..lucid_core.refine import Selection
 from ..lucid_core.score import Guidance
-from ..lucid_core.teacher import Mix
+from ..lucid_core.targets import ImageTargets
+from ..lucid_core.teacher import Mix, require_mode
 from ..lucid_core.views import VIEWS, ViewBlend
 
 Conditioning = list  # the host's CONDITIONING: [[embedding, options], ...]
@@ -55,7 +56,7 @@ class LucidGuidanceData:
     model: Any = field(repr=False)
     vae: Any = field(repr=False)
     prompt: LucidPromptData
-    method: Guidance
+    method: Guidance | ImageTargets
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,15 @@ class LucidMixData:
     first: LucidGuidanceData | LucidMixData
     second: LucidGuidanceData | LucidMixData
     mix: Mix
+
+    def __post_init__(self) -> None:
+        require_mode(self.mix, methods_of(self))
+
+
+def methods_of(guidance: LucidGuidanceData | LucidMixData) -> list[Guidance | ImageTargets]:
+    if isinstance(guidance, LucidMixData):
+        return [*methods_of(guidance.first), *methods_of(guidance.second)]
+    return [guidance.method]
 
 
 LucidPromptType = IO.Custom("LUCID_PROMPT")

@@ -107,6 +107,7 @@ def run_host(out: Path, sizes: Sizes, seconds: int) -> dict:
         graph = shipped(sizes, seed=1)
         found["run"] = summary_of(client.run(graph))
         found["warm_run"] = summary_of(client.run(shipped(sizes, seed=2)))
+        found["image_targets"] = summary_of(client.run(shipped(sizes, seed=6, surface_share=1.0)))
         longer = shipped(sizes, seed=3, steps=4 * sizes.steps)
         text = cancelled(client, longer, sizes.steps // 2)
         found["cancelled"] = text.splitlines()[0]
@@ -123,11 +124,12 @@ def run_host(out: Path, sizes: Sizes, seconds: int) -> dict:
     return found
 
 
-def shipped(sizes: Sizes, seed: int, steps: int | None = None) -> dict:
+def shipped(sizes: Sizes, seed: int, steps: int | None = None, surface_share: float = 0.0) -> dict:
     """The shipped workflow for a real checkpoint, at `sizes`."""
     return fill(read_graph(str(GRAPH)), {
         "CheckpointLoaderSimple": {"ckpt_name": sizes.checkpoint},
         "LucidPointCloud": {"count": sizes.splats},
+        "LucidISM": {"surface_share": surface_share},
         "LucidDream": {"steps": steps or sizes.steps, "views": sizes.views, "resolution": sizes.px, "seed": seed},
         "LucidSave": {"turntable_frames": 8, "turntable_size": sizes.px},
     })  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is compared: one method, thing and seed is a case, and all methods may ask the model equally often."""
+"""What is compared: one method, thing and seed is a case; methods of one part may ask the model equally often."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from demo.checkpoint import PRIOR
 from lucid_core.cameras import CameraRanges
 from lucid_core.checks import bounds_of, require
 from lucid_core.dream import PRESETS, DreamConfig
+from lucid_core.ism import ISM
 from lucid_core.pointcloud import PointCloud
 from lucid_core.prior import Prior
 from lucid_core.score import Guidance
+from lucid_core.targets import PRESETS as TARGETS
+from lucid_core.targets import ImageTargets
 from lucid_core.views import Prompts, ViewBlend
 
 from .methods import METHODS, Method
@@ -39,6 +42,8 @@ class Case:
     prompt: str
     seed: int
     guidance: Guidance
+    surface: ImageTargets | None  # what follows the guidance, in the share `surface_share` of the steps
+    surface_share: float
     config: DreamConfig
     blend: ViewBlend
     view_words: bool
@@ -60,17 +65,19 @@ def _prior_hash() -> str:
 
 
 def workflow() -> Case:
-    """The shipped workflow as a case of "ism": its cameras, start, view blend, steps, views and resolution."""
+    """The shipped workflow as a case of "default"."""
     graph = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     inputs = {node["class_type"]: node["inputs"] for node in graph.values()}
     settings = lambda kind, node: {name: inputs[node][name] for name in bounds_of(kind) if name in inputs[node]}
-    cloud, run = inputs["LucidPointCloud"], inputs["LucidDream"]
+    cloud, run, ism = inputs["LucidPointCloud"], inputs["LucidDream"], inputs["LucidISM"]
     color = tuple(byte / 255 for byte in bytes.fromhex(cloud["color"].removeprefix("#")))
     return Case(
-        label="ism",
+        label="default",
         prompt=inputs["LucidPrompt"]["text"],
         seed=run["seed"],
-        guidance=METHODS["ism"].guidance,
+        guidance=ISM(**{name: ism[f"preset.{name}"] for name in bounds_of(ISM) if f"preset.{name}" in ism}),
+        surface=TARGETS[ism["preset"]],
+        surface_share=ism["surface_share"],
         config=replace(PRESETS[run["preset"]], **settings(DreamConfig, "LucidDream")),
         blend=ViewBlend(**settings(ViewBlend, "LucidPrompt")),
         view_words=True,
@@ -81,10 +88,13 @@ def workflow() -> Case:
 
 
 def with_method(case: Case, method: Method) -> Case:
+    preset = PRESETS["cpu"]
     return replace(
         case,
         guidance=method.guidance,
-        config=replace(case.config, **method.config),
+        surface=method.surface,
+        surface_share=method.surface_share,
+        config=replace(case.config, **{"steps": preset.steps, "views": preset.views, **method.config}),
         blend=replace(case.blend, **method.blend),
         view_words=method.view_words,
     )
@@ -93,8 +103,9 @@ def with_method(case: Case, method: Method) -> Case:
 def plan(prompts: Sequence[str], seeds: Sequence[int], methods: Sequence[str], budgets: Sequence[float]) -> list[Case]:
     """All cases, thing by thing, so that an unfinished table compares like with like.
 
-    A budget is a share of the model evaluations that "ism" needs for the workflow's steps. A method that asks for fewer in
-    a step gets more steps; schedules are shares of the run, so they stretch. Raises ValueError for what cannot run.
+    A budget is a share of the model evaluations that "ism" needs for the steps of Lucid Dream's preset cpu. A method that asks
+    for fewer in a step gets more steps; schedules are shares of the run, so they stretch. What ends in image targets has its
+    own number of steps, of which the budget is a share. Raises ValueError for what cannot run.
     """
     for prompt in prompts:
         require(world.parse(prompt) is not None, "prompts", repr(prompt), THINGS)
@@ -105,11 +116,12 @@ def plan(prompts: Sequence[str], seeds: Sequence[int], methods: Sequence[str], b
     for budget in budgets:
         require(0 < budget < math.inf, "budget", budget, "above 0")
     base = workflow()
-    evaluations = base.config.steps * evaluations_a_step(base)
+    ism = with_method(base, METHODS["ism"])
+    evaluations = ism.config.steps * evaluations_a_step(ism)
     templates = []
     for name in methods:
         case = with_method(base, METHODS[name])
-        steps = evaluations / evaluations_a_step(case)
+        steps = case.config.steps if case.surface else evaluations / evaluations_a_step(case)
         for budget in budgets:
             label = name if budget == 1 else f"{name}@{budget:g}"
             templates.append(replace(case, label=label, config=replace(case.config, steps=max(round(budget * steps), 1))))

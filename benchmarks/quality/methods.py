@@ -1,4 +1,5 @@
-"""What `python -m benchmarks quality` compares: ISM as the preset cpu has it, its rivals, and ISM with one thing changed."""
+"""What `python -m benchmarks quality` compares: the shipped recipe, ISM as the preset cpu has it, its rivals, and both with one
+thing changed."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from lucid_core.dream import PRESETS as DREAMS
 from lucid_core.ism import PRESETS
 from lucid_core.methods import METHODS as RIVALS
 from lucid_core.score import Distillation, Guidance
+from lucid_core.targets import PRESETS as TARGETS
+from lucid_core.targets import ImageTargets
 
 CPU = PRESETS["cpu"]
 # The rivals look at the noise levels that ISM looks at, where they draw them as it does: the score is what differs.
@@ -17,17 +20,21 @@ LEVELS = {f.name: getattr(CPU, f.name) for f in fields(Distillation)}
 # SDS has its own besides: its pull on what a view shows wrong is strong at little noise (`python -m benchmarks pull`), where
 # its push away from a true view is least.
 SDS_LEVELS = LEVELS | {"t_min": 0.02, "t_max": 0.3}
+STEPS, SHARE = 2400, 0.83  # of the shipped recipe: its steps, and the part of them that is of image targets
 GROWING = replace(DREAMS["cpu"].densify, grow_grad2d=Densify().grow_grad2d)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A guidance, and what it changes in the DreamConfig `cpu` and in the workflow's ViewBlend.
+    """A guidance, what follows it, and what it changes in the DreamConfig `cpu` and in the workflow's ViewBlend.
 
-    view_words: False asks for the bare prompt from everywhere.
+    surface: image targets in the share `surface_share` of the steps, at their end. view_words: False asks for the bare prompt
+    from everywhere.
     """
 
     guidance: Guidance
+    surface: ImageTargets | None = None
+    surface_share: float = 0.0
     config: dict[str, Any] = field(default_factory=dict)
     blend: dict[str, Any] = field(default_factory=dict)
     view_words: bool = True
@@ -41,7 +48,13 @@ def _ism(**changes: Any) -> Method:
     return Method(replace(CPU, **changes))
 
 
+def _recipe(shape: Guidance = CPU, steps: int = STEPS, share: float = SHARE, **changes: Any) -> Method:
+    """Steps of one view: first by `shape`, then by image targets with `changes`."""
+    return Method(shape, replace(TARGETS["cpu"], **changes), share, {"steps": steps, "views": 1})
+
+
 METHODS = {
+    "default": _recipe(),
     "ism": _ism(),
     "sds": _rival("SDS", cfg=7.5, **SDS_LEVELS),
     "sds_high": _rival("SDS", cfg=30.0, **SDS_LEVELS),  # the paper's 100 is for a model over a hundred times the size

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from demo import score, world
+from demo import measures, score, world
 from demo.prior import DemoPrior
-from lucid_core import ply
-from lucid_core.dream import dream
+from lucid_core import dream, ply
 from lucid_core.gaussians import Splats
+from lucid_core.teacher import Mix, Teacher, Teachers
 
-from . import measures, report
+from . import report
 from .cases import Case, workflow
 
 VIEWS = 32
@@ -79,10 +79,13 @@ def distil(case: Case) -> tuple[Splats, dict[str, Any]]:
     prompts = prior.prompts(case.prompt, blend=case.blend)
     if not case.view_words:
         prompts = replace(prompts, views=(prior.caption(case.prompt),) * 4)
+    teacher = Teacher(prior, case.guidance, prompts)
+    if case.surface:
+        teacher = Teachers(teacher, Teacher(prior, case.surface, prompts), Mix("sequence", case.surface_share))
     splats = case.start.splats(case.start_seed)
     step, stopped, asked, begun = 0, None, prior.evaluations, time.perf_counter()
     try:
-        for done in dream(splats, prior, case.guidance, prompts, case.cameras, case.config, case.seed, "numba"):
+        for done in dream.distil(splats, teacher, case.cameras, case.config, case.seed, "numba"):
             step, splats = done.step, done.splats
     except (FloatingPointError, RuntimeError) as error:
         if step == 0:

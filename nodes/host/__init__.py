@@ -2,7 +2,7 @@
 
 from .conds import require_text_of, zeroed
 from .control import carries_control, require_control
-from .families import log_needs, require_image_model
+from .families import log_needs, require_image_model, require_invertible
 from .loras import require_loras
 from .models import encode_text, require_clip, with_prior
 from .page import Progress, check_interrupt, name_of, output_file, output_path, output_stamp, show_text
@@ -45,6 +45,7 @@ __all__ = [
     "require_clip",
     "require_control",
     "require_image_model",
+    "require_invertible",
     "require_loras",
     "require_text_of",
     "shap_e_folder",

@@ -98,6 +98,14 @@ def predicts_clean_images(of: Any) -> bool:
     return isinstance(of, (sampling.EPS, sampling.CONST, sampling.COSMOS_RFLOW))
 
 
+def require_invertible(model: Any) -> None:
+    """Raises ValueError for a MODEL whose noise levels are too few for the DDIM inversion of image targets."""
+    if NoiseLevels(model.get_model_object("model_sampling")).is_distilled:
+        raise ValueError(
+            "the model is sampled as LCM, whose few noise levels image targets cannot invert; use Lucid ISM for it"
+        )
+
+
 def _require_patches(model: Any) -> None:
     """What reaches into a sampler, which there is none of here, or reuses answers of its step before."""
     carried = {

@@ -20,11 +20,29 @@ def with_teacher(
 
     Which of them is in the GPU's memory is the host's to decide: each is loaded again when it is asked.
     """
+    if isinstance(guidance, LucidMixData) and are_of_one_model(guidance.first, guidance.second):
+        first, second = guidance.first, guidance.second
+        teachers = lambda prior, prompts: (Teacher(prior, one.method, prompts) for one in (first, second))
+        views = max(views_of(first, views), views_of(second, views))
+        return with_prior(first, views, resolution, lambda *asked: body(Teachers(*teachers(*asked), guidance.mix)))
     if isinstance(guidance, LucidMixData):
         both = lambda first, second: body(Teachers(first, second, guidance.mix))
         within = lambda first: with_teacher(guidance.second, views, resolution, lambda second: both(first, second))
         return with_teacher(guidance.first, views, resolution, within)
+    views = views_of(guidance, views)
     return with_prior(guidance, views, resolution, lambda prior, prompts: body(Teacher(prior, guidance.method, prompts)))
+
+
+def are_of_one_model(first: LucidGuidanceData | LucidMixData, second: LucidGuidanceData | LucidMixData) -> bool:
+    """Two methods that ask one model about one prompt: its VAE is then copied once."""
+    if not (isinstance(first, LucidGuidanceData) and isinstance(second, LucidGuidanceData)):
+        return False
+    return first.model is second.model and first.vae is second.vae and first.prompt is second.prompt
+
+
+def views_of(guidance: LucidGuidanceData, views: int) -> int:
+    """How many views its model is asked about at a time; `views` where its method does not say."""
+    return getattr(guidance.method, "views", views)
 
 
 def depends_on(guidance: LucidGuidanceData | LucidMixData) -> Settings:

@@ -8,23 +8,24 @@ import pytest
 import torch
 
 from benchmarks.quality import cases as planning
-from benchmarks.quality import measures, report
+from benchmarks.quality import report
 from benchmarks.quality import run as running
 from benchmarks.quality.cases import evaluations_a_step, plan, with_method, workflow
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.run import Result, distil, kept, run_all
-from demo import score, shapes
+from demo import measures, score, shapes
 from demo.words import KINDS
 from demo.world import parse
+from lucid_core.dream import PRESETS
 from lucid_core.methods import METHODS as RIVALS
 
-RESULT = Result(20.0, 0.9, 0.8, 1.1, 0.2, 0.05, 1000, 60.0, 25, 1.0, None)
+RESULT = Result(20.0, 0.9, 0.8, 1.1, 0.2, 0.05, 0.02, 0.5, 1000, 60.0, 25, 1.0, None)
 
 
 @pytest.fixture
 def small_case():
     """Two steps of one small view, from few splats."""
-    base = replace(workflow(), prompt="a blue snowman", seed=3)
+    base = replace(with_method(workflow(), METHODS["ism"]), label="ism", prompt="a blue snowman", seed=3)
     return replace(base, config=replace(base.config, steps=2, views=1, resolution=64), start=replace(base.start, count=300))
 
 
@@ -38,6 +39,13 @@ def test_the_benchmark_runs_what_the_workflow_has():
     assert case.start.color == (128 / 255,) * 3
     guidance = {f"preset.{name}": getattr(case.guidance, name) for name in ("cfg", "t_max", "warmup", "inversion_steps")}
     assert guidance.items() <= inputs["LucidISM"].items()
+    assert case.surface_share == pytest.approx(inputs["LucidISM"]["surface_share"])
+
+
+def test_default_is_the_workflow():
+    (planned,) = plan([workflow().prompt], [workflow().seed], ["default"], [1.0])
+    assert replace(planned, surface_share=0) == replace(workflow(), surface_share=0)
+    assert planned.surface_share == pytest.approx(workflow().surface_share, abs=1e-4)
 
 
 def test_every_method_of_the_pack_takes_part():
@@ -46,7 +54,7 @@ def test_every_method_of_the_pack_takes_part():
 
 def test_evaluations_are_those_of_the_methods():
     of = lambda name: evaluations_a_step(with_method(workflow(), METHODS[name]))
-    views = workflow().config.views
+    views = PRESETS["cpu"].views
     assert of("sds") == 2 * views  # with the prompt and without
     assert of("isd") == 3 * views
     assert of("ism_inversion_0") == 3 * views
@@ -64,7 +72,7 @@ def test_all_methods_get_the_same_evaluations():
     planned = plan(["a red mushroom"], [0], names, [1.0, 0.25])
     spent = {case.label: case.config.steps * evaluations_a_step(case) for case in planned}
     assert set(spent) == {*names, *(f"{name}@0.25" for name in names)}
-    assert next(case for case in planned if case.label == "ism").config.steps == workflow().config.steps
+    assert next(case for case in planned if case.label == "ism").config.steps == PRESETS["cpu"].steps
     for name in names:
         assert spent[name] == pytest.approx(spent["ism"], rel=0.02)
         assert spent[f"{name}@0.25"] == pytest.approx(spent["ism"] / 4, rel=0.05)
@@ -83,7 +91,7 @@ def test_a_plan_goes_thing_by_thing():
     [
         ("prompts", ["a teapot"], "'a teapot'; it must be a thing of the demo world: one of cube"),
         ("seeds", [-1], "-1; it must be 0 to"),
-        ("methods", ["ims"], "'ims'; it must be one of ism"),
+        ("methods", ["ims"], "'ims'; it must be one of default"),
         ("budget", [math.nan], "nan; it must be above 0"),
     ],
 )
@@ -192,5 +200,5 @@ def test_the_table_is_aligned_markdown_of_the_means(small_case):
     assert [cell.strip() for cell in lines[2].strip("|").split("|")][:3] == ["ism", "15.00", "0.900"]
     assert " - |" in lines[3] and "1,500" in lines[2]
     assert list(report.brief(rows)["ism"]) == [
-        "psnr", "ssim", "iou", "sharpness", "faces", "color", "evaluations", "seconds", "cases",
+        "psnr", "ssim", "iou", "sharpness", "faces", "color", "mud", "fog", "evaluations", "seconds", "cases",
     ]  # fmt: skip

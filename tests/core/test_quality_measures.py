@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.quality.measures import color_error, faces, sharpness, ssim
+from demo.measures import color_error, faces, fog, mud, sharpness, ssim
 from lucid_core.cameras import turntable
 from lucid_core.gaussians import SH_C0, Splats
 from lucid_core.rasterize import rasterize
@@ -116,3 +116,47 @@ def test_faces_needs_opposite_views():
     truth, mask = ball(0)
     with pytest.raises(ValueError, match="images has 31 views; it must be an even number"):
         faces(truth[:31], truth[:31], mask[:31])
+
+
+@pytest.fixture
+def square():
+    """Two views of a square of 20 pixels in the middle of white: its silhouette, and it in red with a darker side."""
+    mask = torch.zeros(2, 40, 40)
+    mask[:, 10:30, 10:30] = 1
+    picture = torch.ones(2, 40, 40, 3)
+    picture[:, 10:30, 10:30] = torch.tensor([0.8, 0.1, 0.1])
+    picture[:, 10:30, 20:30] = torch.tensor([0.4, 0.05, 0.05])
+    return mask, picture
+
+
+def test_mud_is_the_share_of_the_pixels_of_a_foreign_hue(square):
+    """Of the 14 x 14 that lie 3 pixels inside the splat's outline."""
+    mask, picture = square
+    assert mud(picture, mask, picture, mask) == 0
+    assert mud(picture.flip(2), mask, picture, mask) == 0  # a true colour in the wrong place is none
+    spotted = picture.clone()
+    spotted[0, 13:20, 13:27] = torch.tensor([0.1, 0.7, 0.1])
+    assert mud(spotted, mask, picture, mask) == pytest.approx(0.25)
+    spotted[0, 10:13], spotted[1, :10] = 0.0, 0.5  # on the rim and outside
+    assert mud(spotted, mask, picture, mask) == pytest.approx(0.25)
+    assert mud(spotted, torch.zeros_like(mask), picture, mask) == 0
+
+
+def test_what_the_eye_takes_for_the_same_hue_is_no_mud(square):
+    """CIELAB of the red is a, b = (65, 48); blue of 0.12 moves b by 2, of 0.25 by 21."""
+    mask, picture = square
+    for blue, share in ((0.12, 0.0), (0.25, 1.0)):
+        other = torch.where(mask[..., None] > 0, torch.tensor([0.8, 0.1, blue]), picture)
+        assert mud(other, mask, picture, mask) == share
+
+
+def test_fog_is_the_mean_darkening_of_the_white_around(square):
+    """Beyond 3 pixels from the silhouette: 40 x 40 without 26 x 26."""
+    mask, picture = square
+    assert fog(picture, mask) == 0
+    foggy = picture.clone()
+    foggy[:, 0] -= 0.1
+    assert fog(foggy, mask) == pytest.approx(255 * 0.1 * 40 / (40 * 40 - 26 * 26), rel=1e-5)
+    near = picture.clone()
+    near[:, 7:33, 7:10] = 0.5
+    assert fog(near, mask) == 0

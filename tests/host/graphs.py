@@ -24,10 +24,14 @@ class Graph(dict):
 
 
 def workflow(**changes):
-    """workflows/api/text_to_splat.json with inputs changed by class: LucidDream={"steps": 3}. Tiny unless told otherwise."""
+    """workflows/api/text_to_splat.json with inputs changed by class: LucidDream={"steps": 3}.
+
+    Tiny, and ISM alone, unless told otherwise.
+    """
     graph = json.loads((ROOT / "workflows/api/text_to_splat.json").read_text(encoding="utf-8"))
     small = {
         "LucidPointCloud": {"count": 300},
+        "LucidISM": {"surface_share": 0.0},
         "LucidDream": {"steps": 2, "views": 1, "resolution": 64},
         "LucidSave": {"turntable_frames": 0, "filename_prefix": "test/splat"},
     }

@@ -16,6 +16,7 @@ from lucid_core import dream, ply
 from lucid_core.ism import PRESETS
 from lucid_core.pointcloud import PointCloud
 from lucid_core.sds import SDS
+from lucid_core.targets import PRESETS as TARGETS
 from workflows.api.client import ComfyError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,13 +159,22 @@ def test_text_to_splat_has_the_settings_of_the_cpu_preset():
     assert ism["preset"] == "cpu" and {name: ism[f"preset.{name}"] for name in settings} == settings
 
 
-def test_text_to_splat_sd_has_the_official_settings():
+def test_text_to_splat_sd_has_the_official_settings_but_one_view_and_image_targets():
+    """The official run asks its model 91,000 times, this one at most 10,000."""
     inputs = {node["class_type"]: node["inputs"] for node in load("text_to_splat_sd", "api").values()}
     settings = dataclasses.asdict(PRESETS["official"])
     assert {name: inputs["LucidISM"][f"preset.{name}"] for name in settings} == settings
     official = dream.PRESETS["official"]
     run = inputs["LucidDream"]
-    assert (run["preset"], run["steps"], run["views"]) == ("official", official.steps, official.views)
+    assert (run["preset"], run["steps"], run["views"]) == ("official", official.steps, 1)
+    share, targets = inputs["LucidISM"]["surface_share"], TARGETS["official"]
+    config = dataclasses.replace(official, views=1)
+    of_ism = evaluations_a_step(dataclasses.replace(workflow(), guidance=PRESETS["official"], config=config))
+    of_picture = targets.inversion_steps + 2 * targets.sampling_steps
+    of_targets = targets.asks(1.0, round(share * run["steps"])) * targets.views * of_picture
+    assert 7000 < (1 - share) * run["steps"] * of_ism + of_targets < 10_000
+    official_run = evaluations_a_step(dataclasses.replace(workflow(), guidance=PRESETS["official"], config=official))
+    assert official.steps * official_run == pytest.approx(91_000, rel=0.02)
     assert (run["resolution"], inputs["LucidPointCloud"]["count"]) == (512, 100_000)
     assert "LucidCameras" not in inputs  # the official ranges
 

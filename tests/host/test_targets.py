@@ -1,0 +1,132 @@
+"""Lucid Image Targets in the real host: alone, behind Lucid ISM, of other families, resumed, and refused."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from lucid_core.targets import PRESETS
+from workflows.api.client import ComfyError
+
+from .family_graphs import FamilyGraph
+from .graphs import node_of, ply_of, workflow
+from .test_nodes import summary_of
+
+FEW = {"views": 2, "fits": 2, "kept": 4, "inversion_steps": 1, "sampling_steps": 2, "last": 0.25}
+
+
+def targets_of(graph, ism, **settings):
+    """Lucid Image Targets, with what the Lucid ISM node `ism` asks."""
+    links = {name: graph[ism]["inputs"][name] for name in ("model", "vae", "prompt")}
+    values = {f"preset.{name}": value for name, value in (dataclasses.asdict(PRESETS["cpu"]) | FEW | settings).items()}
+    return {"class_type": "LucidTargets", "inputs": {**links, "preset": "cpu", **values}}
+
+
+def alone(seed, steps=8, **settings):
+    graph = workflow(LucidDream={"steps": steps, "seed": seed})
+    ism = node_of(graph, "LucidISM")
+    graph[ism] = targets_of(graph, ism, **settings)
+    return graph
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values()))
+
+
+def test_the_node_fits_the_splat_to_pictures_that_it_seldom_asks_for(client):
+    summary = summary_of(client.run(alone(201)))
+    rounds = 3  # in the first 6 of 8 steps
+    assert summary["steps"] == 8 and summary["evaluations"] == rounds * 2 * (1 + 2 * 2)
+
+
+def test_every_preset_sets_the_widgets_of_the_node_to_its_values(client):
+    spec = client.object_info()["LucidTargets"]["input"]["required"]["preset"][1]
+    for option in spec["options"]:
+        shown = {name: widget[1]["default"] for name, widget in option["inputs"]["required"].items()}
+        assert shown == dataclasses.asdict(PRESETS[option["key"]])
+
+
+def test_a_surface_share_is_the_second_part_of_the_run(client):
+    """As the node behind Lucid ISM by a Lucid Mix Guidance of the same share; resumed in it, the run is the run."""
+    share = workflow(LucidISM={"surface_share": 0.5}, LucidDream={"steps": 4, "seed": 202})
+    by_share = client.run(share)
+    mixed = workflow(LucidDream={"steps": 4, "seed": 202})
+    ism = node_of(mixed, "LucidISM")
+    mixed["targets"] = targets_of(mixed, ism, **dataclasses.asdict(PRESETS["cpu"]))
+    inputs = {"first": [ism, 0], "second": ["targets", 0], "mode": "sequence", "share": 0.5}
+    mixed["mix"] = {"class_type": "LucidMix", "inputs": inputs}
+    mixed[node_of(mixed, "LucidDream")]["inputs"]["guidance"] = ["mix", 0]
+    assert same(ply_of(client, by_share), ply_of(client, client.run(mixed)))
+
+    share[node_of(share, "LucidDream")]["inputs"]["resume"] = summary_of(by_share)["checkpoint"]
+    assert same(ply_of(client, by_share), ply_of(client, client.run(share)))
+
+
+def test_the_same_seed_gives_the_same_splat(client):
+    first, other = ply_of(client, client.run(alone(203))), ply_of(client, client.run(alone(204)))
+    again = alone(203)
+    again[node_of(again, "LucidSave")]["inputs"]["filename_prefix"] = "test/again"
+    again[node_of(again, "LucidDream")]["inputs"]["checkpoint_minutes"] = 4.0  # so that it is made anew
+    assert same(first, ply_of(client, client.run(again))) and not same(first, other)
+
+
+@pytest.mark.usefixtures("families")
+@pytest.mark.parametrize("family", ["sd2_v", "sdxl", "flux", "qwen_image", "cosmos"])
+def test_every_kind_of_family_makes_pictures(client, family):
+    """Noise, v and flow prediction, a VAE of video, EDM."""
+    graph = FamilyGraph(family)
+    graph.dream(steps=4, views=1)
+    ism = node_of(graph, "LucidISM")
+    graph[ism] = targets_of(graph, ism)
+    splats = ply_of(client, client.run(graph))
+    assert all(x.isfinite().all() for x in vars(splats).values())
+
+
+def with_lcm(graph):
+    ism = node_of(graph, "LucidISM")
+    sampling = {"model": graph[ism]["inputs"]["model"], "sampling": "lcm", "zsnr": False}
+    graph["lcm"] = {"class_type": "ModelSamplingDiscrete", "inputs": sampling}
+    graph[ism]["inputs"]["model"] = ["lcm", 0]
+    return graph
+
+
+def test_a_model_that_is_sampled_as_lcm_is_refused_and_isms_offered(client):
+    graph = with_lcm(workflow())
+    client.run(graph)  # ISM alone asks it
+    ism = node_of(graph, "LucidISM")
+    graph[ism]["inputs"]["surface_share"] = 0.5
+    with pytest.raises(ComfyError, match=r"Lucid ISM: the model is sampled as LCM.*use Lucid ISM"):
+        client.run(graph)
+    graph[ism] = targets_of(graph, ism)
+    with pytest.raises(ComfyError, match=r"Lucid Image Targets: the model is sampled as LCM"):
+        client.run(graph)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"t_last": 0.9}, r"Lucid Image Targets: t_last is 0\.9; it must be at most t \(0\.2\)"),
+        ({"kept": 1}, r"Lucid Image Targets: kept is 1; it must be at least views \(2\)"),
+        ({"t_spread": 0.4}, r"Lucid Image Targets: t_spread is 0\.4"),
+        ({"views": 0}, "views"),
+    ],
+)
+def test_bad_settings_are_refused_before_a_model_is_loaded(client, settings, message):
+    graph = alone(205, **settings)
+    graph[node_of(graph, "CheckpointLoaderSimple")] = {"class_type": "LucidTestNeverLoaded", "inputs": {}}
+    with pytest.raises(ComfyError, match=message):
+        client.run(graph)
+
+
+@pytest.mark.parametrize("mode", ["add", "alternate"])
+def test_pictures_are_no_gradient_to_add(client, mode):
+    graph = workflow(LucidDream={"steps": 4, "seed": 206})
+    ism = node_of(graph, "LucidISM")
+    graph["targets"] = targets_of(graph, ism)
+    graph["mix"] = {
+        "class_type": "LucidMix",
+        "inputs": {"first": [ism, 0], "second": ["targets", 0], "mode": mode, "share": 0.5},
+    }
+    graph[node_of(graph, "LucidDream")]["inputs"]["guidance"] = ["mix", 0]
+    with pytest.raises(ComfyError, match=f"Lucid Mix Guidance: mode is '{mode}'; it must be switch or sequence"):
+        client.run(graph)
