@@ -6,7 +6,7 @@ and memory do not depend on the weights. How alike the gradients of the two are 
 kept: bytes that autograd holds between the pass there and the pass back, without the weights; "host x" is this over what the
 host estimates for a pass without gradients (1767 numbers a pixel), a view. peak: how far memory rises on both ways together (of
 the GPU, or of the process on Linux). "1, in blocks": the encoder's blocks are computed again one by one, as is done where not
-even one view's graph has room.
+even one view's graph has room. "as targets": encoded and decoded without gradients, as for the pictures of image targets.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ def encoders(device: str, views: int) -> list[tuple[str, torch.dtype, str, Encod
     full, tiny = diffusers.AutoencoderKL(**SD_VAE), diffusers.AutoencoderTiny()
     of_full = lambda vae, x: vae.encode(x).latent_dist.mode()
     of_tiny = lambda vae, x: vae.encode(x).latents
+    pictured = torch.no_grad()(lambda vae, ask, x: vae.decode(ask(vae, x)).sample)
     dtypes = (torch.float32, torch.bfloat16) if device == "cpu" else (torch.float32, torch.bfloat16, torch.float16)
     found = []
     for name, vae, ask in (("SD", full, of_full), ("TAESD", tiny, of_tiny)):
@@ -87,6 +88,10 @@ def encoders(device: str, views: int) -> list[tuple[str, torch.dtype, str, Encod
             for at_a_time, own, size in ((f"{views}", whole, views), ("1", whole, 1), ("1, in blocks", blocks, 1)):
                 encode = lambda x, own=own, ask=ask, dtype=dtype: encode_in(dtype, lambda p: ask(own, p), x)
                 found.append((name, dtype, at_a_time, encode, size))
+            picture = lambda x, own=whole, ask=ask, dtype=dtype: encode_in(dtype, lambda p: pictured(own, ask, p), x)
+            found.append((name, dtype, f"{views}, as targets", picture, views))
+            each = lambda x, picture=picture: torch.cat([picture(view) for view in x.split(1)])
+            found.append((name, dtype, "1, as targets", each, views))
     return found
 
 
@@ -99,8 +104,9 @@ def timed(encode: Encode, images: Tensor, size: int) -> float:
     """Seconds there and back."""
     begun = time.perf_counter()
     pixels, latents = encoded(encode, images, size)
-    latents.sum().backward()
-    pixels.grad.sum().item()
+    if latents.requires_grad:
+        latents.sum().backward()
+        pixels.grad.sum().item()
     return time.perf_counter() - begun
 
 
@@ -113,8 +119,7 @@ def kept_bytes(encode: Encode, images: Tensor, size: int) -> int:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        _, latents = encoded(encode, images, size)
-    assert latents.requires_grad
+        encoded(encode, images, size)
     return sum(storages.values())
 
 

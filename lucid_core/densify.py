@@ -80,17 +80,24 @@ class Densifier:
             )
             self.state = self.strategy.initialize_state(scene_scale=1.0)
 
+    def forget_gradients(self) -> None:
+        """Drop the statistic of the growth."""
+        for name in ("grad2d", "count"):
+            if isinstance(self.state.get(name), Tensor):
+                self.state[name].zero_()
+
     def before_backward(self, params: dict[str, Parameter], optimizers: dict[str, Optimizer], step: int, info: dict) -> None:
         self.strategy.step_pre_backward(params, optimizers, self.state, step, info)
 
     def after_backward(
         self, params: dict[str, Parameter], optimizers: dict[str, Optimizer], before: int, step: int, info: dict,
-        generator: Generator, may_reset: bool = True,
+        generator: Generator, fit_grad2d: float | None = None,
     ) -> None:  # fmt: skip
         """Gather statistics; at its times grow, prune and reset. Call after the optimisers' step.
 
-        `before` is the step of the last call: what was due in between is done now, once. may_reset: False leaves opacities as
-        they are, because a model is soon asked for pictures of what it sees.
+        `before` is the step of the last call: what was due in between is done now, once. fit_grad2d: in a step that fits
+        pictures, the threshold in place of `grow_grad2d`, which is one of a guidance's far larger gradients; opacities are then
+        not reset, because the model is soon asked for pictures of what it sees.
         """
         reset, step = latest(before, step, self.reset_every), latest(before, step, self.strategy.refine_every)
         with _seeded(generator, params["means"].device):
@@ -99,8 +106,9 @@ class Densifier:
                     lr = optimizers["means"].param_groups[0]["lr"]
                     self.strategy.step_post_backward(params, optimizers, self.state, step, info, lr=lr)
                 return
+            self.strategy.grow_grad2d = self.config.grow_grad2d if fit_grad2d is None else fit_grad2d
             self.strategy.step_post_backward(params, optimizers, self.state, step, info)
-        if may_reset and self.reset_every and reset < self.stop and reset % self.reset_every == 0:
+        if fit_grad2d is None and self.reset_every and reset < self.stop and reset % self.reset_every == 0:
             ops = load("gsplat.strategy.ops", "gsplat")
             ops.reset_opa(params, optimizers, self.state, value=2 * self.config.prune_opacity)
 

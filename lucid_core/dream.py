@@ -206,7 +206,7 @@ def distil(
             asked = teacher.map(lambda one, size=size: replace(one, prior=SplitPrior(one.prior, size)))
             run.undo()
             continue
-        update(run, info, config, at, may_reset=not fitted)
+        update(run, info, config, at, phase.teacher.guidance if fitted else None)
         finished = frozen(activate(run.params).detach(), start, config)
         require_finite({f"{name} of the splat": value for name, value in vars(finished).items()}, run.step + 1, config)
         run.finish(at, loss, teacher.evaluations - evaluations)
@@ -301,8 +301,8 @@ def ask(
     return Replay(seen_by.viewmats, seen_by.Ks, backgrounds, pictures, asked)
 
 
-def update(run: Run, info: dict, config: DreamConfig, at: int, may_reset: bool = True) -> None:
-    """Step the parameters by their gradients, then densify; `at` is the step of the schedules. See Densifier.after_backward."""
+def update(run: Run, info: dict, config: DreamConfig, at: int, targets: ImageTargets | None = None) -> None:
+    """Step the parameters by their gradients, then densify; `at` is the step of the schedules, `targets` what was fitted."""
     params, step = run.params, run.step + 1
     require_finite({f"the gradient of {name}": param.grad for name, param in params.items()}, step, config)
     if config.clip_norm:
@@ -314,7 +314,8 @@ def update(run: Run, info: dict, config: DreamConfig, at: int, may_reset: bool =
     if not config.freeze_color:
         keep_colors(params)
     if not config.freeze_geometry:
-        run.densifier.after_backward(params, run.optimizers, run.at, at, info, run.generator, may_reset)
+        grow = targets.grow_grad2d if targets else None
+        run.densifier.after_backward(params, run.optimizers, run.at, at, info, run.generator, grow)
     if len(params["means"]) == 0:
         raise RuntimeError(f"every Gaussian was pruned at step {step} of {config.steps}; start from more opaque ones")
 

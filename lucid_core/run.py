@@ -54,9 +54,10 @@ class Run:
         self.seconds = checkpoint.seconds
 
     def forget_gradients(self) -> None:
-        """Begin Adam's moments anew, for a loss whose gradients are of another size."""
+        """Begin Adam's moments and the growth's statistic anew, for a loss whose gradients are of another size."""
         for optimizer in self.optimizers.values():
             optimizer.state.clear()
+        self.densifier.forget_gradients()
 
     def undo(self) -> None:
         """Back to the end of the last step, from anywhere before `begin_update`."""

@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from .checks import check_bounds, require, setting
+from .densify import NO_GROWTH
 from .ism import inversion_times
 from .prior import Conds, Prior
 from .score import MIN_T, eps, gaussian, guided_eps, invert
@@ -52,6 +53,10 @@ class ImageTargets:
     sampling_steps: int = setting(4, 1, 100, "Steps of the DDIM sampling from the noise to the picture.", step=1)
     kept: int = setting(48, 1, 1000, "Pictures that are fitted at a time: the newest ones.", step=1)
     rate: float = setting(2.0, 1e-3, 100, "Learning rates of these steps, as a share of those of Lucid Dream.")
+    grow_grad2d: float = setting(
+        2e-4, 0, NO_GROWTH, "Mean gradient, in half image widths, above which a splat is split or copied in these steps, at "
+        f"the times that Lucid Dream has. Lower is sharper, with more splats; {NO_GROWTH:g} = nothing grows.", step=1e-5,
+    )  # fmt: skip
     scale_weight: float = setting(
         0.01, 0, 1e6, "Weight of the mean size of the Gaussians beside the difference of the pictures. Higher is sharper, with "
         " more splats; 0 = none.", step=0.001,
