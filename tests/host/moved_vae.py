@@ -2,10 +2,10 @@
 
     python tests/host/moved_vae.py COMFYUI_DIR CHECKPOINT
 
-prints as JSON the largest difference to the gradient before: after the weights were made anew in inference mode, as the host
-moves them to a GPU for a ControlNet's hint, and after most of them were let go; and whether all are loaded then. And how many
-of the host's prefetch queues are left after a model call that ran out of memory, and after one that left an allocation graph
-open.
+prints as JSON the largest difference to the gradient before, and its unit (see rounding.py): after the weights were made anew
+in inference mode, as the host moves them to a GPU for a ControlNet's hint, and after most of them were let go; and whether all
+are loaded then. And how many of the host's prefetch queues are left after a model call that ran out of memory, and after one
+that left an allocation graph open.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from families import ROOT, become_the_host  # run as a script, this lies beside it
+
+sys.path.append(str(ROOT / "tests" / "support"))
+from rounding import difference, rounding_of
 
 
 def main() -> None:
@@ -48,9 +51,10 @@ def main() -> None:
         patcher.partially_load(patcher.load_device, 1.0)
         held = patcher.loaded_size()
         low = gradient()
-        distance = lambda a: float((a - whole).abs().max() / whole.abs().max())
         all_held = held < patcher.loaded_size() == patcher.model_size()
-        return {"moved": distance(moved), "low": distance(low), "loaded again": all_held, **queues_left(prior, prompts)}
+        differences = {"moved": difference(moved, whole), "low": difference(low, whole)}
+        rounding = rounding_of(gradient, whole)
+        return {**differences, "rounding": rounding, "loaded again": all_held, **queues_left(prior, prompts)}
 
     def queues_left(prior, prompts):
         queues, answers = comfy.model_prefetch, prior._answers

@@ -6,12 +6,17 @@ import itertools
 import os
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.samplers
 import torch
 from comfy_api.latest import IO, ComfyExtension, Types
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "support"))  # rounding.py
+
+from rounding import difference, rounding_of
 
 from . import control, device, families, memory, pace
 
@@ -166,7 +171,7 @@ class LucidTestLoaded(IO.ComfyNode):
 
 
 class LucidTestPrior(IO.ComfyNode):
-    """Largest differences between HostPrior's answers and the host's own ways to the same numbers."""
+    """Largest differences between HostPrior's answers and the host's own ways to the same numbers, with their units."""
 
     @classmethod
     def define_schema(cls):
@@ -182,19 +187,20 @@ class LucidTestPrior(IO.ComfyNode):
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(2, 4, 16, 16, generator=generator)
         images = torch.rand(2, 128, 128, 3, generator=generator)
-        sigmas = torch.tensor([3.0, 2.5])
-        # One Euler step of the host's sampler: x' = x + (s' - s) (x - z0) / s, so z0 follows from x'.
-        x = 3.0 * noise
-        stepped = comfy.samplers.sample(
-            model, noise, prompt.views[0], prompt.views[0], 1.0, model.load_device, comfy.samplers.sampler_object("euler"),
-            sigmas, latent_image=torch.zeros_like(noise), disable_pbar=True, seed=0,
-        )  # fmt: skip
-        stepped = model.model.process_latent_in(stepped)
-        z0 = x - 3.0 * (stepped - x) / (2.5 - 3.0)
-        encoded = model.model.process_latent_in(vae.encode(images))
+        x, sigmas = 3.0 * noise, torch.tensor([3.0, 0.0])
+
+        def stepped():
+            """One Euler step of the host's sampler, to sigma 0: z0."""
+            z0 = comfy.samplers.sample(
+                model, noise, prompt.views[0], prompt.views[0], 1.0, model.load_device, comfy.samplers.sampler_object("euler"),
+                sigmas, latent_image=torch.zeros_like(noise), disable_pbar=True, seed=0,
+            )  # fmt: skip
+            return model.model.process_latent_in(z0)
+
+        encode = lambda: model.model.process_latent_in(vae.encode(images))
+        z0, encoded = stepped(), encode()
 
         def body(prior, prompts):
-            difference = lambda a, b: float((a - b).abs().max())
             (ours,) = prior.denoise(x, 3.0, [prompts.views[0]])
             each = [prior.denoise(x, 3.0, [cond])[0] for cond in (prompts.views[0], prompts.views[2])]
             rows = prior.blend(list(prompts.views), torch.tensor([[1.0, 0, 0, 0], [0, 0, 1.0, 0]]))
@@ -204,7 +210,9 @@ class LucidTestPrior(IO.ComfyNode):
             latents.square().sum().backward()
             return {
                 "denoise": [difference(ours, z0)],
+                "rounding": [rounding_of(stepped, z0)],
                 "encode": [difference(latents, encoded)],
+                "encode rounding": [rounding_of(encode, encoded)],
                 "rows": [max(difference(together[0], each[0][0]), difference(together[1], each[1][1]))],
                 "sigma": [prior.sigma(1.0), prior.sigma(0.0)],
                 "gradient": [float(pixels.grad.abs().min(dim=0).values.max())],

@@ -14,12 +14,13 @@ import comfy.samplers
 import comfy.t2i_adapter.adapter
 import torch
 from comfy_api.latest import IO
+from rounding import difference, rounding_of
 
 import nodes
 
 from . import controlnets
 
-SIGMA, NEXT = 3.0, 2.5
+SIGMA = 3.0
 PROMPT = IO.Custom("LUCID_PROMPT")
 NETS = [IO.ControlNet, IO.ModelPatch]
 
@@ -30,18 +31,17 @@ def module_of(name):
 
 
 def hosts_z0(model, noise, cond):
-    """z0 from one Euler step of the host's sampler, as in LucidTestPrior; in a flow, sigma is t / (1 - t)."""
+    """z0 from one Euler step of the host's sampler to sigma 0; in a flow, sigma is t / (1 - t)."""
     flow = isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
-    levels = torch.tensor([sigma / (1 + sigma) if flow else sigma for sigma in (SIGMA, NEXT)])
+    levels = torch.tensor([SIGMA / (1 + SIGMA) if flow else SIGMA, 0.0])
     video = model.model.latent_format.latent_dimensions == 3  # of one frame
     hosts = noise.unsqueeze(2) if video else noise
     stepped = comfy.samplers.sample(
         model, hosts, cond, cond, 1.0, model.load_device, comfy.samplers.sampler_object("euler"),
         levels, latent_image=torch.zeros_like(hosts), disable_pbar=True, seed=0,
     )  # fmt: skip
-    stepped = model.model.process_latent_in(stepped)  # of a flow, divided by 1 - t
-    x = SIGMA * noise
-    return x - SIGMA * ((stepped.squeeze(2) if video else stepped) - x) / (NEXT - SIGMA)
+    stepped = model.model.process_latent_in(stepped)
+    return stepped.squeeze(2) if video else stepped
 
 
 def settings():
@@ -51,7 +51,7 @@ def settings():
 class LucidTestHints(IO.ComfyNode):
     """A ControlNet that encodes its hints (as those of Qwen-Image do): is each of a batch encoded by itself, and does it fit?
 
-    "each": the largest difference; "refused": what is said where it does not fit `model`.
+    "taken", "chained": the largest differences; "rounding": their unit; "refused": what is said where it does not fit `model`.
     """
 
     @classmethod
@@ -71,7 +71,8 @@ class LucidTestHints(IO.ComfyNode):
         ):
             control.show([own], hints)
             encoded = own.vae.encode(own.cond_hint_original.movedim(1, -1))
-            found[way] = [float((encoded - torch.cat([vae.encode(hint[None]) for hint in hints])).abs().max())]
+            each = lambda: torch.cat([vae.encode(hint[None]) for hint in hints])
+            found[way], found["rounding"] = [difference(encoded, each())], [rounding_of(each)]
         try:
             control.require_fit(model, [net])
         except ValueError as error:
@@ -83,7 +84,7 @@ class LucidTestControl(IO.ComfyNode):
     """Largest differences between the prior's answers under `controlled` and the host's under its own Apply ControlNet.
 
     `plain` is the prompt without controls; `net` and `second` are the controls in order, with the same settings. Each of two
-    views has its own hint, the host is asked about one view at a time.
+    views has its own hint, the host is asked about one view at a time. "rounding": the unit of these differences.
     """
 
     @classmethod
@@ -104,8 +105,9 @@ class LucidTestControl(IO.ComfyNode):
         noise = torch.randn(2, model.model.latent_format.latent_channels, 8, 8, generator=generator)
         nets = [each for each in (net, second) if each is not None]
         hints = [torch.rand(2, 64, 64, 3, generator=generator) for _ in nets]
-        theirs_y, theirs_n = [], []
-        for b in range(2):
+
+        def hosts(b):
+            """z0 of view b for the prompt and for the negative one."""
             y, n, patched = plain.views[0], plain.negative, model
             for each, hint in zip(nets, hints):
                 if isinstance(each, comfy.model_patcher.ModelPatcher):  # most nodes of these have no range: 0.9 is out of it
@@ -113,13 +115,14 @@ class LucidTestControl(IO.ComfyNode):
                 else:
                     apply = nodes.ControlNetApplyAdvanced().apply_controlnet
                     y, n = apply(y, n, each, hint[b : b + 1], strength, start, end, vae)
-            theirs_y.append(hosts_z0(patched, noise[b : b + 1], y))
-            theirs_n.append(hosts_z0(patched, noise[b : b + 1], n))
-        theirs_y, theirs_n = torch.cat(theirs_y), torch.cat(theirs_n)
+            return torch.stack([hosts_z0(patched, noise[b : b + 1], cond)[0] for cond in (y, n)])
+
+        both = lambda: torch.stack([hosts(0), hosts(1)], 1)
+        theirs_y, theirs_n = theirs = both()
+        rounding = rounding_of(both, theirs)
         without, inverse = (hosts_z0(model, noise, cond) for cond in (plain.views[0], plain.inverse))
 
         def body(prior, prompts):
-            difference = lambda a, b: float((a - b).abs().max())
             prior.show(hints)
             front = torch.tensor([[1.0, 0, 0, 0]] * 2)
             ask = lambda prior, *conds: prior.denoise(SIGMA * noise, SIGMA, list(conds))
@@ -137,6 +140,7 @@ class LucidTestControl(IO.ComfyNode):
                 "other batches": [*map(difference, three, (theirs_y, theirs_n, theirs_y))],
                 "parts": [*map(difference, parts, (theirs_y, theirs_n))],
                 "inverse": [difference(ask(prior, prompts.inverse)[0], inverse)],
+                "rounding": [rounding],
                 "effect": [difference(ours_y, without)],
                 "swapped": [difference(swapped, ours_y)],
                 "hints": [hint.kind for hint in prompts.hints],
@@ -237,8 +241,9 @@ class LucidTestAdapter(IO.ComfyNode):
                 alone = new().set_cond_hint(copy.copy(hint[row % rows][None].movedim(-1, 1)), 0.7)
                 single = alone.get_control(x[:1], torch.ones(1), {}, 1, {})["input"]
                 pairs = [(a, b) for a, b in zip(together, single) if a is not None]
-                found += [float((a.expand(len(x), -1, -1, -1)[row] - b[0]).abs().max()) for a, b in pairs]
-        return IO.NodeOutput(ui={"differences": found, "size": [float(single[0].abs().max())]})
+                found += [difference(a.expand(len(x), -1, -1, -1)[row], b[0]) for a, b in pairs]
+        ask = lambda: torch.cat([x.flatten() for x in network(hint.movedim(-1, 1)) if x is not None])
+        return IO.NodeOutput(ui={"differences": found, "rounding": [rounding_of(ask)], "size": [float(single[0].abs().max())]})
 
 
 NODES = [

@@ -10,6 +10,7 @@ import comfy.samplers
 import comfy.supported_models
 import torch
 from comfy_api.latest import IO
+from rounding import difference, rounding_of
 
 COSMOS = {
     "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16, "out_channels": 16, "patch_spatial": 2,
@@ -49,10 +50,6 @@ BUILT = {  # family: the host's configuration of it, and what its detection woul
 def pack_host():
     """nodes/host of the pack under test, as the host imported it."""
     return next(m for name, m in sys.modules.items() if name.endswith("lucid_ism.nodes.host"))
-
-
-def difference(a, b):
-    return float((a - b).abs().max())
 
 
 class LucidTestWiden(IO.ComfyNode):
@@ -133,7 +130,8 @@ class LucidTestEuler(IO.ComfyNode):
     """Euler steps of the host's sampler and as many in variance-exploding form through HostPrior, from the same noise.
 
     "after": the largest difference between their latents. "moved": how far they went. "z": a few values of where ours ended.
-    "vae": the largest difference between what HostPrior and the host's VAE make of two images, and of their latents.
+    "vae": the largest differences between what HostPrior and the host's VAE make of two images, and of their latents.
+    "rounding", "vae rounding": the units of these differences (see rounding.py).
     """
 
     @classmethod
@@ -158,9 +156,12 @@ class LucidTestEuler(IO.ComfyNode):
         start = model.model.process_latent_out(hosts(scaled))
         times = torch.linspace(0.9, 0.05, steps + 1).tolist()
         images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(2))
-        each = torch.cat([vae.encode(image[None]) for image in images])  # together they would be a video's frames
-        theirs_encoded = ours_of(model.model.process_latent_in(each))
-        theirs_decoded = torch.cat([vae.decode(z[None]).reshape(1, 64, 64, 3) for z in each])
+        # Together they would be a video's frames.
+        encode = lambda: ours_of(model.model.process_latent_in(torch.cat([vae.encode(image[None]) for image in images])))
+        theirs_encoded = encode()
+        each = model.model.process_latent_out(hosts(theirs_encoded))
+        decode = lambda: torch.cat([vae.decode(z[None]).reshape(1, 64, 64, 3) for z in each])
+        theirs_decoded = decode()
 
         def body(prior, prompts):
             sigmas = [prior.sigma(t) for t in times]
@@ -170,27 +171,33 @@ class LucidTestEuler(IO.ComfyNode):
                 e = [(z - z0) / sigma for z0 in prior.denoise(z, sigma, asked)]
                 z = z + (below - sigma) * prior.guide(z, sigma, asked, e, cfg)
             encoded = prior.encode(images)
-            vae_differs = max(difference(encoded, theirs_encoded), difference(prior.decode(encoded), theirs_decoded))
-            return {"z": z, "sigmas": sigmas, "ends": [prior.sigma(0.0), prior.sigma(1.0)], "vae": [vae_differs]}
+            differences = [difference(encoded, theirs_encoded), difference(prior.decode(theirs_encoded), theirs_decoded)]
+            return {"z": z, "sigmas": sigmas, "ends": [prior.sigma(0.0), prior.sigma(1.0)], "vae": differences}
 
         guidance = SimpleNamespace(model=model, vae=vae, prompt=prompt)
         ours = pack_host().with_prior(guidance, 2, 64, body)
         sampling = model.get_model_object("model_sampling")
         flow = hasattr(sampling, "shift") and not hasattr(sampling, "log_sigmas")
         levels = [sigma / (1 + sigma) if flow else sigma for sigma in ours["sigmas"]]
-        theirs = comfy.samplers.sample(
-            model, hosts(noise), prompt.views[0], prompt.negative, cfg, model.load_device,
-            comfy.samplers.sampler_object("euler"), torch.tensor(levels), latent_image=start, disable_pbar=True, seed=0,
-        )  # fmt: skip
-        # The host's sampler gives the noisy latent divided by 1 - level, which in a flow is our form too.
-        theirs = ours_of(model.model.process_latent_in(theirs))
+
+        def sample():
+            latent = comfy.samplers.sample(
+                model, hosts(noise), prompt.views[0], prompt.negative, cfg, model.load_device,
+                comfy.samplers.sampler_object("euler"), torch.tensor(levels), latent_image=start, disable_pbar=True, seed=0,
+            )  # fmt: skip
+            # The host's sampler gives the noisy latent divided by 1 - level, which in a flow is our form too.
+            return ours_of(model.model.process_latent_in(latent))
+
+        theirs = sample()
         return IO.NodeOutput(
             ui={
                 "after": [difference(ours["z"], theirs)],
+                "rounding": [rounding_of(sample, theirs)],
                 "moved": [difference(theirs, scaled + ours["sigmas"][0] * noise)],
                 "sigmas": ours["sigmas"],
                 "ends": ours["ends"],
                 "vae": ours["vae"],
+                "vae rounding": [rounding_of(encode, theirs_encoded), rounding_of(decode, theirs_decoded)],
                 "z": ours["z"].flatten()[::37].tolist(),
             }
         )
@@ -201,6 +208,7 @@ class LucidTestBlend(IO.ComfyNode):
 
     "average": two views blended half and half, against one Euler step of the host with the CONDITIONING `average`; "alone":
     rows of one view each, against that view by itself; "mixed": the same half and half, against the mean of both answers.
+    "rounding": the unit of all three.
     """
 
     @classmethod
@@ -232,6 +240,7 @@ class LucidTestBlend(IO.ComfyNode):
                 "mixed": [difference(both, (front + back) / 2)],
                 "apart": [difference(front, back)],
                 "entries": [len(prior.blend(views, half))],
+                "rounding": [max(rounding_of(lambda: ask(views[0]), front), rounding_of(lambda: ask(views[2]), back))],
             }
             if average is not None:
                 found["average"] = [difference(both, one_step(model, average, z))]
@@ -241,12 +250,12 @@ class LucidTestBlend(IO.ComfyNode):
 
 
 def one_step(model, conditioning, z):
-    """z0 at sigma 3 by one Euler step of the host's sampler on noise prediction: x' = x + (s' - s) (x - z0) / s."""
+    """z0 at sigma 3: one Euler step of the host's sampler, to sigma 0."""
     stepped = comfy.samplers.sample(
         model, z / 3, conditioning, conditioning, 1.0, model.load_device, comfy.samplers.sampler_object("euler"),
-        torch.tensor([3.0, 2.5]), latent_image=torch.zeros_like(z), disable_pbar=True, seed=0,
+        torch.tensor([3.0, 0.0]), latent_image=torch.zeros_like(z), disable_pbar=True, seed=0,
     )  # fmt: skip
-    return z - 3.0 * (model.model.process_latent_in(stepped) - z) / (2.5 - 3.0)
+    return model.model.process_latent_in(stepped)
 
 
 SEEN = []  # of LucidTestAttention

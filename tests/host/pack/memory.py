@@ -8,6 +8,7 @@ import comfy.taesd.taesd
 import torch
 from comfy_api.latest import IO
 from comfy_api.torch_helpers import set_torch_compile_wrapper
+from rounding import difference, rounding_of
 
 
 def vae_module():
@@ -16,7 +17,10 @@ def vae_module():
 
 
 class LucidTestVae(IO.ComfyNode):
-    """The gradient of an image through GradientVAE, loaded in several ways: its distance to the gradient when all is loaded."""
+    """The gradient of an image through GradientVAE, loaded in several ways: its distance to the gradient when all is loaded.
+
+    "rounding", "encode rounding", "decode rounding": the units of the distances (see rounding.py).
+    """
 
     @classmethod
     def define_schema(cls):
@@ -31,6 +35,7 @@ class LucidTestVae(IO.ComfyNode):
             cpu, size = made.patcher.load_device, made.memory_required(64)
             comfy.model_management.load_models_gpu([made.patcher])
             whole, latents = cls.gradient(made, images)
+            rounding = rounding_of(lambda: cls.gradient(made, images)[0], whole)
             whole_kept = cls.kept(made, images)
             made.fit(2, 64, 1.5 * size)
             parts, _ = cls.gradient(made, images)
@@ -46,13 +51,16 @@ class LucidTestVae(IO.ComfyNode):
             kept = cls.kept(made, images) / whole_kept
             decoded = made.decode(latents)
             made.release()
-        distance = lambda a: float((a - whole).abs().max() / whole.abs().max())
+        distance = lambda a: difference(a, whole)
+        encoded, decoded_by_host = cls.encoded(vae, images), cls.decoded(vae, latents)
         return IO.NodeOutput(
             ui={
+                "rounding": [rounding], "encode rounding": [rounding_of(lambda: cls.encoded(vae, images), encoded)],
+                "decode rounding": [rounding_of(lambda: cls.decoded(vae, latents), decoded_by_host)],
                 "parts": [distance(parts)], "fitting": [fitting], "blocks": [distance(blocks)], "kept": [kept],
                 "low": [distance(low)], "lowvram": [lowvram], "loaded": [loaded], "gradient": [float(whole.abs().max())],
-                "encode": [float((latents - cls.encoded(vae, images)).abs().max())], "shape": list(latents.shape),
-                "decode": [float((decoded - cls.decoded(vae, latents)).abs().max())], "decoded": list(decoded.shape),
+                "encode": [difference(latents, encoded)], "shape": list(latents.shape),
+                "decode": [difference(decoded, decoded_by_host)], "decoded": list(decoded.shape),
             }
         )  # fmt: skip
 
