@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +24,7 @@ from .prior import OutOfMemory, Prior, SplitPrior, is_out_of_memory
 from .rasterize import Render, RenderError, device_for, rasterize, slowdown, to_device
 from .refine import joined, limited
 from .run import Run
-from .score import Guidance
+from .score import Guidance, PixelGradient
 from .targets import ImageTargets, Replay
 from .teacher import Phase, Teacher, Teachers
 from .views import Prompts
@@ -91,13 +92,28 @@ class DreamConfig:
     flip_share: float = setting(0.5, 0, 1, "Share of the steps whose views are mirrored.")
     disparity_share: float = setting(0.2, 0, 1, "Share of the steps in which the model sees the disparity image.")
     scale_jitter: float = setting(0.112, 0, 10, "Relative noise on the Gaussians' sizes while training.", step=0.001)
+    image_residual: bool = setting(False, 0, 1, "Pulls a view to the picture that the model makes of it, in place of the "
+                                   "gradient through the VAE's encoder: clean colours, no VAE graph in memory.")  # fmt: skip
+    pixel_limit: float = setting(
+        0.0, 0, 1e6, "Most that a channel of a pixel may pull, against speckle; 0 = what the method or the model needs.",
+        step=0.001,
+    )  # fmt: skip
+    pixel_average: int = setting(
+        1, 1, 64, "Size in pixels of the squares over which the pull is averaged, such as a VAE's 8; 1 = none.", step=1
+    )
     densify: Densify = field(default_factory=Densify)
 
     def __post_init__(self) -> None:
         check_bounds(self)
         require(self.resolution % 8 == 0, "resolution", self.resolution, "a multiple of 8")
+        fits = self.resolution % self.pixel_average == 0
+        require(fits, "pixel_average", self.pixel_average, f"a divisor of the resolution ({self.resolution})")
         both = self.freeze_geometry and self.freeze_color
         require(not both, "freeze_color", self.freeze_color, "off where freeze_geometry is on: nothing could change")
+
+    @property
+    def pixels(self) -> PixelGradient:
+        return PixelGradient(self.image_residual, self.pixel_limit or math.inf, self.pixel_average)
 
 
 PRESETS = {
@@ -238,7 +254,7 @@ def backpropagate(
     # 2. what the teacher would change about them
     images, mirrored = guided_images(render, disparity, config, generator)
     hints = lambda wanted: images_of(wanted, render, seen_by, mirrored, backend)
-    pull = phase.teacher.pull(images, views, progress, generator, hints)
+    pull = phase.teacher.pull(images, views, progress, generator, hints, config.pixels)
     run.wanted = pull.wanted
 
     # 3. guidance and regularisers

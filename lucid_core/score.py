@@ -17,6 +17,7 @@ from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import avg_pool2d
 
 from .checks import check_bounds, require, setting
 from .prior import Cond, Conds, Prior
@@ -125,6 +126,26 @@ def offset_noise(like: Tensor, generator: Generator) -> Tensor:
 def fixed_noise(like: Tensor, generator: Generator) -> Tensor:
     """One offset noise for the whole run: it follows from the run's seed, not from how far the run is."""
     return offset_noise(like, Generator().manual_seed(generator.initial_seed() ^ FIXED_NOISE))
+
+
+@dataclass(frozen=True)
+class PixelGradient:
+    """What a gradient of the views (B, H, W, 3) is like.
+
+    residual: in place of the gradient through the VAE's encoder, the view less the picture that the model makes of it.
+    limit: see `limit_pixels`; inf = what the method or the model needs. average: see `average_pixels`.
+    """
+
+    residual: bool = False
+    limit: float = math.inf
+    average: int = 1
+
+
+def average_pixels(images: Tensor, size: int) -> None:
+    """Give what backpropagation brings to `images` (B, H, W, 3) its mean over squares of `size` pixels, a divisor of H, W."""
+    if size > 1:
+        pooled = lambda grad: avg_pool2d(grad.movedim(-1, 1), size).repeat_interleave(size, 2).repeat_interleave(size, 3)
+        images.register_hook(lambda grad: pooled(grad).movedim(1, -1))
 
 
 def limit_pixels(images: Tensor, limit: float) -> None:

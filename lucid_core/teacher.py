@@ -14,7 +14,7 @@ from .checks import check_bounds, require, setting
 from .hints import Hint, placed
 from .prior import Listening, Prior
 from .refine import Frame
-from .score import Guidance, limit_pixels
+from .score import Guidance, PixelGradient, average_pixels, limit_pixels
 from .targets import ImageTargets
 from .views import Prompts
 
@@ -28,6 +28,7 @@ MODES = {
 }
 
 IN_TURN = ("switch", "sequence")
+THROUGH_ENCODER = PixelGradient()
 
 
 @dataclass(frozen=True)
@@ -108,22 +109,33 @@ class Teacher:
         return replace(self, prompts=replace(self.prompts, hints=placed(self.prompts.hints, frame)))
 
     def pull(
-        self, images: Tensor, views: Views, progress: float, generator: Generator, hints: Hints | None = None
+        self, images: Tensor, views: Views, progress: float, generator: Generator, hints: Hints | None = None,
+        pixels: PixelGradient = THROUGH_ENCODER,
     ) -> Pull:  # fmt: skip
         """`images` (B, H, W, 3) are what `views` see at `progress` of the run; randomness comes from `generator`.
 
-        `hints` makes those of these images, where the prompts want any.
+        `hints` makes those of these images, where the prompts want any; `pixels` says what their gradient is like.
         """
         self._show(hints)
-        limit = self.guidance.pixel_limit
-        limit_pixels(images, limit if limit < math.inf else self.prior.pixel_limit)
-        z0 = self.prior.encode(images)
+        average_pixels(images, pixels.average)
+        limits = (pixels.limit, self.guidance.pixel_limit, self.prior.pixel_limit)
+        limit_pixels(images, next((limit for limit in limits if limit < math.inf), math.inf))
+        z0 = self.prior.encode(images.detach() if pixels.residual else images)
         conds = self.prompts.at(self.prior, views.azimuth_rad, views.elevation_rad)
         listening = Listening(self.prior, conds.y)
         g = self.guidance.gradient(listening, z0, conds, progress, generator)
         answer = listening.answer
         wanted = None if answer is None else lambda: self.prior.decode(answer[:1])[0].clamp(0, 1)
+        if pixels.residual:
+            return Pull((images * self._residual(images, z0, g)).sum(), wanted)
         return Pull((z0 * g).sum().to(images.device), wanted)
+
+    @torch.no_grad()
+    def _residual(self, images: Tensor, z0: Tensor, g: Tensor) -> Tensor:
+        """The views less the pictures that the guidance pulls to, of the same norm as its gradient `g` in latents."""
+        picture = self.prior.decode(z0 - g / self.guidance.weight).clamp(0, 1).to(images)
+        residual = images - picture
+        return residual * (g.norm().to(images) / residual.norm().clamp_min(1e-12))
 
     def pictures(
         self, images: Tensor, views: Views, progress: float, generator: Generator, hints: Hints | None = None
@@ -177,12 +189,13 @@ class Teachers:
         return Phase(inner.teacher, inner.progress, length * inner.length)
 
     def pull(
-        self, images: Tensor, views: Views, progress: float, generator: Generator, hints: Hints | None = None
+        self, images: Tensor, views: Views, progress: float, generator: Generator, hints: Hints | None = None,
+        pixels: PixelGradient = THROUGH_ENCODER,
     ) -> Pull:  # fmt: skip
         """See Teacher. One that has nothing to say is not asked."""
         weights = self.mix.weights(progress, generator)
         pulls = [
-            apart(teacher, weight, images, views, progress, generator, hints)
+            apart(teacher, weight, images, views, progress, generator, hints, pixels)
             for teacher, weight in zip((self.first, self.second), weights)
             if weight
         ]
@@ -191,12 +204,12 @@ class Teachers:
 
 def apart(
     teacher: Teacher | Teachers, weight: float, images: Tensor, views: Views, progress: float, generator: Generator,
-    hints: Hints | None,
+    hints: Hints | None, pixels: PixelGradient,
 ) -> Pull:  # fmt: skip
     """The teacher's pull times `weight`, its way back to `images` already gone: before the next one speaks, its VAE's
     activations are freed, and its model may leave the memory."""
     seen = images.detach().requires_grad_(images.requires_grad)
-    pull = teacher.pull(seen, views, progress, generator, hints)
+    pull = teacher.pull(seen, views, progress, generator, hints, pixels)
     if not images.requires_grad:
         return replace(pull, loss=weight * pull.loss)
     (change,) = torch.autograd.grad(pull.loss, seen)

@@ -78,6 +78,11 @@ METHODS = {
     "ism_no_views": Method(CPU, view_words=False),
     "ism_perp_neg": Method(CPU, blend={"perp_neg": 2.0}),  # the official strength
     "ism_growth": Method(CPU, config={"densify": GROWING}),
+    "ism_residual": Method(CPU, config={"image_residual": True}),
+    "sds_residual": Method(RIVALS["SDS"](cfg=7.5, **SDS_LEVELS), config={"image_residual": True}),
+    "ism_average_8": Method(CPU, config={"pixel_average": 8}),
+    "ism_limit": Method(CPU, config={"pixel_limit": 0.05}),
+    "ism_1_view": Method(CPU, config={"views": 1}),
     "ism_2_views": Method(CPU, config={"views": 2}),
     "ism_fast_2_views": Method(PRESETS["fast"], config={"views": 2}),
     "sds_2_views": Method(RIVALS["SDS"](cfg=7.5, **SDS_LEVELS), config={"views": 2}),

@@ -173,7 +173,7 @@ def gradients(prior, **changes):
 def gradients_of(teacher, **changes):
     config = dataclasses.replace(CONFIG, **changes)
     run = Run(PointCloud(count=200, size=1.2).splats(0), config.densify, config.steps, config.adam_betas, seed=5)
-    backpropagate(run, None, teacher, CameraRanges(), config, 0.4, 0, "numba")
+    backpropagate(run, None, Phase(teacher, 0.4), CameraRanges(), config, 0, "numba")
     return {name: param.grad for name, param in run.params.items()}
 
 

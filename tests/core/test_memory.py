@@ -12,7 +12,7 @@ from lucid_core.methods import METHODS
 from lucid_core.pointcloud import PointCloud
 from lucid_core.prior import OutOfMemory, SplitPrior, is_out_of_memory
 from lucid_core.run import Run
-from lucid_core.teacher import Teacher
+from lucid_core.teacher import Phase, Teacher
 from lucid_core.views import Prompts, ViewBlend
 
 from .test_dream import CAMERAS, CONFIG, WishPrior, disc, normal
@@ -60,7 +60,7 @@ def gradients(prior, method, views, perp_neg=0.0):
     """What one batch of views gives the parameters, and the state of the generator after it."""
     config = dataclasses.replace(CONFIG, views=views, resolution=64, tv_weight=1.0, flip_share=0.5)
     run = Run(PointCloud(count=200, size=1.2).splats(0), config.densify, config.steps, config.adam_betas, seed=5)
-    backpropagate(run, None, Teacher(prior, method, prompts(perp_neg)), CAMERAS, config, 0.4, 0, "numba")
+    backpropagate(run, None, Phase(Teacher(prior, method, prompts(perp_neg)), 0.4), CAMERAS, config, 0, "numba")
     return {name: param.grad for name, param in run.params.items()}, run.generator.get_state()
 
 

@@ -11,6 +11,7 @@ from lucid_core.dream import distil
 from lucid_core.ism import ISM
 from lucid_core.pointcloud import PointCloud
 from lucid_core.prior import OutOfMemory
+from lucid_core.score import PixelGradient
 from lucid_core.sds import SDS
 from lucid_core.teacher import MODES, Mix, Teacher, Teachers
 from lucid_core.tsm import TSM
@@ -134,3 +135,49 @@ def test_after_a_switch_the_colour_turns_to_that_of_the_second():
     red, switched = blueness(teacher(RED)), blueness(Teachers(teacher(RED), teacher(BLUE), Mix("switch", 0.6)))
     assert red[0] < -0.5 and switched[0] > red[0] + 0.3
     assert red[1] < 0 < switched[1]  # what the previews show is of the teacher that was asked last
+
+
+def views_of(count):
+    return Views(turntable(count, 0.0, 5.3, 26.0, SIZE, SIZE), torch.linspace(0.1, 2.0, count), torch.zeros(count))
+
+
+def gradient_of(asked, pixels):
+    images = torch.linspace(0.2, 0.8, 2 * SIZE * SIZE * 3).reshape(2, SIZE, SIZE, 3).requires_grad_()
+    asked.pull(images * 1.0, views_of(2), 0.4, torch.Generator().manual_seed(0), pixels=pixels).loss.backward()
+    return images.grad
+
+
+def test_the_residual_is_the_view_less_what_the_model_makes_of_it_as_strong_as_the_gradient():
+    """Here a latent is its image, so the picture is the image less the unweighted gradient where that lies in [0, 1]."""
+    asked = teacher(RED)
+    plain, residual = (gradient_of(asked, PixelGradient(residual=on)) for on in (False, True))
+    images = torch.linspace(0.2, 0.8, 2 * SIZE * SIZE * 3).reshape(2, SIZE, SIZE, 3)
+    expected = images - (images - plain / METHOD.weight).clamp(0, 1)
+    torch.testing.assert_close(residual, expected * (plain.norm() / expected.norm()))
+
+
+def test_no_graph_of_the_encoder_is_kept_for_the_residual():
+    class Watched(Scaled):
+        def encode(self, images):
+            assert not images.requires_grad
+            return super().encode(images)
+
+    asked = dataclasses.replace(teacher(RED), prior=Watched())
+    assert gradient_of(asked, PixelGradient(residual=True)).abs().sum() > 0
+
+
+def test_the_pull_is_averaged_over_squares_and_then_limited():
+    plain = gradient_of(teacher(RED), PixelGradient())
+    means = gradient_of(teacher(RED), PixelGradient(average=8))
+    squares = plain.unflatten(2, (-1, 8)).unflatten(1, (-1, 8)).mean((2, 4), keepdim=True)
+    torch.testing.assert_close(means, squares.expand(-1, -1, 8, -1, 8, -1).flatten(3, 4).flatten(1, 2))
+    limit = float(means.abs().max()) / 2
+    limited = gradient_of(teacher(RED), PixelGradient(limit=limit, average=8))
+    assert limited.abs().max() == pytest.approx(limit, rel=1e-5)
+    hue = limited / limited.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(hue, means / means.norm(dim=-1, keepdim=True))
+
+
+def test_a_size_that_does_not_divide_the_resolution_is_refused():
+    with pytest.raises(ValueError, match=r"^pixel_average is 7"):
+        dataclasses.replace(CONFIG, pixel_average=7)
