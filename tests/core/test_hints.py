@@ -17,7 +17,7 @@ from lucid_core.prior import SplitPrior
 from lucid_core.rasterize import Render, rasterize
 from lucid_core.refine import RADIUS, Frame
 from lucid_core.run import Run
-from lucid_core.teacher import Mix, Teacher, Teachers
+from lucid_core.teacher import Mix, Phase, Teacher, Teachers
 from lucid_core.views import Prompts
 
 from .priors import GaussianPrior
