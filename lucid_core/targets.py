@@ -120,7 +120,7 @@ class ImageTargets:
 PRESETS = {
     "official": ImageTargets(),
     # Few, low rounds: a small model's pictures are sure of their colours, and differ in shape where they get more noise.
-    "cpu": ImageTargets(fits=220, cfg=2.0, cfg_last=1.0, t=0.2, t_last=0.08, t_spread=0.03),
+    "cpu": ImageTargets(fits=155, cfg=2.0, cfg_last=1.0, t=0.2, t_last=0.08, t_spread=0.03, kept=24),
 }
 
 

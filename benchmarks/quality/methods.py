@@ -20,7 +20,7 @@ LEVELS = {f.name: getattr(CPU, f.name) for f in fields(Distillation)}
 # SDS has its own besides: its pull on what a view shows wrong is strong at little noise (`python -m benchmarks pull`), where
 # its push away from a true view is least.
 SDS_LEVELS = LEVELS | {"t_min": 0.02, "t_max": 0.3}
-STEPS, SHARE = 2400, 0.83  # of the shipped recipe: its steps, and the part of them that is of image targets
+STEPS, SHARE = 1400, 0.68  # of the shipped recipe: its steps, and the part of them that is of image targets
 GROWING = replace(DREAMS["cpu"].densify, grow_grad2d=Densify().grow_grad2d)
 
 
