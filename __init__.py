@@ -4,6 +4,13 @@ WEB_DIRECTORY = "./nodes/web"  # served by the host; docs/<node_id>.md in it are
 
 
 async def comfy_entrypoint():
-    from .nodes import LucidExtension
+    from .nodes import node_list
+
+    nodes = node_list()
+    from comfy_api.latest import ComfyExtension
+
+    class LucidExtension(ComfyExtension):
+        async def get_node_list(self):
+            return nodes
 
     return LucidExtension()

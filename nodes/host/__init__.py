@@ -1,25 +1,28 @@
 """The only folder that touches the host's internals: models, conditionings and VAE, splats, starts, page and files."""
 
-from .conds import require_text_of, zeroed
-from .control import carries_control, require_control
-from .families import log_needs, require_image_model, require_invertible
-from .loras import require_loras
-from .models import encode_text, require_clip, with_prior
-from .page import Progress, check_interrupt, name_of, output_file, output_path, output_stamp, show_text
-from .splats import camera_of, from_splats, one_splat, to_splats
-from .starts import (
-    camera_info_of,
-    half_is_faster,
-    input_exists,
-    input_file,
-    input_stamp,
-    on_device,
-    point_files,
-    shap_e_folder,
-    shap_e_models,
-    to_mesh,
-)  # fmt: skip
-from .teachers import depends_on, with_teacher
+from .compat import missing_parts
+
+if not missing_parts():  # else nothing of the host's internals is touched
+    from .conds import require_text_of, zeroed
+    from .control import carries_control, require_control
+    from .families import log_needs, require_image_model, require_invertible
+    from .loras import require_loras
+    from .models import encode_text, require_clip, with_prior
+    from .page import Progress, check_interrupt, name_of, output_file, output_path, output_stamp, show_text
+    from .splats import camera_of, from_splats, one_splat, to_splats
+    from .starts import (
+        camera_info_of,
+        half_is_faster,
+        input_exists,
+        input_file,
+        input_stamp,
+        on_device,
+        point_files,
+        shap_e_folder,
+        shap_e_models,
+        to_mesh,
+    )  # fmt: skip
+    from .teachers import depends_on, with_teacher
 
 __all__ = [
     "Progress",
@@ -35,6 +38,7 @@ __all__ = [
     "input_file",
     "input_stamp",
     "log_needs",
+    "missing_parts",
     "name_of",
     "on_device",
     "one_splat",

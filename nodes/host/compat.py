@@ -1,0 +1,130 @@
+"""What the pack needs of ComfyUI's internals, by name, and what it says where some of it is missing.
+
+Nothing of the host is imported before it was looked for: where a part is missing, the real nodes are not imported at all, and
+nodes of the same names, which load in every workflow, say which one it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterable
+from functools import lru_cache
+
+log = logging.getLogger(__name__)
+WORKS_WITH = "0.30 to 0.33"  # tested; newer ones are likely to
+PARTS = {  # module -> what of it is used; a test compares it with the imports of the pack
+    "comfy.cldm.cldm": ("ControlNet",),
+    "comfy.cldm.dit_embedder": ("ControlNetEmbedder",),
+    "comfy.cldm.mmdit": ("ControlNet",),
+    "comfy.conds": ("CONDCrossAttn", "CONDRegular", "is_equal"),
+    "comfy.controlnet": ("ControlBase", "ControlLora", "ControlNetSD35", "T2IAdapter"),
+    "comfy.hooks": ("HookGroup",),
+    "comfy.latent_formats": ("Flux", "Wan21"),
+    "comfy.ldm.flux.controlnet": ("ControlNetFlux",),
+    "comfy.ldm.krea2.model": ("SingleStreamDiT",),
+    "comfy.ldm.modules.diffusionmodules.model": ("AttnBlock", "ResnetBlock"),
+    "comfy.ldm.modules.diffusionmodules.openaimodel": ("UNetModel",),
+    "comfy.ldm.qwen_image.controlnet": ("QwenImageControlNetModel", "QwenImageFunControlNetModel"),
+    "comfy.ldm.qwen_image.model": ("QwenImageTransformer2DModel",),
+    "comfy.ldm.wan.vae": ("ResidualBlock",),
+    "comfy.lora": ("load_lora", "model_lora_keys_unet"),
+    "comfy.lora_convert": ("convert_lora",),
+    "comfy.model_base": ("Anima", "Flux", "Lumina2", "QwenImage", "SD3", "SDXL"),
+    "comfy.model_management": (
+        "cleanup_models", "current_loaded_models", "get_torch_device", "is_oom", "load_models_gpu", "should_use_fp16",
+        "soft_empty_cache", "throw_exception_if_processing_interrupted",
+    ),
+    "comfy.model_patcher": ("ModelPatcher",),
+    "comfy.model_prefetch": ("cleanup_prefetch_queues",),
+    "comfy.model_sampling": ("CONST", "COSMOS_RFLOW", "EPS", "IMG_TO_IMG", "IMG_TO_IMG_FLOW", "ModelSamplingDiscrete"),
+    "comfy.patcher_extension": ("WrappersMP",),
+    "comfy.sampler_helpers": ("estimate_memory",),
+    "comfy.samplers": ("CFGGuider", "Sampler", "calc_cond_batch", "cfg_function"),
+    "comfy.sd": ("VAE",),
+    "comfy.taesd.taehv": ("MemBlock", "TAEHV"),
+    "comfy.taesd.taesd": ("Block", "TAESD"),
+    "comfy.utils": ("ProgressBar", "get_attr", "load_torch_file"),
+    "comfy_api.latest": ("ComfyExtension", "IO", "Types", "UI"),
+    "folder_paths": (
+        "exists_annotated_filepath", "filter_files_extensions", "get_annotated_filepath", "get_folder_paths",
+        "get_full_path_or_raise", "get_input_directory", "get_output_directory", "get_save_image_path", "is_within_directory",
+        "recursive_search",
+    ),
+}  # fmt: skip
+NODES = {  # id -> display name
+    "LucidBaseline": "Lucid Baseline",
+    "LucidCameras": "Lucid Cameras",
+    "LucidControlNet": "Lucid ControlNet",
+    "LucidDream": "Lucid Dream",
+    "LucidISM": "Lucid ISM",
+    "LucidMix": "Lucid Mix Guidance",
+    "LucidOptimizer": "Lucid Optimizer",
+    "LucidPointCloud": "Lucid Point Cloud",
+    "LucidPointsFromDepth": "Lucid Points from Depth",
+    "LucidPointsFromFile": "Lucid Points from File",
+    "LucidPointsFromMesh": "Lucid Points from Mesh",
+    "LucidPrompt": "Lucid Prompt",
+    "LucidPromptFromConditioning": "Lucid Prompt From Conditioning",
+    "LucidRender": "Lucid Render",
+    "LucidSave": "Lucid Save",
+    "LucidSelection": "Lucid Selection",
+    "LucidShapE": "Lucid Shap-E",
+    "LucidTargets": "Lucid Image Targets",
+}
+
+
+@lru_cache
+def missing_parts() -> tuple[str, ...]:
+    """The names of PARTS that this ComfyUI does not have."""
+    found = []
+    for module, names in PARTS.items():
+        try:
+            loaded = importlib.import_module(module)
+        except ImportError as error:
+            found.append(f"{module} ({error})")
+            continue
+        found += [f"{module}.{name}" for name in names if not hasattr(loaded, name)]
+    return tuple(found)
+
+
+def host_version() -> str:
+    try:
+        return importlib.import_module("comfyui_version").__version__
+    except (ImportError, AttributeError):
+        return "of an unknown version"
+
+
+def sentence(missing: Iterable[str]) -> str:
+    return (
+        f"Lucid ISM works with ComfyUI {WORKS_WITH}; this one is {host_version()} and lacks {', '.join(missing)}. Update "
+        "ComfyUI, or this pack if ComfyUI is newer"
+    )
+
+
+def stand_ins(missing: Iterable[str]) -> list[type]:
+    """Nodes of our names that say what is missing, where the host has V3 nodes at all; else RuntimeError says it."""
+    text = sentence(missing)
+    try:
+        from comfy_api.latest import IO
+
+        return [_stand_in(IO, node_id, name, text) for node_id, name in NODES.items()]
+    except (ImportError, AttributeError) as error:
+        raise RuntimeError(text) from error
+
+
+def _stand_in(io, node_id: str, name: str, text: str) -> type:
+    class StandIn(io.ComfyNode):
+        @classmethod
+        def define_schema(cls):
+            return io.Schema(
+                node_id=node_id, display_name=name, category="3d/splat/lucid", description=text, is_output_node=True,
+                inputs=[], outputs=[],
+            )  # fmt: skip
+
+        @classmethod
+        def execute(cls, **inputs):
+            raise ValueError(f"{name}: {text}")
+
+    StandIn.__name__ = StandIn.__qualname__ = node_id
+    return StandIn
