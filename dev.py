@@ -73,7 +73,7 @@ def demo(tree: Tree, options: argparse.Namespace) -> int:
 
 
 def test(tree: Tree, options: argparse.Namespace) -> int:
-    setup = set_up(tree)
+    setup = set_up(tree, options.comfyui)
     prepare_chromium()
     paths = [] if any((tree.root / word.split("::")[0]).exists() for word in options.pytest) else ["tests"]
     return hand_over(setup, ["-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", ".", *options.pytest, *paths])
@@ -88,8 +88,9 @@ def serve(tree: Tree, options: argparse.Namespace) -> int:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    host = argparse.ArgumentParser(add_help=False)
-    host.add_argument("--comfyui", metavar="DIR", help="your ComfyUI folder (default: $COMFYUI_PATH, else found or fetched)")
+    comfyui = argparse.ArgumentParser(add_help=False)
+    comfyui.add_argument("--comfyui", metavar="DIR", help="your ComfyUI folder (default: $COMFYUI_PATH, else found or fetched)")
+    host = argparse.ArgumentParser(add_help=False, parents=[comfyui])
     host.add_argument("--checkpoint", metavar="FILE", help="your Stable Diffusion 1.5 file (default: the tiny demo prior)")
 
     help = "distil a splat from a text, through a real ComfyUI"
@@ -102,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(command=demo)
 
     help = "run the tests; further arguments go to pytest"
-    command = commands.add_parser("test", help=help, description=help)
+    command = commands.add_parser("test", parents=[comfyui], help=help, description=help)
     command.set_defaults(command=test)
 
     help = "start ComfyUI with this pack for use in a browser"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import platform
+
+import torch
 
 from .host import compat
 
@@ -30,6 +33,7 @@ def node_list() -> list[type]:
     if missing:
         log.error(compat.sentence(missing))
         return compat.stand_ins(missing)
+    log.info("Lucid ISM: ComfyUI %s, torch %s, Python %s", compat.host_version(), torch.__version__, platform.python_version())
     return [
         LucidPrompt, LucidPromptFromConditioning, LucidPointCloud, LucidISM, LucidBaseline, LucidCameras, LucidSelection,
         LucidDream, LucidRender, LucidSave, LucidShapE, LucidPointsFromMesh, LucidPointsFromDepth, LucidPointsFromFile,

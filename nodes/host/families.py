@@ -21,6 +21,7 @@ NOT_FOR_VIEWS = {  # what latents, channels and sampling do not give away
     "Stable_Cascade_C": f"makes a code for a second model and no image; {INSTEAD}",
     "Stable_Cascade_B": f"decodes what a first model made; {INSTEAD}",
     "TripoSplat": "makes splats and no images; start from its splat (into Lucid Dream) and guide it with an image model",
+    "Trellis2": "makes shapes and no images; start from its mesh (Lucid Points from Mesh) and guide it with an image model",
     "ACEStep": f"makes sound; {INSTEAD}",
     "PiD": f"enlarges an image; {INSTEAD}",
     "SAM3": f"finds objects and makes none; {INSTEAD}",
@@ -93,7 +94,8 @@ def shape_of(latents: Any, views: int, resolution: int) -> tuple[int, ...]:
 
 def predicts_clean_images(of: Any) -> bool:
     """Does a `model_sampling` predict z0 from z0 plus noise: by noise, v, EDM or x0 prediction, or by flow?"""
-    if isinstance(of, (sampling.IMG_TO_IMG, sampling.IMG_TO_IMG_FLOW)):
+    from_images = (sampling.IMG_TO_IMG, sampling.IMG_TO_IMG_FLOW, getattr(sampling, "IMG_TO_IMG_VELOCITY", ()))  # 0.35, newer
+    if any(isinstance(of, kind) for kind in from_images):
         return False
     return isinstance(of, (sampling.EPS, sampling.CONST, sampling.COSMOS_RFLOW))
 

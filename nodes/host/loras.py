@@ -13,6 +13,7 @@ import folder_paths
 from .families import family_of
 
 LOADERS = ("LoraLoader", "LoraLoaderModelOnly")
+STACK = "LoadLoraModel"  # of hosts newer than 0.33: inputs loras.0.lora_name, .strength, .enabled and so on
 OF_TEXT = ("lora_te", "text_encoder", "text_model")  # in the names of weights that are a text encoder's
 
 
@@ -37,4 +38,14 @@ def _loras_before(graph: dict[str, dict], node_id: str | None) -> Iterator[str]:
         inputs = node["inputs"]
         if node["class_type"] in LOADERS and inputs.get("strength_model") and isinstance(inputs.get("lora_name"), str):
             yield inputs["lora_name"]
+        if node["class_type"] == STACK:
+            yield from _loras_of_stack(inputs)
         link = inputs.get("model")
+
+
+def _loras_of_stack(inputs: dict[str, Any]) -> Iterator[str]:
+    for name, value in inputs.items():
+        place = name.removesuffix(".lora_name")
+        is_used = inputs.get(f"{place}.strength", 1.0) and inputs.get(f"{place}.enabled", True)
+        if place != name and isinstance(value, str) and is_used:
+            yield value

@@ -96,3 +96,37 @@ def test_without_a_part_every_node_loads_and_says_which(compat, host_path):
 def test_a_host_without_such_nodes_is_told_why_the_pack_does_not_load(compat, host_path):
     found = without(host_path, "comfy_api.latest")
     assert compat.WORKS_WITH in found["error"] and "comfy_api.latest" in found["error"]
+
+
+NEWER = """
+import importlib, importlib.util, json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from families import become_the_host
+become_the_host(Path(sys.argv[1]).resolve())
+import comfy.model_sampling as sampling
+root = Path(sys.argv[3])
+spec = importlib.util.spec_from_file_location("lucid_ism", root / "__init__.py", submodule_search_locations=[str(root)])
+sys.modules["lucid_ism"] = importlib.util.module_from_spec(spec)
+loras = importlib.import_module("lucid_ism.nodes.host.loras")
+families = importlib.import_module("lucid_ism.nodes.host.families")
+flow = type("Flow", (sampling.ModelSamplingDiscreteFlow, sampling.CONST), {})()
+before = families.predicts_clean_images(flow)
+sampling.IMG_TO_IMG_VELOCITY = type(flow)
+stack = {"model": ["1", 0], "loras.0.lora_name": "a", "loras.0.strength": 0.5, "loras.0.enabled": True,
+         "loras.1.lora_name": "off", "loras.1.strength": 1.0, "loras.1.enabled": False,
+         "loras.2.lora_name": "weak", "loras.2.strength": 0.0, "loras.2.enabled": True, "loras.3.lora_name": ["5", 0]}
+graph = {"1": {"class_type": "CheckpointLoaderSimple", "inputs": {}}, "2": {"class_type": "LoadLoraModel", "inputs": stack},
+         "3": {"class_type": "LucidISM", "inputs": {"model": ["2", 0]}}}
+print(json.dumps({"flow": before, "of images": families.predicts_clean_images(flow),
+                  "loras": list(loras._loras_before(graph, "3")), "Trellis2": families.NOT_FOR_VIEWS["Trellis2"]}))
+"""
+
+
+def test_what_newer_hosts_have_is_known(host_path):
+    """Written from their sources, with stand-ins: a flow from image to image, a stack of LoRAs, a family of shapes."""
+    command = [sys.executable, "-c", NEWER, host_path, ROOT / "tests" / "host", ROOT]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    assert found["flow"] and not found["of images"]
+    assert found["loras"] == ["a"]
+    assert "no images" in found["Trellis2"]
