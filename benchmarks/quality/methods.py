@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from lucid_core.densify import Densify
+from lucid_core.densify import NO_GROWTH, Densify
 from lucid_core.dream import PRESETS as DREAMS
 from lucid_core.ism import PRESETS
 from lucid_core.methods import METHODS as RIVALS
@@ -55,6 +55,18 @@ def _recipe(shape: Guidance = CPU, steps: int = STEPS, share: float = SHARE, **c
 
 METHODS = {
     "default": _recipe(),
+    # About as many evaluations as the recipe has.
+    "targets": _recipe(share=1.0, fits=48, t=0.6, cfg=4.0),
+    "sds_then_targets": _recipe(RIVALS["SDS"](cfg=7.5, **SDS_LEVELS), steps=1848, share=0.515),
+    "default_no_growth": _recipe(grow_grad2d=NO_GROWTH),
+    "default_no_inversion": _recipe(inversion_steps=0),
+    "default_24_views": _recipe(views=24, fits=310, kept=48),
+    "default_kept_48": _recipe(kept=48),
+    "default_t_0.36": _recipe(t=0.36, t_last=0.15, cfg=4.0, cfg_last=2.5),
+    "default_edges": _recipe(edge_weight=1.0),
+    "default_entropy": _recipe(entropy_weight=0.01),
+    "default_aspect": _recipe(aspect_weight=0.03),
+    "default_scale": _recipe(scale_weight=0.3),
     "ism": _ism(),
     "sds": _rival("SDS", cfg=7.5, **SDS_LEVELS),
     "sds_high": _rival("SDS", cfg=30.0, **SDS_LEVELS),  # the paper's 100 is for a model over a hundred times the size
