@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,9 @@ from lucid_core.views import Prompts
 
 from .test_dream import CAMERAS, CONFIG, METHOD, WishPrior, disc, normal
 
-GROWING = Densify(start=0.0, stop=0.9, every=0.15, grow_grad2d=1e-6, grow_scale3d=0.05, prune_opacity=0.03, reset_every=0.4)
+GROWING = Densify(
+    start=0.0, stop=0.9, every=0.15, grow_grad2d=1e-6, grow_scale3d=0.05, prune_opacity=0.03, reset_every=0.4, max_splats=1500
+)
 MCMC = Densify(strategy="mcmc", start=0.1, stop=1.0, every=0.2, prune_opacity=0.02, reset_every=0.0)
 SHORT = dataclasses.replace(CONFIG, steps=20, densify=GROWING, scale_weight=1.0, background_share=0.66, flip_share=0.5)
 
@@ -120,20 +123,26 @@ def test_twenty_killed_runs_each_go_on_to_the_same_end(tmp_path, monkeypatch):
         processes = multiprocessing.get_context("forkserver")
         processes.set_forkserver_preload(["pytest", "lucid_core.dream", "lucid_core.rasterize.cpu", "gsplat.strategy"])
         chance, reached = random.Random(0), []
-        for i in range(20):
+
+        def killed(i, seconds):
+            """The file of a child that is killed so long after its first checkpoint."""
             file = tmp_path / f"{i}.safetensors"
             child = processes.Process(target=run_and_save, args=(file,))
             child.start()
             while not file.exists():
                 assert child.is_alive()
                 time.sleep(0.001)
-            time.sleep(chance.uniform(0, 0.3))
+            time.sleep(seconds)
             child.kill()
             child.join()
-            checkpoint, _ = read(file)
-            reached.append(checkpoint.step)
-            *_, last = steps_of(resume=checkpoint)
-            assert same_end(last, whole)
+            return file
+
+        with ThreadPoolExecutor(1) as next_one:  # while the one before is resumed here
+            for file in next_one.map(killed, range(20), [chance.uniform(0, 0.3) for _ in range(20)]):
+                checkpoint, _ = read(file)
+                reached.append(checkpoint.step)
+                *_, last = steps_of(resume=checkpoint)
+                assert same_end(last, whole)
         assert len(set(reached)) > 5
     finally:
         torch.set_num_threads(threads)

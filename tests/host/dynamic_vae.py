@@ -37,7 +37,7 @@ def main() -> None:
     sys.modules["lucid_ism"] = importlib.util.module_from_spec(spec)
     vaes = importlib.import_module("lucid_ism.nodes.host.vae")
     weights = {name.removeprefix(PREFIX): x for name, x in load_file(sys.argv[2]).items() if name.startswith(PREFIX)}
-    images = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(1))
     forced = []
     comfy.model_patcher.ModelPatcher.is_dynamic = lambda self: bool(forced)
 
