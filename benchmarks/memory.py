@@ -78,7 +78,7 @@ def encoders(device: str, views: int) -> list[tuple[str, torch.dtype, str, Encod
     full, tiny = diffusers.AutoencoderKL(**SD_VAE), diffusers.AutoencoderTiny()
     of_full = lambda vae, x: vae.encode(x).latent_dist.mode()
     of_tiny = lambda vae, x: vae.encode(x).latents
-    pictured = torch.no_grad()(lambda vae, ask, x: vae.decode(ask(vae, x)).sample)
+    pictured = lambda vae, ask, x: vae.decode(ask(vae, x)).sample
     dtypes = (torch.float32, torch.bfloat16) if device == "cpu" else (torch.float32, torch.bfloat16, torch.float16)
     found = []
     for name, vae, ask in (("SD", full, of_full), ("TAESD", tiny, of_tiny)):
@@ -88,7 +88,8 @@ def encoders(device: str, views: int) -> list[tuple[str, torch.dtype, str, Encod
             for at_a_time, own, size in ((f"{views}", whole, views), ("1", whole, 1), ("1, in blocks", blocks, 1)):
                 encode = lambda x, own=own, ask=ask, dtype=dtype: encode_in(dtype, lambda p: ask(own, p), x)
                 found.append((name, dtype, at_a_time, encode, size))
-            picture = lambda x, own=whole, ask=ask, dtype=dtype: encode_in(dtype, lambda p: pictured(own, ask, p), x)
+            picture = lambda p, own=whole, ask=ask: pictured(own, ask, p)
+            picture = torch.no_grad()(lambda x, picture=picture, dtype=dtype: encode_in(dtype, picture, x))
             found.append((name, dtype, f"{views}, as targets", picture, views))
             each = lambda x, picture=picture: torch.cat([picture(view) for view in x.split(1)])
             found.append((name, dtype, "1, as targets", each, views))
