@@ -1,15 +1,19 @@
 """Lucid Image Targets in the real host: alone, behind Lucid ISM, of other families, resumed, and refused."""
 
+import asyncio
 import dataclasses
+import re
 
 import pytest
 import torch
 
+from lucid_core import checkpoint
 from lucid_core.targets import PRESETS
 from workflows.api.client import ComfyError
 
 from .family_graphs import FamilyGraph
 from .graphs import node_of, ply_of, workflow
+from .test_cancel import cancelled
 from .test_nodes import summary_of
 
 FEW = {"views": 2, "fits": 2, "kept": 4, "inversion_steps": 1, "sampling_steps": 2, "last": 0.25}
@@ -22,8 +26,8 @@ def targets_of(graph, ism, **settings):
     return {"class_type": "LucidTargets", "inputs": {**links, "preset": "cpu", **values}}
 
 
-def alone(seed, steps=8, **settings):
-    graph = workflow(LucidDream={"steps": steps, "seed": seed})
+def alone(seed, steps=8, resume="", **settings):
+    graph = workflow(LucidDream={"steps": steps, "seed": seed, "resume": resume})
     ism = node_of(graph, "LucidISM")
     graph[ism] = targets_of(graph, ism, **settings)
     return graph
@@ -130,3 +134,16 @@ def test_pictures_are_no_gradient_to_add(client, mode):
     graph[node_of(graph, "LucidDream")]["inputs"]["guidance"] = ["mix", 0]
     with pytest.raises(ComfyError, match=f"Lucid Mix Guidance: mode is '{mode}'; it must be switch or sequence"):
         client.run(graph)
+
+
+def test_a_run_that_is_cancelled_between_two_fits_goes_on_with_its_pictures(client, base):
+    graph = alone(207, steps=600, fits=600)
+    _, said = asyncio.run(cancelled(client, graph, when_step=20, wait_s=0.0))
+    step, resume = re.match(r"Stopped at step (\d+) of 600\. To go on, resume: (\S+)", said[-1]).groups()
+    kept, _ = checkpoint.read(base / "output" / resume)
+    assert 20 <= int(step) == kept.step < 600
+    assert kept.group("replay")["pictures"].shape == (2, 64, 64, 3)
+    resumed = client.run(alone(207, steps=600, fits=600, resume=resume))
+    whole = client.run(graph)
+    assert same(ply_of(client, resumed), ply_of(client, whole))
+    assert summary_of(resumed)["evaluations"] == summary_of(whole)["evaluations"] == 2 * (1 + 2 * 2)
