@@ -282,9 +282,10 @@ def fit(
     drawn = run.replay.draw(config.views, run.generator)
     current = activate(run.params)
     seen_by = Cameras(drawn.viewmats, drawn.Ks)
-    height, width = drawn.pictures.shape[1:3]
+    wanted = drawn.pictures / 255
+    height, width = wanted.shape[1:3]
     render = rasterize(joined(current, fixed), seen_by, width, height, sh_degree, drawn.backgrounds, backend)
-    loss = targets.difference(render.rgb, drawn.pictures) + targets.scale_weight * losses.scale(current.scales)
+    loss = targets.difference(render.rgb, wanted) + targets.scale_weight * losses.scale(current.scales)
     if targets.entropy_weight:
         loss = loss + targets.entropy_weight * losses.entropy(render.alpha)
     if targets.aspect_weight:
@@ -314,7 +315,7 @@ def ask(
     pictures = phase.teacher.pictures(render.rgb, views, phase.progress, generator, hints)
     require_finite({"a picture of the model": pictures}, run.step + 1, config)
     run.wanted = lambda: pictures[0]
-    return Replay(seen_by.viewmats, seen_by.Ks, backgrounds, pictures, asked)
+    return Replay(seen_by.viewmats, seen_by.Ks, backgrounds, (255 * pictures).round().byte(), asked)
 
 
 def update(run: Run, info: dict, config: DreamConfig, at: int, targets: ImageTargets | None = None) -> None:

@@ -58,8 +58,8 @@ class ImageTargets:
         f"the times that Lucid Dream has. Lower is sharper, with more splats; {NO_GROWTH:g} = nothing grows.", step=1e-5,
     )  # fmt: skip
     scale_weight: float = setting(
-        0.01, 0, 1e6, "Weight of the mean size of the Gaussians beside the difference of the pictures. Higher is sharper, with "
-        " more splats; 0 = none.", step=0.001,
+        0.01, 0, 1e6, "Weight of the mean size of the Gaussians beside the difference of the pictures. Higher makes them "
+        "smaller; 0 = none.", step=0.001,
     )  # fmt: skip
     edge_weight: float = setting(
         0.0, 0, 1000, "Weight of the difference of neighbouring pixels' differences: of edges; 0 = none.", step=0.1
@@ -67,7 +67,6 @@ class ImageTargets:
     entropy_weight: float = setting(
         0.0, 0, 1000, "Weight of the binary entropy of the views' opacity, which clears fog; 0 = none.", step=0.001
     )
-
     aspect_weight: float = setting(
         0.0, 0, 1000, "Weight of the Gaussians' longest axis beside their second one, where it is over twice as long: needles, "
         "which fit one view and disturb the next; 0 = none.", step=0.001,
@@ -128,7 +127,7 @@ PRESETS = {
 class Replay:
     """Pictures that the splat is fitted to, oldest first, with what they were seen by.
 
-    viewmats (K, 4, 4), Ks (K, 3, 3), backgrounds (K, 3), pictures (K, H, W, 3); asked: how often the model was asked.
+    viewmats (K, 4, 4), Ks (K, 3, 3), backgrounds (K, 3), pictures (K, H, W, 3) in bytes; asked: how often the model was asked.
     """
 
     viewmats: Tensor

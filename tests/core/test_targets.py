@@ -8,6 +8,7 @@ import torch
 
 from lucid_core.cameras import Views, turntable
 from lucid_core.checkpoint import read, write
+from lucid_core.densify import NO_GROWTH, Densify
 from lucid_core.dream import distil
 from lucid_core.pointcloud import PointCloud
 from lucid_core.prior import Conds, OutOfMemory
@@ -232,7 +233,8 @@ def test_strength_lowers_the_noise():
 
 def test_frozen_colours_stay_whatever_the_pictures_show():
     start = PointCloud(count=300, size=1.2).splats(0)
-    *_, last = steps(teacher(), 8, freeze_color=True)
+    still = dataclasses.replace(TARGETS, grow_grad2d=NO_GROWTH)
+    *_, last = steps(teacher(still), 8, freeze_color=True)
     assert torch.equal(last.splats.sh, start.sh)
 
 
@@ -256,3 +258,15 @@ def test_every_view_gets_a_picture_of_its_dtype():
     views = Views(turntable(3, 0.0, 5.3, 26.0, SIZE, SIZE), torch.tensor([0.1, 2.0, -1.0]), torch.zeros(3))
     found = teacher().pictures(torch.rand(3, SIZE, SIZE, 3), views, 0.0, torch.Generator().manual_seed(0))
     assert found.shape == (3, SIZE, SIZE, 3) and found.dtype == torch.float32
+
+
+def test_growth_has_a_threshold_of_its_own_while_pictures_are_fitted():
+    """The run's own, for gradients of a guidance, would grow nothing; the statistic begins anew with the first pictures."""
+    config = {"densify": Densify(start=0.1, stop=0.9, every=0.1, grow_grad2d=NO_GROWTH, reset_every=0.1)}
+    mixed = lambda grow: Teachers(
+        teacher(METHOD), teacher(dataclasses.replace(TARGETS, grow_grad2d=grow)), Mix("sequence", 0.5)
+    )
+    counts = [[len(step.splats) for step in steps(mixed(grow), **config)] for grow in (1e-5, NO_GROWTH)]
+    assert max(counts[0][:15]) <= 300 < counts[0][-1] and counts[1][-1] <= 300
+    before, after = (step.splats.opacities.max() for step in itertools.islice(steps(teacher(), 12, **config), 1, 12, 9))
+    assert after > 0.5 * before  # a reset would leave none above a hundredth
