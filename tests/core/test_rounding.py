@@ -50,7 +50,7 @@ def test_two_right_ways_lie_within_the_bound(seed, images):
         for order in range(1, 12):
             with Reordered(order):
                 ways.append(compute())
-    assert max(difference(way, result) for way in ways) < ROUNDINGS * unit
+    assert max(difference(way, result) for way in ways) < ROUNDINGS / 2 * unit
     assert unit < 1e-4  # else it would hide mistakes
 
 
@@ -62,7 +62,7 @@ def test_a_small_mistake_lies_beyond_the_bound(seed, images):
         compute = lambda: repeated(net, images)
         result, unit = compute(), rounding_of(compute)
         net.qkv.weight[64:] *= 1.001
-        assert difference(compute(), result) > ROUNDINGS * unit
+        assert difference(compute(), result) > 4 * ROUNDINGS * unit
 
 
 def test_gradients_are_reordered_too(images):

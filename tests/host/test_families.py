@@ -13,6 +13,7 @@ from .family_graphs import FAMILIES, FLOWS, FamilyGraph
 from .graphs import ply_of
 
 pytestmark = pytest.mark.usefixtures("families")
+NEWER = {"Trellis2"}  # families that ComfyUI has had since 0.31 or later
 SHIFT = {"sd3": 3.0, "flux_schnell": 1.0, "z_image": 3.0, "anima": 3.0}
 SHIFT |= dict.fromkeys(("flux", "chroma", "qwen_image", "krea2"), 3.1582)  # e^1.15
 SHIFT["flux2"] = 7.5383  # e^2.02
@@ -97,7 +98,7 @@ def test_what_is_told_by_name_has_its_name_in_the_host(host_path):
     }
     models = ast.parse((host_path / "comfy" / "supported_models.py").read_text(encoding="utf-8")).body
     known = {part.name for part in models if isinstance(part, ast.ClassDef)}
-    assert len(told) == 2 and {name for names in told.values() for name in names} <= known
+    assert len(told) == 2 and {name for names in told.values() for name in names} - known <= NEWER
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,7 @@ class LucidTestPrior(IO.ComfyNode):
 
         encode = lambda: model.model.process_latent_in(vae.encode(images))
         z0, encoded = stepped(), encode()
+        rounding, encode_rounding = rounding_of(stepped, z0), rounding_of(encode, encoded)
 
         def body(prior, prompts):
             (ours,) = prior.denoise(x, 3.0, [prompts.views[0]])
@@ -210,9 +211,9 @@ class LucidTestPrior(IO.ComfyNode):
             latents.square().sum().backward()
             return {
                 "denoise": [difference(ours, z0)],
-                "rounding": [rounding_of(stepped, z0)],
+                "rounding": [rounding],
                 "encode": [difference(latents, encoded)],
-                "encode rounding": [rounding_of(encode, encoded)],
+                "encode rounding": [encode_rounding],
                 "rows": [max(difference(together[0], each[0][0]), difference(together[1], each[1][1]))],
                 "sigma": [prior.sigma(1.0), prior.sigma(0.0)],
                 "gradient": [float(pixels.grad.abs().min(dim=0).values.max())],

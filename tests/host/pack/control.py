@@ -242,7 +242,7 @@ class LucidTestAdapter(IO.ComfyNode):
                 single = alone.get_control(x[:1], torch.ones(1), {}, 1, {})["input"]
                 pairs = [(a, b) for a, b in zip(together, single) if a is not None]
                 found += [difference(a.expand(len(x), -1, -1, -1)[row], b[0]) for a, b in pairs]
-        ask = lambda: torch.cat([x.flatten() for x in network(hint.movedim(-1, 1)) if x is not None])
+        ask = lambda: torch.cat([x.flatten() for x in network(hint.movedim(-1, 1))["input"] if x is not None])
         return IO.NodeOutput(ui={"differences": found, "rounding": [rounding_of(ask)], "size": [float(single[0].abs().max())]})
 
 
