@@ -109,6 +109,7 @@ def test_half_a_step_is_no_checkpoint():
 def run_until_killed(file, steps):
     """A checkpoint after every step. The kernel ends the process after so many of its steps' time, as SIGKILL would."""
     torch.set_num_threads(1)
+    start = time.perf_counter()
     for step in steps_of():
         write(file, step.checkpoint(), {})
         if step.step == 2:
