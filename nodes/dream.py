@@ -93,7 +93,7 @@ class LucidDream(IO.ComfyNode):
             outputs=[
                 IO.Splat.Output(display_name="splat", tooltip="The optimised splat, in the place of the one it began as.")
             ],
-            hidden=[IO.Hidden.unique_id],
+            hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -130,7 +130,7 @@ class LucidDream(IO.ComfyNode):
             if checkpoint:
                 require_same(saved, depends_on)
             run = _Run(config, subject, backend, depends_on, checkpoint_minutes, preview_seconds, preview_wanted,
-                       cls.hidden.unique_id)  # fmt: skip
+                       host.node_of_page(cls.hidden))  # fmt: skip
 
             def body(teacher):
                 teacher = teacher.map(lambda one: one.placed(subject.frame))

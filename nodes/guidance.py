@@ -61,7 +61,7 @@ def guidance_of(
     host.require_image_model(model, vae)
     if isinstance(method, ImageTargets):
         host.require_invertible(model)
-    host.require_loras(model, hidden.prompt, hidden.unique_id)
+    host.require_loras(model, hidden.dynprompt, hidden.unique_id)
     host.require_text_of(model, prompt.conditionings())
     host.log_needs(model, method.pixel_limit)
     return LucidGuidanceData(model, vae, prompt, method)
@@ -91,7 +91,7 @@ class LucidISM(IO.ComfyNode):
                 ),
             ],
             outputs=[guidance_output()],
-            hidden=[IO.Hidden.prompt, IO.Hidden.unique_id],
+            hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -131,7 +131,7 @@ class LucidTargets(IO.ComfyNode):
                 ),
             ],
             outputs=[guidance_output()],
-            hidden=[IO.Hidden.prompt, IO.Hidden.unique_id],
+            hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -164,7 +164,7 @@ class LucidBaseline(IO.ComfyNode):
                 ),
             ],
             outputs=[guidance_output()],
-            hidden=[IO.Hidden.prompt, IO.Hidden.unique_id],
+            hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod

@@ -45,7 +45,7 @@ class LucidRender(IO.ComfyNode):
                 IO.Mask.Output(display_name="mask", tooltip="Opacity: 1 = solid."),
                 IO.Image.Output(display_name="depth", tooltip="Near is bright, empty space black."),
             ],
-            hidden=[IO.Hidden.unique_id],
+            hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -73,5 +73,5 @@ class LucidRender(IO.ComfyNode):
                     depths.append(depth_image(view.depth, view.alpha).cpu())
                     progress.update(len(images), images[-1][0])
             if slowdown():
-                host.show_text(cls.hidden.unique_id, slowdown())
+                host.show_text(host.node_of_page(cls.hidden), slowdown())
             return IO.NodeOutput(torch.cat(images), torch.cat(masks), torch.cat(depths))

@@ -8,7 +8,7 @@ if not missing_parts():  # else nothing of the host's internals is touched
     from .families import log_needs, require_image_model, require_invertible
     from .loras import require_loras
     from .models import encode_text, require_clip, with_prior
-    from .page import Progress, check_interrupt, name_of, output_file, output_path, output_stamp, show_text
+    from .page import Progress, check_interrupt, name_of, node_of_page, output_file, output_path, output_stamp, show_text
     from .splats import camera_of, from_splats, one_splat, to_splats
     from .starts import (
         camera_info_of,
@@ -40,6 +40,7 @@ __all__ = [
     "log_needs",
     "missing_parts",
     "name_of",
+    "node_of_page",
     "on_device",
     "one_splat",
     "output_file",

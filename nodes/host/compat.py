@@ -28,6 +28,7 @@ PARTS = {  # module -> what of it is used; a test compares it with the imports o
     "comfy.ldm.qwen_image.controlnet": ("QwenImageControlNetModel", "QwenImageFunControlNetModel"),
     "comfy.ldm.qwen_image.model": ("QwenImageTransformer2DModel",),
     "comfy.ldm.wan.vae": ("ResidualBlock",),
+    "comfy.ldm.wan.vae2_2": ("ResidualBlock",),
     "comfy.lora": ("load_lora", "model_lora_keys_unet"),
     "comfy.lora_convert": ("convert_lora",),
     "comfy.model_base": ("Anima", "Flux", "Lumina2", "QwenImage", "SD3", "SDXL"),

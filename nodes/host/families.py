@@ -64,7 +64,8 @@ def require_image_model(model: Any, vae: Any) -> None:
             f"model {name} works on latents {latents.spacial_downscale_ratio} times smaller than the image, but this vae makes "
             f"them {ratio} times smaller; use the VAE that belongs to the model"
         )
-    if vae.output_channels != 3:
+    has_alpha = vae.output_channels == 4 and isinstance(vae.pad_channel_value, (int, float))
+    if vae.output_channels != 3 and not has_alpha:
         raise ValueError(f"this vae makes images of {vae.output_channels} channels; use one for red, green and blue")
     made_for = getattr(vae.first_stage_model, "latent_format", None)  # of tiny VAEs of video
     if made_for and not isinstance(latents, made_for):

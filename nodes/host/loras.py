@@ -17,9 +17,13 @@ STACK = "LoadLoraModel"  # of hosts newer than 0.33: inputs loras.0.lora_name, .
 OF_TEXT = ("lora_te", "text_encoder", "text_model")  # in the names of weights that are a text encoder's
 
 
-def require_loras(model: Any, graph: dict[str, dict] | None, node_id: str | None) -> None:
-    """Raise ValueError for a LoRA on the way to the `model` of a node in the queued graph of which no weight fits anything."""
-    for name in _loras_before(graph or {}, node_id):
+def require_loras(model: Any, prompt: Any, node_id: str | None) -> None:
+    """Raise ValueError for a LoRA on the way to the `model` of a node of which no weight fits anything.
+
+    `prompt` is the host's DynamicPrompt: the queued graph with the nodes that others were expanded to.
+    """
+    graph = {name: prompt.get_node(name) for name in prompt.all_node_ids()} if prompt else {}
+    for name in _loras_before(graph, node_id):
         lora = comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("loras", name), safe_load=True)
         names = comfy.lora.model_lora_keys_unet(model.model, {})
         fits = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(lora)), names, log_missing=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
@@ -18,6 +19,11 @@ PREVIEW_SIZE = 512
 
 def check_interrupt() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def node_of_page(hidden: Any) -> str | None:
+    """The id of the running node in the web page: of a loop's iterations, that of the node they were made of."""
+    return hidden.dynprompt.get_display_node_id(hidden.unique_id) if hidden.dynprompt else hidden.unique_id
 
 
 def show_text(node_id: str | None, text: str) -> None:

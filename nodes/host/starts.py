@@ -26,11 +26,13 @@ def to_mesh(mesh: Types.MESH) -> Mesh:
     f = int(mesh.face_counts[0]) if mesh.face_counts is not None else mesh.faces.shape[1]
     with torch.inference_mode(False):
         take = lambda x, n: torch.clone(x[0, :n].cpu().float()) if x is not None else None
-        colors = take(mesh.vertex_colors, v)
-        return Mesh(
-            take(mesh.vertices, v), torch.clone(mesh.faces[0, :f].cpu().long()), None if colors is None else colors[:, :3],
-            take(mesh.uvs, v), take(mesh.texture, None),
-        )  # fmt: skip
+        vertices, colors = take(mesh.vertices, v), take(mesh.vertex_colors, v)
+        colors = None if colors is None else colors[:, :3]
+        factor = (getattr(mesh, "material", None) or {}).get("base_color_factor")  # since 0.31; linear, multiplies the others
+        if factor is not None:
+            colors = (torch.ones_like(vertices) if colors is None else colors) * torch.tensor(factor[:3])
+        faces = torch.clone(mesh.faces[0, :f].cpu().long())
+        return Mesh(vertices, faces, colors, take(mesh.uvs, v), take(mesh.texture, None))
 
 
 def camera_info_of(position: Tensor, distance: float, fov_deg: float) -> dict:

@@ -10,6 +10,7 @@ import comfy.sd
 import torch
 from comfy.ldm.modules.diffusionmodules.model import AttnBlock, ResnetBlock
 from comfy.ldm.wan.vae import ResidualBlock
+from comfy.ldm.wan.vae2_2 import ResidualBlock as ResidualBlockOf22
 from comfy.taesd.taehv import TAEHV, MemBlock
 from comfy.taesd.taesd import Block
 from torch import Tensor
@@ -19,7 +20,9 @@ from .memory import memory_errors
 
 log = logging.getLogger(__name__)
 BACKWARD = 2  # what the way back keeps of an encoder, over the host's estimate of a pass without it (BENCHMARKS.md)
-BLOCKS = (ResnetBlock, AttnBlock, ResidualBlock, Block, MemBlock)  # of Stable Diffusion's to Flux's, of Wan's, of tiny ones
+# Of Stable Diffusion's to Flux's, of Wan's, of Qwen-Image 2.1's, of tiny ones.
+BLOCKS = (ResnetBlock, AttnBlock, ResidualBlock, ResidualBlockOf22, Block, MemBlock)
+RGB = 3
 
 
 class GradientVAE:
@@ -40,7 +43,7 @@ class GradientVAE:
 
     def memory_required(self, resolution: int) -> int:
         """Bytes for encoding one view and going back."""
-        shape = (1, 3, 1, resolution, resolution) if self._is_of_video else (1, 3, resolution, resolution)
+        shape = (1, RGB, 1, resolution, resolution) if self._is_of_video else (1, RGB, resolution, resolution)
         return int(BACKWARD * self._vae.memory_used_encode(shape, self._vae.vae_dtype))
 
     def fit(self, views: int, resolution: int, free: int) -> None:
@@ -71,6 +74,9 @@ class GradientVAE:
             return self._encode(images)
 
     def _encode(self, images: Tensor) -> Tensor:
+        alpha = self._vae.output_channels - RGB  # of a VAE of RGBA, whose pad_channel_value is opaque
+        if alpha:
+            images = torch.nn.functional.pad(images, (0, alpha), value=self._vae.pad_channel_value)
         pixels = self._vae.process_input(images.movedim(-1, 1).to(self._vae.device))
         encode = self._encode_frame if self._is_of_video else self.patcher.model.encode
         return encode_in(self._vae.vae_dtype, encode, pixels).float()
@@ -81,9 +87,8 @@ class GradientVAE:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> (B, H, W, 3), by the host's own VAE and without gradients."""
         with torch.inference_mode():
-            if self._is_of_video:
-                return self._vae.decode(latents.unsqueeze(2)).flatten(0, 1).clone()
-            return self._vae.decode(latents).clone()
+            images = self._vae.decode(latents.unsqueeze(2)).flatten(0, 1) if self._is_of_video else self._vae.decode(latents)
+            return images[..., :RGB].clone()
 
     def release(self) -> None:
         """Drop the copy; also called after an error."""

@@ -94,6 +94,10 @@ VAES = {  # the demo's checkpoint holds one of 4 channels
     "wan_vae": ("comfy.ldm.wan.vae.WanVAE", {
         "dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "temperal_downsample": [False, True, True],
     }),
+    "rgba_vae": ("comfy.ldm.wan.vae.WanVAE", {
+        "dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "temperal_downsample": [False, True, True],
+        "image_channels": 4, "conv_out_channels": 4,
+    }),
 }  # fmt: skip
 
 

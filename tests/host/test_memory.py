@@ -35,7 +35,7 @@ def probed(client, vae_node, slot):
     return client.run(graph)["outputs"][probe]
 
 
-@pytest.mark.parametrize("name", ["of the checkpoint", "taesd", TAEF2, "wan_vae", "taew"])
+@pytest.mark.parametrize("name", ["of the checkpoint", "taesd", TAEF2, "wan_vae", "rgba_vae", "taew"])
 def test_gradients_pass_the_vae_whole_in_parts_and_with_its_weights_offloaded(client, taesd, families, name):
     """A checkpoint's VAE is copied from its file; TAESD, of two files, from its weights. A video VAE, and the tiny one of its
     latents, gets every view as a video of one frame."""

@@ -38,9 +38,9 @@ def landmarks():
     return graph, [back, 0]
 
 
-def camera(graph, yaw, pitch=10.0):
+def camera(graph, yaw, pitch=10.0, target_y=0.0):
     return graph.add(
-        "CreateCameraInfo", target_x=0.0, target_y=0.0, target_z=0.0, roll=0.0, fov=35.0, zoom=1.0,
+        "CreateCameraInfo", target_x=0.0, target_y=target_y, target_z=0.0, roll=0.0, fov=35.0, zoom=1.0,
         camera_type="perspective", mode="orbit", **{"mode.yaw": yaw, "mode.pitch": pitch, "mode.distance": 4.0},
     )  # fmt: skip
 
@@ -65,12 +65,13 @@ def centroid(picture, rgb):
     return np.array([x.mean(), y.mean()])
 
 
-@pytest.mark.parametrize("yaw", [0.0, 60.0, -30.0, 180.0])
-def test_our_renderer_sees_what_the_hosts_sees(client, landmarks, yaw):
-    """The same splat, through the host's writer and reader, from the host's own camera node: the frames agree."""
+@pytest.mark.parametrize("yaw, target_y", [(0.0, 0.0), (60.0, 0.0), (-30.0, 0.0), (180.0, 0.0), (60.0, 0.5)])
+def test_our_renderer_sees_what_the_hosts_sees(client, landmarks, yaw, target_y):
+    """The same splat, through the host's writer and reader, from the host's own camera node: the frames agree. The node Camera
+    Angle of newer hosts turns about a point half a unit above the origin."""
     source, splat = landmarks
     graph = Graph(source)
-    info = [camera(graph, yaw), 0]
+    info = [camera(graph, yaw, target_y=target_y), 0]
     theirs = graph.save_image([host_render(graph, splat, info), 0])
     ours = graph.save_image([our_render(graph, splat, camera_info=info), 0])
     entry = client.run(graph)

@@ -1,5 +1,7 @@
 """Whatever rides on MODEL and CONDITIONING: HostPrior's predictions change exactly as the host's own sampler says."""
 
+import json
+
 import pytest
 from rounding import ROUNDINGS
 
@@ -226,17 +228,23 @@ def test_gligen_is_refused(client):
         client.run(graph.dream(graph.prompt(boxes)))
 
 
-@pytest.mark.parametrize("method", ["LucidISM", "LucidBaseline"])
+@pytest.mark.parametrize("method", ["LucidISM", "LucidBaseline", "LucidISM of an expanded node"])
 def test_a_lora_that_fits_nothing_is_refused(client, method):
-    """The host only warns. Behind it stands one that fits."""
+    """The host only warns. Behind it stands one that fits. Nodes of the host's loops exist only while it runs."""
     graph = FamilyGraph("sdxl")
-    loras(graph, LORAS[0])
-    graph.patched("RescaleCFG", multiplier=0.7)
+    if not method.endswith("expanded node"):
+        loras(graph, LORAS[0])
+        graph.patched("RescaleCFG", multiplier=0.7)
     graph.dream()
     node = next(node for node in graph.values() if node["class_type"] == "LucidISM")
+    sources = {name: node["inputs"].pop(name) for name in ("model", "vae", "prompt")}
     if method == "LucidBaseline":
-        node["class_type"], node["inputs"] = method, {name: node["inputs"][name] for name in ("model", "vae", "prompt")}
-        node["inputs"] |= {"method": "SDI", **{f"method.{name}": getattr(SDI(), name) for name in bounds_of(SDI)}}
+        node["class_type"] = method
+        node["inputs"] = {"method": "SDI", **{f"method.{name}": getattr(SDI(), name) for name in bounds_of(SDI)}}
+    elif method != "LucidISM":
+        node["class_type"] = "LucidTestExpanded"
+        node["inputs"] = {"lora": file_of(LORAS[0]), "ism": json.dumps(node["inputs"])}
+    node["inputs"] |= sources
     message = f"the LoRA {file_of(LORAS[0])} fits nothing of model KOALA_700M: its weights have names such as diffusion_model"
     with pytest.raises(ComfyError, match=message):
         client.run(graph)

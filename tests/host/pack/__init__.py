@@ -57,11 +57,14 @@ class LucidTestSplat(IO.ComfyNode):
 
 
 class LucidTestMesh(IO.ComfyNode):
-    """A cube in the host's axes (y up, front at +z): red in front, green at +x, white on top, blue elsewhere."""
+    """A cube in the host's axes (y up, front at +z): red in front, green at +x, white on top, blue elsewhere.
+
+    "base colour": as hosts since 0.31 give it, with half of the red and green.
+    """
 
     @classmethod
     def define_schema(cls):
-        options = ["vertex colours", "texture", "plain", "batch", "empty"]
+        options = ["vertex colours", "base colour", "texture", "plain", "batch", "empty"]
         return IO.Schema(node_id="LucidTestMesh", inputs=[IO.Combo.Input("kind", options=options)], outputs=[IO.Mesh.Output()])
 
     @classmethod
@@ -76,8 +79,11 @@ class LucidTestMesh(IO.ComfyNode):
             faces += [[n, n + 1, n + 2], [n, n + 2, n + 3]]
             colors += [paint.get((axis, sign), (0, 0, 1.0))] * 4
         vertices, faces, colors = torch.stack(vertices)[None], torch.tensor(faces)[None], torch.tensor(colors)[None]
-        if kind == "vertex colours":
-            return IO.NodeOutput(Types.MESH(vertices, faces, vertex_colors=torch.cat([colors, torch.ones(1, 24, 1)], -1)))
+        if kind in ("vertex colours", "base colour"):
+            mesh = Types.MESH(vertices, faces, vertex_colors=torch.cat([colors, torch.ones(1, 24, 1)], -1))
+            if kind == "base colour":
+                mesh.material = {"base_color_factor": [0.214, 0.214, 1.0, 1.0]}
+            return IO.NodeOutput(mesh)
         if kind == "texture":
             uvs = torch.stack([(torch.arange(24) // 4 + 0.5) / 6, torch.full((24,), 0.5)], -1)
             return IO.NodeOutput(Types.MESH(vertices, faces, uvs=uvs[None], texture=colors[:, None, ::4].repeat(1, 6, 1, 1)))

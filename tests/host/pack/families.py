@@ -1,6 +1,7 @@
 """Nodes for the tests of the model families: what no small file can bring, and the host's samplers beside HostPrior."""
 
 import itertools
+import json
 import sys
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import comfy.samplers
 import comfy.supported_models
 import torch
 from comfy_api.latest import IO
+from comfy_execution.graph_utils import GraphBuilder
 from rounding import difference, rounding_of
 
 COSMOS = {
@@ -160,7 +162,7 @@ class LucidTestEuler(IO.ComfyNode):
         encode = lambda: ours_of(model.model.process_latent_in(torch.cat([vae.encode(image[None]) for image in images])))
         theirs_encoded = encode()
         each = model.model.process_latent_out(hosts(theirs_encoded))
-        decode = lambda: torch.cat([vae.decode(z[None]).reshape(1, 64, 64, 3) for z in each])
+        decode = lambda: torch.cat([vae.decode(z[None]).reshape(1, 64, 64, -1)[..., :3] for z in each])
         theirs_decoded = decode()
 
         def body(prior, prompts):
@@ -326,7 +328,27 @@ class LucidTestRoles(IO.ComfyNode):
         return IO.NodeOutput(ui=pack_host().with_prior(SimpleNamespace(model=model, vae=vae, prompt=prompt), 2, 64, body))
 
 
+class LucidTestExpanded(IO.ComfyNode):
+    """Becomes a LoRA and Lucid ISM, whose settings `ism` holds as JSON, when it runs: as the bodies of the host's loops."""
+
+    @classmethod
+    def define_schema(cls):
+        inputs = [
+            IO.Model.Input("model"), IO.Vae.Input("vae"), IO.Custom("LUCID_PROMPT").Input("prompt"),
+            IO.String.Input("lora"), IO.String.Input("ism"),
+        ]  # fmt: skip
+        outputs = [IO.Custom("LUCID_GUIDANCE").Output()]
+        return IO.Schema(node_id="LucidTestExpanded", inputs=inputs, outputs=outputs, enable_expand=True)
+
+    @classmethod
+    def execute(cls, model, vae, prompt, lora, ism):
+        graph = GraphBuilder()
+        loaded = graph.node("LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=0.8)
+        guidance = graph.node("LucidISM", model=loaded.out(0), vae=vae, prompt=prompt, **json.loads(ism))
+        return IO.NodeOutput(guidance.out(0), expand=graph.finalize())
+
+
 NODES = [
-    LucidTestWiden, LucidTestSpoilt, LucidTestBuilt, LucidTestEuler, LucidTestBlend, LucidTestAttention,
+    LucidTestExpanded, LucidTestWiden, LucidTestSpoilt, LucidTestBuilt, LucidTestEuler, LucidTestBlend, LucidTestAttention,
     LucidTestHolder, LucidTestRoles,
 ]  # fmt: skip

@@ -72,7 +72,8 @@ class LucidTestVae(IO.ComfyNode):
 
     @staticmethod
     def decoded(vae, latents):
-        return torch.cat([vae.decode(z[None, :, None])[0] if vae.latent_dim == 3 else vae.decode(z[None]) for z in latents])
+        each = [vae.decode(z[None, :, None])[0] if vae.latent_dim == 3 else vae.decode(z[None]) for z in latents]
+        return torch.cat(each)[..., :3]
 
     @staticmethod
     def gradient(made, images):
