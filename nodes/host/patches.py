@@ -54,12 +54,13 @@ class PatchControl:
         given = {"model": self._bare, "model_patch": self.net, "image": hint, "strength": self._strength, "vae": self._vae,
                  "start_percent": 0.0, "end_percent": 1.0}  # fmt: skip
         with torch.inference_mode():
-            (patched,) = getattr(node(), node.FUNCTION)(**{name: value for name, value in given.items() if name in wanted})
+            made = getattr(node(), node.FUNCTION)(**{name: value for name, value in given.items() if name in wanted})
+            (patched,) = getattr(made, "result", made)  # a tuple, or a NodeOutput where the node is of the host's newer kind
             patched.model_patches_to(patched.load_device)
             patched.model_patches_to(self._dtype)
         self.patches = patched.model_options["transformer_options"]["patches"]
-        made = {id(patch): patch for some in self.patches.values() for patch in some if hasattr(patch, "encoded_image")}
-        self._encoded = [(patch, patch.encoded_image, patch.encoded_image_size) for patch in made.values()]
+        hinted = {id(patch): patch for some in self.patches.values() for patch in some if hasattr(patch, "encoded_image")}
+        self._encoded = [(patch, patch.encoded_image, patch.encoded_image_size) for patch in hinted.values()]
 
     def repeat(self, rows: int) -> None:
         """The hints for a batch in which the views come again and again, once for each conditioning that is asked about."""
