@@ -91,13 +91,13 @@ class Densifier:
 
     def after_backward(
         self, params: dict[str, Parameter], optimizers: dict[str, Optimizer], before: int, step: int, info: dict,
-        generator: Generator, fit_grad2d: float | None = None,
+        generator: Generator, fitting: tuple[float, float] | None = None,
     ) -> None:  # fmt: skip
         """Gather statistics; at its times grow, prune and reset. Call after the optimisers' step.
 
-        `before` is the step of the last call: what was due in between is done now, once. fit_grad2d: in a step that fits
-        pictures, the threshold in place of `grow_grad2d`, which is one of a guidance's far larger gradients; opacities are then
-        not reset, because the model is soon asked for pictures of what it sees.
+        `before` is the step of the last call: what was due in between is done now, once. fitting: in a step that fits pictures,
+        what "default" takes in place of `grow_grad2d`, which is a threshold of a guidance's far larger gradients, and of
+        `prune_opacity`; opacities are then not reset, because the model is soon asked for pictures of what it sees.
         """
         reset, step = latest(before, step, self.reset_every), latest(before, step, self.strategy.refine_every)
         with _seeded(generator, params["means"].device):
@@ -106,9 +106,10 @@ class Densifier:
                     lr = optimizers["means"].param_groups[0]["lr"]
                     self.strategy.step_post_backward(params, optimizers, self.state, step, info, lr=lr)
                 return
-            self.strategy.grow_grad2d = self.config.grow_grad2d if fit_grad2d is None else fit_grad2d
+            of_guidance = self.config.grow_grad2d, self.config.prune_opacity
+            self.strategy.grow_grad2d, self.strategy.prune_opa = fitting or of_guidance
             self.strategy.step_post_backward(params, optimizers, self.state, step, info)
-        if fit_grad2d is None and self.reset_every and reset < self.stop and reset % self.reset_every == 0:
+        if not fitting and self.reset_every and reset < self.stop and reset % self.reset_every == 0:
             ops = load("gsplat.strategy.ops", "gsplat")
             ops.reset_opa(params, optimizers, self.state, value=2 * self.config.prune_opacity)
 

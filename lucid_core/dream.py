@@ -331,8 +331,8 @@ def update(run: Run, info: dict, config: DreamConfig, at: int, targets: ImageTar
     if not config.freeze_color:
         keep_colors(params)
     if not config.freeze_geometry:
-        grow = targets.grow_grad2d if targets else None
-        run.densifier.after_backward(params, run.optimizers, run.at, at, info, run.generator, grow)
+        thresholds = (targets.grow_grad2d, targets.prune_opacity) if targets else None
+        run.densifier.after_backward(params, run.optimizers, run.at, at, info, run.generator, thresholds)
     if len(params["means"]) == 0:
         raise RuntimeError(f"every Gaussian was pruned at step {step} of {config.steps}; start from more opaque ones")
 

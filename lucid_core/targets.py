@@ -57,6 +57,10 @@ class ImageTargets:
         2e-4, 0, NO_GROWTH, "Mean gradient, in half image widths, above which a splat is split or copied in these steps, at "
         f"the times that Lucid Dream has. Lower is sharper, with more splats; {NO_GROWTH:g} = nothing grows.", step=1e-5,
     )  # fmt: skip
+    prune_opacity: float = setting(
+        0.005, 0, 1, "Splats fainter than this are removed in these steps, at the same times. Higher clears fog and wisps; 0 = "
+        "none are.", step=0.005,
+    )  # fmt: skip
     scale_weight: float = setting(
         0.01, 0, 1e6, "Weight of the mean size of the Gaussians beside the difference of the pictures. Higher makes them "
         "smaller; 0 = none.", step=0.001,
@@ -119,7 +123,7 @@ class ImageTargets:
 PRESETS = {
     "official": ImageTargets(),
     # Few, low rounds: a small model's pictures are sure of their colours, and differ in shape where they get more noise.
-    "cpu": ImageTargets(fits=155, cfg=2.0, cfg_last=1.0, t=0.2, t_last=0.08, t_spread=0.03, kept=24),
+    "cpu": ImageTargets(fits=155, cfg=2.0, cfg_last=1.0, t=0.2, t_last=0.08, t_spread=0.03, kept=24, prune_opacity=0.05),
 }
 
 

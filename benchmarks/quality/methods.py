@@ -59,6 +59,7 @@ METHODS = {
     "targets": _recipe(share=1.0, fits=48, t=0.6, cfg=4.0),
     "sds_then_targets": _recipe(RIVALS["SDS"](cfg=7.5, **SDS_LEVELS), steps=1848, share=0.515),
     "default_no_growth": _recipe(grow_grad2d=NO_GROWTH),
+    "default_prune_0.005": _recipe(prune_opacity=0.005),  # as Lucid Optimizer has it
     "default_no_inversion": _recipe(inversion_steps=0),
     "default_24_views": _recipe(views=24, fits=310, kept=48),
     "default_kept_48": _recipe(kept=48),

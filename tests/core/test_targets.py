@@ -270,3 +270,11 @@ def test_growth_has_a_threshold_of_its_own_while_pictures_are_fitted():
     assert max(counts[0][:15]) <= 300 < counts[0][-1] and counts[1][-1] <= 300
     before, after = (step.splats.opacities.max() for step in itertools.islice(steps(teacher(), 12, **config), 1, 12, 9))
     assert after > 0.5 * before  # a reset would leave none above a hundredth
+
+
+def test_faint_splats_are_removed_while_pictures_are_fitted():
+    config = {"densify": Densify(start=0.1, stop=0.9, every=0.3, grow_grad2d=NO_GROWTH, reset_every=0.0)}
+    still = dataclasses.replace(TARGETS, grow_grad2d=NO_GROWTH)
+    *_, whole = steps(teacher(dataclasses.replace(still, prune_opacity=0.0)), 10, **config)
+    *_, pruned = steps(teacher(dataclasses.replace(still, prune_opacity=0.1)), 10, **config)
+    assert 0 < len(pruned.splats) < len(whole.splats) == 300
