@@ -65,6 +65,10 @@ class ImageTargets:
         0.01, 0, 1e6, "Weight of the mean size of the Gaussians beside the difference of the pictures. Higher makes them "
         "smaller; 0 = none.", step=0.001,
     )  # fmt: skip
+    square_weight: float = setting(
+        4.0, 0, 1000, "Weight of the pixels' squared difference beside the absolute one. Higher places edges better where "
+        "pictures disagree, lower keeps spots cleaner; 0 = none.", step=0.5,
+    )  # fmt: skip
     edge_weight: float = setting(
         0.0, 0, 1000, "Weight of the difference of neighbouring pixels' differences: of edges; 0 = none.", step=0.1
     )
@@ -111,9 +115,11 @@ class ImageTargets:
         return prior.decode(z).clamp(0, 1)
 
     def difference(self, image: Tensor, picture: Tensor) -> Tensor:
-        """The loss of views (B, H, W, 3) that should be `picture`: L1 of pixels, and of the edges by their weight."""
+        """The loss of views (B, H, W, 3) that should be `picture`: L1 and squares of pixels, L1 of edges, by their weights."""
         error = image - picture
         loss = error.abs().mean()
+        if self.square_weight:
+            loss = loss + self.square_weight * error.square().mean()
         if self.edge_weight:
             rows, columns = error[:, 1:] - error[:, :-1], error[:, :, 1:] - error[:, :, :-1]
             loss = loss + self.edge_weight * (rows.abs().mean() + columns.abs().mean())

@@ -278,3 +278,12 @@ def test_faint_splats_are_removed_while_pictures_are_fitted():
     *_, whole = steps(teacher(dataclasses.replace(still, prune_opacity=0.0)), 10, **config)
     *_, pruned = steps(teacher(dataclasses.replace(still, prune_opacity=0.1)), 10, **config)
     assert 0 < len(pruned.splats) < len(whole.splats) == 300
+
+
+def test_the_difference_is_the_sum_of_its_weighted_parts():
+    error = torch.zeros(1, 4, 4, 3)
+    error[:, :, :2] = 0.5  # one edge down the middle
+    difference = lambda **weights: ImageTargets(**weights).difference(error, torch.zeros_like(error)).item()
+    assert difference(square_weight=0.0) == pytest.approx(0.25)
+    assert difference(square_weight=4.0) == pytest.approx(0.25 + 4 * 0.125)
+    assert difference(square_weight=0.0, edge_weight=2.0) == pytest.approx(0.25 + 2 * 0.5 / 3)
