@@ -94,7 +94,7 @@ CANNOT_RUN = (
     "CUDA error: no kernel image is available for execution on the device",
     "CUDA error: device kernel image is invalid",
     "CUDA error: the provided PTX was compiled with an unsupported toolchain.",
-    "/root/.cache/gsplat_cuda.so: undefined symbol: _ZN3c105ErrorC2E",
+    "/home/user/.cache/gsplat_cuda.so: undefined symbol: _ZN3c105ErrorC2E",
     "Failed to load kernel '_render_tiles' on device 'cuda:0'",
 )
 NO_MEMORY = (
