@@ -28,7 +28,7 @@ def to_mesh(mesh: Types.MESH) -> Mesh:
         take = lambda x, n: torch.clone(x[0, :n].cpu().float()) if x is not None else None
         vertices, colors = take(mesh.vertices, v), take(mesh.vertex_colors, v)
         colors = None if colors is None else colors[:, :3]
-        factor = (getattr(mesh, "material", None) or {}).get("base_color_factor")  # since 0.31; linear, multiplies the others
+        factor = (getattr(mesh, "material", None) or {}).get("base_color_factor")  # 0.33 has it; linear, multiplies the others
         if factor is not None:
             colors = (torch.ones_like(vertices) if colors is None else colors) * torch.tensor(factor[:3])
         faces = torch.clone(mesh.faces[0, :f].cpu().long())

@@ -13,7 +13,7 @@ from .family_graphs import FAMILIES, FLOWS, FamilyGraph
 from .graphs import ply_of
 
 pytestmark = pytest.mark.usefixtures("families")
-NEWER = {"Trellis2"}  # families that ComfyUI has had since 0.31 or later
+NEWER = {"Trellis2"}  # families that ComfyUI 0.30 has not yet
 SHIFT = {"sd3": 3.0, "flux_schnell": 1.0, "z_image": 3.0, "anima": 3.0}
 SHIFT |= dict.fromkeys(("flux", "chroma", "qwen_image", "krea2"), 3.1582)  # e^1.15
 SHIFT["flux2"] = 7.5383  # e^2.02

@@ -59,7 +59,7 @@ class LucidTestSplat(IO.ComfyNode):
 class LucidTestMesh(IO.ComfyNode):
     """A cube in the host's axes (y up, front at +z): red in front, green at +x, white on top, blue elsewhere.
 
-    "base colour": as hosts since 0.31 give it, with half of the red and green.
+    "base colour": as ComfyUI 0.33 gives it, with half of the red and green.
     """
 
     @classmethod
