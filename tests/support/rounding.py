@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ROUNDINGS = 16  # how far two right ways may lie apart, in units: other orders reach 2, the kernels of other batch sizes 5
+ROUNDINGS = 8  # how far two right ways may lie apart, in units: other orders reach 2, the kernels of other batch sizes 5
 ULP = torch.finfo(torch.float32).eps
 PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}  # where the first of their two matrices is
 ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
