@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from .checks import bounds_of, check_bounds, require, setting
+from .checks import bounds_of, check_bounds, choice, require, setting
 from .gaussians import Splats
 
 
@@ -68,6 +68,8 @@ class Views:
     elevation_rad: Tensor
 
 
+SCHEDULES = ("official", "linear")
+WIDENINGS = 10  # times in a run that the official ranges are widened
 _RADIUS = "distance of the camera from the centre of the splat, in its units"
 _FOVY = "vertical field of view in degrees"
 
@@ -76,7 +78,11 @@ _FOVY = "vertical field of view in degrees"
 class CameraRanges:
     """Where training cameras are drawn from, uniformly; the defaults are the official ranges.
 
-    Radius and field of view go linearly from their first ranges to the `_end` ones over the first `widen` of the run.
+    `schedule` "official": at every tenth of the run radii shrink to 0.95 times, the smallest field of view to 0.75 times, and the
+    largest one grows to 1.1 times (or the other way about) until they reach their `_end` values. The azimuth range grows about
+    its middle by `angle_factor`, up to all round, the polar angles of the elevation range by the same factor, up to its `_end`
+    values (LucidDreamer's train.py; its configs for heads begin at -80 to 80 degrees of azimuth, with a factor of 1.5).
+    "linear": radius and field of view go from their first ranges to the `_end` ones over the first `widen` of the run.
     """
 
     azimuth_min_deg: float = setting(-180, -360, 360, "Least azimuth in degrees; 0 faces the front.", step=1, rare=False)
@@ -91,7 +97,9 @@ class CameraRanges:
     fovy_max_deg: float = setting(34.4, 1, 120, f"Largest {_FOVY}.", step=0.1, rare=False)
     fovy_min_end_deg: float = setting(9.2, 1, 120, f"Least {_FOVY}, late in the run.", step=0.1)
     fovy_max_end_deg: float = setting(34.4, 1, 120, f"Largest {_FOVY}, late in the run.", step=0.1)
-    widen: float = setting(0.5, 0, 1, "Share of the run over which the first ranges become the late ones; 0 = at once.")
+    widen: float = setting(
+        0.5, 0, 1, "Schedule linear: share of the run over which the first ranges become the late ones; 0 = at once."
+    )
     gamma: float = setting(
         1.0, 0.1, 10, "Draws azimuth and elevation towards the middle of their ranges; 1 = evenly.", step=0.1
     )
@@ -100,6 +108,16 @@ class CameraRanges:
     jitter_center: float = setting(0.05, 0, 10, "Random shift of the camera along each axis, full width in the splat's units.")
     jitter_target: float = setting(0.05, 0, 10, "Random shift of the point that it looks at, standard deviation.")
     jitter_up: float = setting(0.01, 0, 1, "Random tilt of the camera's upright, standard deviation.")
+    schedule: str = choice(
+        SCHEDULES, "How radius and field of view reach their late ranges. official: in steps, at every tenth of the run. linear: "
+        "evenly over `widen`.",
+    )  # fmt: skip
+    angle_factor: float = setting(
+        1.0, 1, 10, "Factor by which the ranges of azimuth and elevation grow at every tenth of the run: begin with a narrow "
+        "azimuth range about the front against many faces. 1 = they stay; 1.5 = the official factor.", step=0.1,
+    )  # fmt: skip
+    elevation_min_end_deg: float = setting(-15, -90, 90, "Lowest camera that `angle_factor` leads to, in degrees.", step=1)
+    elevation_max_end_deg: float = setting(45, -90, 90, "Highest camera that `angle_factor` leads to, in degrees.", step=1)
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -113,30 +131,43 @@ class CameraRanges:
 
         Azimuths are stratified: one in each of `views` equal parts of the range, so that a batch sees all sides.
         """
-        share = min(progress / self.widen, 1.0) if self.widen else 1.0
+        (azimuth_low, azimuth_high), (low, high), radii, fovys = self.ranges(progress)
         part = (torch.randperm(views, generator=generator) + torch.rand(views, generator=generator)) / views
         u_elevation, u_radius, u_fovy = torch.rand(3, views, generator=generator)
-        azimuth = torch.lerp(*_ends(self.azimuth_min_deg, self.azimuth_max_deg), centred(part, self.gamma)).deg2rad()
-        low, high = _ends(self.elevation_min_deg, self.elevation_max_deg)
+        azimuth = torch.lerp(azimuth_low, azimuth_high, centred(part, self.gamma)).deg2rad()
         elevation = torch.lerp(low, high, centred(u_elevation, self.gamma)).deg2rad()
         if self.sphere_share:
             spread = torch.rand(views, generator=generator) < self.sphere_share
             evenly = torch.lerp(low.deg2rad().sin(), high.deg2rad().sin(), u_elevation).clamp(-1, 1).asin()
             elevation = torch.where(spread, evenly, elevation)
-            around = torch.lerp(*_ends(self.azimuth_min_deg, self.azimuth_max_deg), part).deg2rad()
+            around = torch.lerp(azimuth_low, azimuth_high, part).deg2rad()
             azimuth = torch.where(spread, around, azimuth)
-        radius = torch.lerp(
-            torch.lerp(*_ends(self.radius_min, self.radius_min_end), share),
-            torch.lerp(*_ends(self.radius_max, self.radius_max_end), share),
-            u_radius,
-        )
-        fovy = torch.lerp(
-            torch.lerp(*_ends(self.fovy_min_deg, self.fovy_min_end_deg), share),
-            torch.lerp(*_ends(self.fovy_max_deg, self.fovy_max_end_deg), share),
-            u_fovy,
-        ).deg2rad()
+        radius = torch.lerp(*radii, u_radius)
+        fovy = torch.lerp(*fovys, u_fovy).deg2rad()
         cameras = orbit(azimuth, elevation, radius, fovy, width, height)
         return Views(self._jittered(cameras, generator), azimuth, elevation)
+
+    def ranges(self, progress: float) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Least and largest azimuth (degrees), elevation (degrees), radius and field of view (degrees) at `progress`."""
+        times = int(progress * WIDENINGS + 1e-6)  # so often have the ranges been widened
+        share = min(progress / self.widen, 1.0) if self.widen else 1.0
+
+        def late(first: float, last: float, factor: float) -> float:
+            if self.schedule == "linear":
+                return first + share * (last - first)
+            return max(first / factor**times, last) if last < first else min(first * factor**times, last)
+
+        growth = self.angle_factor**times
+        middle, half = (self.azimuth_min_deg + self.azimuth_max_deg) / 2, (self.azimuth_max_deg - self.azimuth_min_deg) / 2
+        half = max(min(half * growth, 180.0), half)
+        low = max(90 - (90 - self.elevation_min_deg) * growth, min(self.elevation_min_end_deg, self.elevation_min_deg))
+        high = min(90 - (90 - self.elevation_max_deg) / growth, max(self.elevation_max_end_deg, self.elevation_max_deg))
+        radii = [late(getattr(self, f"radius_{end}"), getattr(self, f"radius_{end}_end"), 1 / 0.95) for end in ("min", "max")]
+        fovys = [
+            late(self.fovy_min_deg, self.fovy_min_end_deg, 1 / 0.75),
+            late(self.fovy_max_deg, self.fovy_max_end_deg, 1.1),
+        ]
+        return _ends(middle - half, middle + half), _ends(low, high), _ends(*radii), _ends(*fovys)
 
     def _jittered(self, cameras: Cameras, generator: Generator) -> Cameras:
         """Shift and tilt each camera a little, as in LucidDreamer's code; without jitter nothing is drawn."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,8 +40,12 @@ class Densify:
     stop: float = setting(0.6, 0, 1, "Share of the run at which that ends.")
     every: float = setting(0.02, 1e-4, 1, "Share of the run between two times.", step=0.001)
     grow_scale3d: float = setting(
-        0.003, 0, 1000, "default: splats up to this size (units of the splat) are copied, larger ones split.", step=0.0001
+        0.0105, 0, 1000, "default: splats up to this size (units of the splat) are copied, larger ones split.", step=0.0001
     )
+    prune_scale3d: float = setting(
+        0.35, 0, 1000, "default: splats larger than this (units of the splat) are removed, from `reset_every` on; 0 = none "
+        "are.", step=0.01,
+    )  # fmt: skip
     prune_opacity: float = setting(0.005, 0, 1, "default: splats fainter than this are removed; mcmc: moved.", step=0.001)
     reset_every: float = setting(
         0.06, 0, 1, "default: share of the run after which all opacities fall to twice `prune_opacity`; 0 = never.", step=0.001
@@ -71,10 +76,11 @@ class Densifier:
             )
             self.state = self.strategy.initialize_state()
         else:
-            self.strategy = _capped(strategies.DefaultStrategy, config.max_splats)(
+            self.strategy = _ours(strategies.DefaultStrategy, config.max_splats, self.reset_every)(
                 prune_opa=config.prune_opacity,
                 grow_grad2d=config.grow_grad2d,
                 grow_scale3d=config.grow_scale3d,
+                prune_scale3d=config.prune_scale3d or math.inf,
                 reset_every=steps + 1,  # gsplat 1.5's own reset never fires (`0 & step`): ours is in `after_backward`
                 **times,
             )
@@ -108,6 +114,8 @@ class Densifier:
                 return
             of_guidance = self.config.grow_grad2d, self.config.prune_opacity
             self.strategy.grow_grad2d, self.strategy.prune_opa = fitting or of_guidance
+            if not fitting:  # gsplat multiplies gradients by the number of views, for a loss that is their mean: ours is a sum
+                info = {**info, "n_cameras": 1}
             self.strategy.step_post_backward(params, optimizers, self.state, step, info)
         if not fitting and self.reset_every and reset < self.stop and reset % self.reset_every == 0:
             ops = load("gsplat.strategy.ops", "gsplat")
@@ -120,10 +128,13 @@ def latest(before: int, step: int, every: int) -> int:
     return multiple if multiple > before else step
 
 
-def _capped(strategy: type, max_splats: int) -> type:
-    """gsplat's DefaultStrategy, which knows no cap: what grows adds one splat, so let only so many grow, the most needy."""
+def _ours(strategy: type, max_splats: int, large_from: int) -> type:
+    """gsplat's DefaultStrategy with a cap, and with its pruning of large splats bound to step `large_from` alone.
 
-    class Capped(strategy):
+    What grows adds one splat, so only as many grow as there is room for, those of the largest gradient.
+    """
+
+    class Ours(strategy):
         def _grow_gs(self, params, optimizers, state, step):
             asked, room = self.grow_grad2d, max_splats - len(params["means"])
             scores = state["grad2d"] / state["count"].clamp_min(1)
@@ -136,7 +147,14 @@ def _capped(strategy: type, max_splats: int) -> type:
             finally:
                 self.grow_grad2d = asked
 
-    return Capped
+        def _prune_gs(self, params, optimizers, state, step):
+            never, self.reset_every = self.reset_every, large_from
+            try:
+                return super()._prune_gs(params, optimizers, state, step)
+            finally:
+                self.reset_every = never
+
+    return Ours
 
 
 @contextmanager

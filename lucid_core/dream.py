@@ -77,7 +77,11 @@ class DreamConfig:
         0, 0, 3, "Highest band of the colours' dependence on the view, such as of gloss, in the end of the run; 0 = none. A "
         "splat that starts with more keeps it.", step=1, rare=False,
     )  # fmt: skip
-    sh_every: float = setting(0.2, 0.001, 1, "Share of the run after which the next band joins.", step=0.001)
+    sh_every: float = setting(0.1, 0.001, 1, "Share of the run after which the next band joins.", step=0.001)
+    sh_plain_share: float = setting(
+        0.1, 0, 1, "Share of the steps that render the colours without their dependence on the view, so that the base colours "
+        "alone are right too.",
+    )  # fmt: skip
     clip_norm: float = setting(
         0.0, 0, 1e9, "Norm to which the gradient of all parameters together is cut; 0 = never.", step=0.1
     )
@@ -85,12 +89,14 @@ class DreamConfig:
         (0.9, 0.999), 0, 0.999999, "Adam's memory of gradients (1) and of their squares (2), for which few steps want 0.99.",
         step=0.0001, parts=("adam_beta1", "adam_beta2"),
     )  # fmt: skip
-    background_share: float = setting(0.66, 0, 1, "Share of the steps on another background than white.")
+    background_share: float = setting(0.66, 0, 1, "Share of the views on another background than white.")
     background_colors: str = choice(
         BACKGROUNDS, "any: half of those backgrounds random, half black. grey: random greys, for a model of plain pictures."
     )
     flip_share: float = setting(0.5, 0, 1, "Share of the steps whose views are mirrored.")
     disparity_share: float = setting(0.2, 0, 1, "Share of the steps in which the model sees the disparity image.")
+    # One draw for all views of a step, where the official code draws for each: they are rendered in one call, and every
+    # Gaussian gets the same noise over the steps.
     scale_jitter: float = setting(0.112, 0, 10, "Relative noise on the Gaussians' sizes while training.", step=0.001)
     image_residual: bool = setting(False, 0, 1, "Pulls a view to the picture that the model makes of it, in place of the "
                                    "gradient through the VAE's encoder: clean colours, no VAE graph in memory.")  # fmt: skip
@@ -244,7 +250,9 @@ def backpropagate(
     views = cameras.sample(config.views, progress, config.resolution, config.resolution, generator)
     seen_by = to_device(views.cameras, device)
     current = activate(run.params)
-    background = random_background(config, generator).to(device)
+    background = random_backgrounds(config.views, config, generator).to(device)
+    if sh_degree and torch.rand((), generator=generator) < config.sh_plain_share:
+        sh_degree = 0
     scene = joined(jitter(current, config, generator), fixed)
     render = rasterize(scene, seen_by, config.resolution, config.resolution, sh_degree, background, backend)
     if run.step == 0:
@@ -381,7 +389,7 @@ def set_learning_rates(optimizers: dict[str, Adam], config: DreamConfig, progres
     All of it by `strength` and `share`; what is frozen learns nothing.
     """
     sh0 = (REPAINT * config.lr_sh[0], config.lr_sh[1]) if config.freeze_geometry else config.lr_sh
-    shN = (config.lr_sh[0] / 20, config.lr_sh[1] / 20)
+    shN = (config.lr_sh[0] / 20, config.lr_sh[0] / 20)  # as in the official code, which decays the base colours' rate alone
     ranges = {
         "means": config.lr_means, "quats": config.lr_quats, "scales": config.lr_scales,
         "opacities": config.lr_opacities, "sh0": sh0, "shN": shN,
@@ -424,15 +432,13 @@ def keep_colors(params: dict[str, Parameter]) -> None:
     params["sh0"].clamp_(-0.5 / SH_C0, 0.5 / SH_C0)
 
 
-def random_background(config: DreamConfig, generator: Generator) -> Tensor:
-    """(3,) sRGB behind the splat. It shows what is not solid: fog that matches one background stands out on another."""
-    share, black, grey = torch.rand(3, generator=generator)
-    color = torch.rand(3, generator=generator)
-    if share >= config.background_share:
-        return torch.ones(3)
+def random_backgrounds(views: int, config: DreamConfig, generator: Generator) -> Tensor:
+    """(views, 3) sRGB behind the splat, one for each view. They show what is not solid: fog matches one, but not the next."""
+    share, black, grey = torch.rand(3, views, 1, generator=generator)
+    other = torch.where(black < 0.5, 0.0, torch.rand(views, 3, generator=generator))
     if config.background_colors == "grey":
-        return torch.lerp(torch.full((3,), DARKEST_GREY), torch.ones(3), grey)
-    return torch.zeros(3) if black < 0.5 else color
+        other = (DARKEST_GREY + (1 - DARKEST_GREY) * grey).expand(-1, 3)
+    return torch.where(share < config.background_share, other, 1.0)
 
 
 def light_backgrounds(views: int, config: DreamConfig, generator: Generator) -> Tensor:

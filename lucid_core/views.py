@@ -26,8 +26,9 @@ class ViewBlend:
 
     blend_deg: float = setting(90, 0, 90, "Width in degrees over which one view word blends into the next; 90 = smooth all "
                                "the way, 0 = switch at once.", step=1)  # fmt: skip
-    overhead_deg: float = setting(60, 1, 90, "Elevation in degrees at which the overhead word takes over; 90 = half at "
-                                  "the pole.", step=1)  # fmt: skip
+    overhead_deg: float = setting(90, 1, 90, "Elevation in degrees at which the overhead word takes over, half of "
+                                  "`blend_deg` to both sides. 90 = only half at the pole, and none below 45 degrees: the "
+                                  "official code has no such word.", step=1)  # fmt: skip
     perp_neg: float = setting(0.0, 0, 100, "Perp-Neg: pushes a view away from what other sides show, against many faces, for "
                               "up to two more model evaluations. 0 = off, 2 = the official strength.", step=0.1)  # fmt: skip
     perp_neg_front_decay: float = setting(2.0, 0, 100, "How fast Perp-Neg's push away from the front fades towards the front; "

@@ -73,9 +73,57 @@ def test_look_straight_down_is_finite():
     assert look(torch.tensor([0.0, -3.0, 0.0]), torch.zeros(3)).isfinite().all()
 
 
+def official_ranges(iterations, every, azimuth, azimuth_last, polar, polar_last, radius, radius_last, fovy, fovy_last):
+    """LucidDreamer's lists at the end of its loop over `iterations`, by its own rules, one after the other."""
+    for iteration in range(1, iterations + 1):
+        if iteration % every == 0:
+            fovy = [max(fovy_last[0], fovy[0] * 0.75), min(fovy_last[1], fovy[1] * 1.1)]
+            radius = [max(radius_last[0], radius[0] * 0.95), max(radius_last[1], radius[1] * 0.95)]
+            polar = [max(polar_last[0], polar[0] / 1.5), min(polar_last[1], polar[1] * 1.5)]
+            azimuth = [max(azimuth_last[0], azimuth[0] * 1.5), min(azimuth_last[1], azimuth[1] * 1.5)]
+    return azimuth, [90 - polar[1], 90 - polar[0]], radius, fovy
+
+
+@pytest.mark.parametrize("iteration", [1, 499, 500, 501, 999, 1000, 1501, 2500, 3999, 4501, 4999])
+def test_the_ranges_widen_as_the_official_ones_do(iteration):
+    """A head of its configs, with elevations that may grow too."""
+    expected = official_ranges(
+        iteration, 500, [-80, 80], [-180, 180], [60, 90], [45, 120], [5.2, 5.5], [3.5, 5.0], [18.3, 34.4], [9.2, 36.0]
+    )
+    ranges = CameraRanges(
+        azimuth_min_deg=-80, azimuth_max_deg=80, elevation_min_deg=0, elevation_max_deg=30, elevation_min_end_deg=-30,
+        elevation_max_end_deg=45, angle_factor=1.5, fovy_max_end_deg=36.0,
+    )  # fmt: skip
+    for found, wanted in zip(ranges.ranges(iteration / 5000), expected, strict=True):
+        assert [float(end) for end in found] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_angles_that_are_chosen_stay_unless_they_may_grow():
+    narrow = dict(azimuth_min_deg=-20, azimuth_max_deg=40, elevation_min_deg=50, elevation_max_deg=60)
+    azimuth, elevation, *_ = CameraRanges(**narrow).ranges(1.0)
+    assert [float(end) for end in (*azimuth, *elevation)] == [-20, 40, 50, 60]
+    azimuth, elevation, *_ = CameraRanges(**narrow, angle_factor=2.0).ranges(0.25)
+    assert [float(end) for end in (*azimuth, *elevation)] == pytest.approx([-110, 130, -15, 82.5 - 22.5])
+    azimuth, *_ = CameraRanges(azimuth_min_deg=0, azimuth_max_deg=360, angle_factor=9.0).ranges(0.9)
+    assert [float(end) for end in azimuth] == [0, 360]
+
+
+def test_the_official_schedule_also_grows_where_the_late_range_is_larger():
+    ranges = CameraRanges(radius_min=2.0, radius_max=2.0, radius_min_end=4.0, radius_max_end=4.0)
+    lows = [float(ranges.ranges(tenth / 10)[2][0]) for tenth in range(11)]
+    assert lows[0] == 2 and lows == sorted(lows) and lows[5] == pytest.approx(2 / 0.95**5) and max(lows) <= 4
+
+
+def test_the_linear_schedule_reaches_the_late_ranges_after_widen():
+    ranges = CameraRanges(schedule="linear", widen=0.5)
+    assert [float(end) for end in ranges.ranges(0.25)[2]] == pytest.approx([4.35, 5.25])
+    assert [float(end) for end in ranges.ranges(0.5)[3]] == pytest.approx([9.2, 34.4])
+    assert [float(end) for end in CameraRanges(schedule="linear", widen=0.0).ranges(0.0)[2]] == pytest.approx([3.5, 5.0])
+
+
 def test_samples_stay_in_their_ranges_widen_and_cover_all_sides():
     ranges, generator = CameraRanges(**STILL), torch.Generator().manual_seed(0)
-    for progress, low, high in ((0.0, 5.2, 5.5), (0.5, 3.5, 5.0), (1.0, 3.5, 5.0)):
+    for progress, low, high in ((0.0, 5.2, 5.5), (0.9, 3.5, 5.0), (1.0, 3.5, 5.0)):
         views = ranges.sample(8, progress, 64, 64, generator)
         distance = position(views.cameras.viewmats).norm(dim=-1)
         assert ((distance > low - 1e-3) & (distance < high + 1e-3)).all()

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from lucid_core.densify import Densify, relocated
+from lucid_core.densify import Densifier, Densify, relocated
+from lucid_core.gaussians import parameters
 from lucid_core.pointcloud import PointCloud
 
 from .test_dream import CONFIG, run
@@ -80,6 +81,57 @@ def test_mcmc_shakes_faint_splats_most():
     ]  # fmt: skip
     assert moved[0].max() < 2e-4
     assert moved[1][faint].mean() > 100 * moved[1][~faint].mean()
+
+
+def ten_splats(size):
+    splats = PointCloud(count=10).splats(0)
+    return dataclasses.replace(splats, scales=torch.ones(10, 3) * size)
+
+
+def densified(splats, gradients, step=101, fitting=None, **settings):
+    """Splats after one call at `step` of 1000 with image-plane gradients (B, N, 2) in pixels, of images of 100 x 100."""
+    densify = Densify(**{"start": 0.0, "every": 0.001, "reset_every": 0.1, **settings})
+    densifier, params = Densifier(densify, 1000), parameters(splats)
+    optimizers = {name: torch.optim.Adam([param]) for name, param in params.items()}
+    means2d = torch.zeros_like(gradients).requires_grad_()
+    means2d.grad = gradients.clone()
+    views, n, _ = gradients.shape
+    radii = torch.ones(views, n, 2, dtype=torch.int32)
+    info = dict(means2d=means2d, radii=radii, width=100, height=100, n_cameras=views, gaussian_ids=None)
+    densifier.after_backward(params, optimizers, step - 1, step, info, torch.Generator().manual_seed(0), fitting)
+    return params
+
+
+@pytest.mark.parametrize("views", [1, 2, 4])
+@pytest.mark.parametrize("gradient, grown", [(0.9e-3, False), (1.1e-3, True)])
+def test_growth_is_by_the_mean_gradient_of_a_view_however_many_are_summed(views, gradient, grown):
+    """3DGS's statistic: the gradient's norm in half image widths, averaged over the views that show the splat."""
+    start = ten_splats(0.02)
+    pixels = torch.full((views, 10, 2), gradient / 50 / math.sqrt(2))
+    after = densified(start, pixels, grow_grad2d=1e-3)
+    assert len(after["means"]) == (20 if grown else 10)
+
+
+def test_the_loss_of_a_fit_is_a_mean_over_its_views():
+    start, pixels = ten_splats(0.02), torch.full((4, 10, 2), 1.1e-3 / 4 / 50 / math.sqrt(2))
+    assert len(densified(start, pixels, fitting=(1e-3, 0.0))["means"]) == 20
+    assert len(densified(start, pixels, grow_grad2d=1e-3)["means"]) == 10
+
+
+@pytest.mark.parametrize("size, copied", [(0.0104, True), (0.0106, False)])
+def test_small_splats_are_copied_and_large_ones_split_at_the_official_border(size, copied):
+    """percent_dense 0.003 of an extent of 3.5."""
+    after = densified(ten_splats(size), torch.full((1, 10, 2), 1.0))
+    assert len(after["means"]) == 20
+    assert float(after["scales"].detach().exp().max()) == pytest.approx(size if copied else size / 1.6, rel=1e-5)
+
+
+def test_large_splats_are_pruned_after_the_first_reset():
+    """Those over a tenth of the extent of 3.5."""
+    start = ten_splats(torch.tensor([0.34] * 4 + [0.36] * 6)[:, None])
+    still = torch.zeros(1, 10, 2)
+    assert [len(densified(start, still, step)["means"]) for step in (99, 100, 101)] == [10, 10, 4]
+    assert len(densified(start, still, prune_scale3d=0.0)["means"]) == 10
 
 
 @pytest.mark.parametrize("strategy", ["default", "mcmc"])

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lucid_core import dream as module
-from lucid_core.dream import DreamConfig
+from lucid_core.dream import DreamConfig, with_sh_degree
+from lucid_core.gaussians import parameters
 from lucid_core.pointcloud import PointCloud
 
 from .test_dream import CONFIG, run
@@ -31,7 +32,7 @@ def watch_renders(monkeypatch):
 
 def test_colours_gain_a_band_at_each_share_of_the_run(monkeypatch):
     degrees = watch_renders(monkeypatch)
-    steps = run(dataclasses.replace(CONFIG, steps=10, sh_degree=2, sh_every=0.3), start=splats())
+    steps = run(dataclasses.replace(CONFIG, steps=10, sh_degree=2, sh_every=0.3, sh_plain_share=0.0), start=splats())
     assert degrees == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
     assert steps[0].splats.sh.shape == (200, 9, 3)
     assert not steps[2].splats.sh[:, 1:].any() and steps[3].splats.sh[:, 1:4].any() and not steps[5].splats.sh[:, 4:].any()
@@ -42,8 +43,37 @@ def test_a_splat_keeps_the_bands_it_starts_with(monkeypatch):
     degrees = watch_renders(monkeypatch)
     start = splats()
     start = dataclasses.replace(start, sh=torch.cat([start.sh, torch.zeros(200, 3, 3)], 1))
-    run(dataclasses.replace(CONFIG, steps=4, sh_degree=2, sh_every=0.5), start=start)
+    run(dataclasses.replace(CONFIG, steps=4, sh_degree=2, sh_every=0.5, sh_plain_share=0.0), start=start)
     assert degrees == [1, 1, 2, 2]
+
+
+def test_a_share_of_the_steps_renders_the_base_colours_alone(monkeypatch):
+    degrees = watch_renders(monkeypatch)
+    run(dataclasses.replace(CONFIG, steps=40, sh_degree=1, sh_every=0.001, sh_plain_share=0.5), start=splats())
+    assert 10 <= degrees[1:].count(0) <= 30 and degrees[1:].count(1) == 39 - degrees[1:].count(0)
+
+
+def test_the_higher_bands_learn_at_a_constant_twentieth_of_the_base_colours_first_rate():
+    params = parameters(with_sh_degree(splats(), 1))
+    optimizers = {name: torch.optim.Adam([param]) for name, param in params.items()}
+    rate = lambda name: optimizers[name].param_groups[0]["lr"]
+    for progress in (0.0, 0.7, 1.0):
+        module.set_learning_rates(optimizers, DreamConfig(), progress)
+        assert rate("shN") == pytest.approx(0.005 / 20, rel=1e-12)
+        assert rate("sh0") == pytest.approx(0.005 * 0.6**progress, rel=1e-12)
+
+
+@pytest.mark.parametrize("colors", ["any", "grey"])
+def test_every_view_has_a_background_of_its_own(colors):
+    """66% of them are not white: half random, half black, or all grey."""
+    config = DreamConfig(background_colors=colors)
+    found = module.random_backgrounds(3000, config, torch.Generator().manual_seed(0))
+    white, black = (found == 1).all(1), (found == 0).all(1)
+    assert found.shape == (3000, 3) and found.min() >= 0 and found.max() <= 1
+    assert white.float().mean() == pytest.approx(0.34, abs=0.03)
+    assert black.float().mean() == pytest.approx(0.33 if colors == "any" else 0.0, abs=0.03)
+    grey = (found == found[:, :1]).all(1) & ~white & ~black
+    assert grey.float().mean() == pytest.approx(0.0 if colors == "any" else 0.66, abs=0.03)
 
 
 def test_the_official_colours_have_one_band(monkeypatch):
@@ -129,7 +159,7 @@ def test_a_parameter_that_is_not_finite_stops_the_run(monkeypatch):
                 params["scales"][7] = 100.0  # its exponential overflows float32
 
     monkeypatch.setattr(module, "keep_colors", spoiled)
-    steps, message = until_it_stops()
+    steps, message = until_it_stops(dataclasses.replace(CONFIG, densify=dataclasses.replace(CONFIG.densify, prune_scale3d=0.0)))
     assert len(steps) == 4 and message.startswith("scales of the splat is not finite at step 5 of 10")
 
 

@@ -42,7 +42,13 @@ def test_hard_switch():
     assert weights(44, blend_deg=0.0).tolist() == [1, 0, 0, 0]
     assert weights(46, blend_deg=0.0).tolist() == [0, 1, 0, 0]
     assert weights(136, blend_deg=0.0).tolist() == [0, 0, 1, 0]
-    assert weights(0, 61, blend_deg=0.0).tolist() == [0, 0, 0, 1]
+    assert weights(0, 61, blend_deg=0.0, overhead_deg=60.0).tolist() == [0, 0, 0, 1]
+
+
+def test_no_official_view_is_from_above_unless_asked():
+    """The official code has front, side and back alone, and looks from -15 to 45 degrees."""
+    assert all(weights(azimuth, 45)[VIEWS.index("overhead")] == 0 for azimuth in (0, 70, 180))
+    assert weights(0, 90)[VIEWS.index("overhead")] == pytest.approx(0.5)
 
 
 def test_prompts_give_a_row_per_view():
