@@ -78,10 +78,10 @@ _FOVY = "vertical field of view in degrees"
 class CameraRanges:
     """Where training cameras are drawn from, uniformly; the defaults are the official ranges.
 
-    `schedule` "official": at every tenth of the run radii shrink to 0.95 times, the smallest field of view to 0.75 times, and the
-    largest one grows to 1.1 times (or the other way about) until they reach their `_end` values. The azimuth range grows about
-    its middle by `angle_factor`, up to all round, the polar angles of the elevation range by the same factor, up to its `_end`
-    values (LucidDreamer's train.py; its configs for heads begin at -80 to 80 degrees of azimuth, with a factor of 1.5).
+    `schedule` "official": at every tenth of the run radii shrink to 0.95 times, the smallest field of view to 0.75 times, and
+    the largest one grows to 1.1 times (or the other way about), until they reach their `_end` values. `angle_factor` lets the
+    azimuth range grow about its middle up to all round, and the polar angles of the elevation range up to its `_end` values
+    (LucidDreamer's train.py; its configs for heads begin at -80 to 80 degrees of azimuth, with a factor of 1.5).
     "linear": radius and field of view go from their first ranges to the `_end` ones over the first `widen` of the run.
     """
 
@@ -109,8 +109,8 @@ class CameraRanges:
     jitter_target: float = setting(0.05, 0, 10, "Random shift of the point that it looks at, standard deviation.")
     jitter_up: float = setting(0.01, 0, 1, "Random tilt of the camera's upright, standard deviation.")
     schedule: str = choice(
-        SCHEDULES, "How radius and field of view reach their late ranges. official: in steps, at every tenth of the run. linear: "
-        "evenly over `widen`.",
+        SCHEDULES, "How radius and field of view reach their late ranges. official: by steps, at every tenth of the run. "
+        "linear: evenly over `widen`.",
     )  # fmt: skip
     angle_factor: float = setting(
         1.0, 1, 10, "Factor by which the ranges of azimuth and elevation grow at every tenth of the run: begin with a narrow "

@@ -92,6 +92,8 @@ METHODS = {
     "ism_no_views": Method(CPU, view_words=False),
     "ism_perp_neg": Method(CPU, blend={"perp_neg": 2.0}),  # the official strength
     "ism_growth": Method(CPU, config={"densify": GROWING}),
+    "ism_soft_views": Method(CPU, blend={"blend_deg": 90.0, "overhead_deg": 90.0}),  # the official words
+    "ism_soft_views_overhead": Method(CPU, blend={"blend_deg": 90.0, "overhead_deg": 60.0}),  # from 15 degrees on
     "ism_residual": Method(CPU, config={"image_residual": True}),
     "sds_residual": Method(RIVALS["SDS"](cfg=7.5, **SDS_LEVELS), config={"image_residual": True}),
     "ism_average_8": Method(CPU, config={"pixel_average": 8}),
