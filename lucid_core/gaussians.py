@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 SH_C0 = 0.28209479177387814  # SH band-0 basis; colour = 0.5 + SH_C0 * sh0 (3DGS, Kerbl et al. 2023)
+NO_ROTATION = 1e-12  # the largest length of a quaternion that counts as 0
 MIN_SCALE, MAX_OPACITY = 1e-8, 1 - 1e-6  # keep log scale and logit opacity finite
 
 
@@ -61,6 +62,27 @@ def validate(splats: Splats) -> None:
         bad = int((~torch.isfinite(value)).reshape(n, -1).any(dim=1).sum())
         if bad:
             raise ValueError(f"{name} of {bad} of {n} Gaussians is not finite; repair or remove them first")
+    still = int((splats.quats.norm(dim=1) < NO_ROTATION).sum())
+    if still:
+        raise ValueError(f"quats of {still} of {n} Gaussians are 0, which is no rotation; repair or remove them first")
+
+
+def repair(splats: Splats) -> tuple[Splats, str]:
+    """The splat without rows that are 0 throughout, and unrotated where a quaternion is 0; what was done, "" for nothing.
+
+    A quaternion of 0 is no rotation, gets no gradient, and renders differently in every viewer.
+    """
+    if {x.shape[:1] for x in vars(splats).values()} != {splats.quats.shape[:1]} or splats.quats.shape[1:] != (4,):
+        return splats, ""  # for `validate` to refuse
+    still = splats.quats.norm(dim=1) < NO_ROTATION
+    empty = still & (splats.scales == 0).all(1) & (splats.means == 0).all(1)
+    if not still.any():
+        return splats, ""
+    quats = torch.where(still[:, None], splats.quats.new_tensor([1.0, 0.0, 0.0, 0.0]), splats.quats)
+    done = [f"{int(empty.sum())} of {len(splats)} Gaussians are 0 throughout and are left out"] if empty.any() else []
+    unrotated = int((still & ~empty).sum())
+    done += [f"the rotation of {unrotated} Gaussians is 0; they are taken as unrotated"] if unrotated else []
+    return replace(splats, quats=quats).map(lambda x: x[~empty]), "; ".join(done)
 
 
 def parameters(splats: Splats) -> dict[str, Parameter]:

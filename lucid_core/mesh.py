@@ -14,8 +14,8 @@ from .checks import require
 class Mesh:
     """V vertices (V, 3) and F triangles (F, 3), coloured as in glTF 2.0.
 
-    `colors` (V, 3) are linear RGB in [0, 1]; `uvs` (V, 2) point into `texture` (H, W, 3) of sRGB in [0, 1], (0, 0) its upper
-    left corner. Where there are both they are multiplied.
+    Vertices are float32 or float64, all else is float32. `colors` (V, 3) are linear RGB in [0, 1]; `uvs` (V, 2) point into
+    `texture` (H, W, 3) of sRGB in [0, 1], (0, 0) its upper left corner. Where there are both they are multiplied.
     """
 
     vertices: Tensor
@@ -26,7 +26,7 @@ class Mesh:
 
     def turned(self, rotation: Tensor) -> Mesh:
         """Its vertices multiplied by `rotation` (3, 3)."""
-        return replace(self, vertices=self.vertices @ rotation.T)
+        return replace(self, vertices=self.vertices @ rotation.to(self.vertices).T)
 
     def coloured(self, linear: Tensor) -> Mesh:
         """With linear RGB (3,) at every vertex if it has no colours of its own."""
@@ -49,6 +49,8 @@ def validate(mesh: Mesh) -> None:
 def sample_surface(mesh: Mesh, count: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
     """`count` points (N, 3) even over the area of the surface, their sRGB colours (N, 3) and its unit normals (N, 3).
 
+    Points have the vertices' dtype.
+
     Draws are stratified: each triangle gets its share of `count` to within one. A mesh without colours is white.
     Raises ValueError for a mesh without area.
     """
@@ -66,8 +68,9 @@ def sample_surface(mesh: Mesh, count: int, generator: Generator) -> tuple[Tensor
     weights = torch.stack([1 - root, root * (1 - v), root * v], -1)  # (N, 3) barycentric
 
     vertices = mesh.faces[face]
-    points = _between(mesh.vertices, vertices, weights)
-    return points, to_srgb(_linear_colors(mesh, vertices, weights)), torch.nn.functional.normalize(cross[face], dim=-1)
+    points = _between(mesh.vertices, vertices, weights.to(mesh.vertices))
+    normals = torch.nn.functional.normalize(cross[face], dim=-1).float()
+    return points, to_srgb(_linear_colors(mesh, vertices, weights)), normals
 
 
 def _between(values: Tensor, vertices: Tensor, weights: Tensor) -> Tensor:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
+import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from .extras import load
-from .gaussians import Splats, activate, parameters
+from .gaussians import Splats, activate, parameters, validate
+
+HEADER_END = b"end_header"
 
 
 def write(path: str | os.PathLike, splats: Splats) -> None:
@@ -40,22 +45,57 @@ def write(path: str | os.PathLike, splats: Splats) -> None:
 
 
 def read(path: str | os.PathLike) -> Splats:
-    """Read a 3DGS .ply. Raises ValueError where the file is none."""
-    plyfile = load("plyfile", "plyfile")
+    """Read a 3DGS .ply. Raises ValueError, naming the file, where it is none, lacks a column, or holds no valid splat."""
+    name = Path(path).name
+    table = elements(path).get("vertex")
+    if table is None:
+        raise ValueError(f"{name} has no element vertex; it is no 3D Gaussian splat")
+    rest = sum(column.startswith("f_rest_") for column in table.dtype.names)
+    if rest not in (0, 9, 24, 45):
+        raise ValueError(f"{name} has {rest} columns f_rest_...; a splat has 0, 9, 24 or 45")
+
+    def stack(names: list[str]) -> torch.Tensor:
+        """(N, len(names)) of the vertices' columns."""
+        missing = [column for column in names if column not in table.dtype.names or table.dtype[column].hasobject]
+        if missing:
+            raise ValueError(f"{name} is no 3D Gaussian splat: it lacks the column {missing[0]}")
+        return torch.stack([torch.from_numpy(table[column].astype(np.float32)) for column in names], -1)
+
+    columns = lambda stem, count: stack([f"{stem}_{i}" for i in range(count)])
+    splats = activate({
+        "means": stack(list("xyz")),
+        "quats": columns("rot", 4),
+        "scales": columns("scale", 3),
+        "opacities": stack(["opacity"])[:, 0],
+        "sh0": columns("f_dc", 3)[:, None],
+        "shN": columns("f_rest", rest).reshape(-1, 3, rest // 3).mT if rest else torch.zeros(len(table), 0, 3),
+    })  # fmt: skip
     try:
-        table = plyfile.PlyData.read(path)["vertex"].data
-        column = lambda name: torch.from_numpy(table[name].astype(np.float32))
-        stack = lambda names: torch.stack([column(name) for name in names], -1)
-        rest = sum(name.startswith("f_rest_") for name in table.dtype.names)
-        n = len(table)
-        shN = stack([f"f_rest_{i}" for i in range(rest)]).reshape(n, 3, -1).transpose(1, 2) if rest else torch.zeros(n, 0, 3)
-        return activate({
-            "means": stack("xyz"),
-            "quats": stack([f"rot_{i}" for i in range(4)]),
-            "scales": stack([f"scale_{i}" for i in range(3)]),
-            "opacities": column("opacity"),
-            "sh0": stack([f"f_dc_{i}" for i in range(3)])[:, None],
-            "shN": shN,
-        })  # fmt: skip
-    except (plyfile.PlyParseError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a 3D Gaussian splat .ply: {error}") from error
+        validate(splats)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return splats
+
+
+def elements(path: str | os.PathLike) -> dict[str, Any]:
+    """A .ply's elements as numpy tables, by name. Raises ValueError where the file is no .ply or is damaged."""
+    plyfile, path = load("plyfile", "plyfile"), Path(path)
+    try:
+        with open(path, "rb") as file:
+            data = plyfile.PlyData.read(_in_ascii(file))
+            return {element.name: element.data for element in data.elements}
+    except (plyfile.PlyParseError, ValueError, EOFError, MemoryError, OverflowError, struct.error) as error:
+        raise ValueError(f"{path.name} is not a .ply file that can be read: {error}") from error
+
+
+def _in_ascii(file: io.BufferedReader) -> io.BufferedIOBase:
+    """The file, or a copy whose header is ASCII: plyfile reads no other, and programs write comments in any language."""
+    header = b""
+    for line in file:
+        header += line
+        if line.strip() == HEADER_END or not header.startswith(b"ply"):
+            break
+    if header.isascii():
+        file.seek(0)
+        return file
+    return io.BytesIO(bytes(byte if byte < 128 else ord("?") for byte in header) + file.read())

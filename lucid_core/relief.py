@@ -46,7 +46,7 @@ class Relief:
         splats = start.splats(points, image[chosen].clamp(0, 1), seed)
         centre, factor = start.placement(points)
         pose = torch.eye(4)[None].clone()
-        pose[0, :3, 3] = centre * factor  # it stands at -centre * factor
+        pose[0, :3, 3] = (centre * factor).float()  # it stands at -centre * factor
         return splats, Cameras(pose, self._intrinsics(width, height))
 
     def _intrinsics(self, width: int, height: int) -> Tensor:

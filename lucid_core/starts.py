@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,8 @@ from .gaussians import Splats
 from .pointcloud import from_points
 
 NEIGHBOURS = 3  # that the first size of a Gaussian is measured by
+STRAY = 10  # times as far off the middle as nearly all points are
+FINE = 1e-3  # of the extent: the coarsest step of coordinates that still holds a shape
 AXES = {  # rows: the world's x (right), y (down), z (away from who sees the front) in the axes of the source
     "y up": torch.tensor([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]]),  # glTF and most meshes: the front looks at +z
     "z up": torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]),  # Blender, Shap-E, scanners: the front looks at -y
@@ -35,30 +38,62 @@ class Start:
         1.0, 0.01, 1, "Extent along the normal of the surface as a share of that along it; 1 = round, 0.1 = a flat disc."
     )
 
+    copies: int = setting(
+        1, 1, 1000, "Gaussians for each point, scattered about it: for files of few points. The official run has 20 for each "
+        "of Point-E's 4,096.", step=1,
+    )  # fmt: skip
+    scatter: float = setting(0.05, 0, 1000, "Largest distance of a copy from its point, in units of the splat.")
+
     def __post_init__(self) -> None:
         check_bounds(self)
+        fits = (NEIGHBOURS + 1) * self.copies <= self.count
+        require(fits, "copies", self.copies, f"at most {self.count // (NEIGHBOURS + 1)}, a quarter of count ({self.count})")
 
     def splats(self, points: Tensor, colors: Tensor, seed: int, normals: Tensor | None = None) -> Splats:
         """Gaussians on points (N, 3) in the world frame with sRGB colors (N, 3) in [0, 1].
 
-        Of more than `count` points as many are drawn by `seed`, in their order. With `normals` (N, 3) of unit length they
-        are flattened to `thickness`. Raises ValueError where there are too few points.
+        Strays are left out where the points get a size. Of more than `count` points as many are drawn by `seed`, in their
+        order, fewer where each has copies. With `normals` (N, 3) of unit length they are flattened to `thickness`. Raises
+        ValueError where there are too few points, or where their coordinates are too coarse for their extent.
         """
         require_points(points)
         centre, factor = self.placement(points)
-        if len(points) > self.count:
-            chosen = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[: self.count].sort().values
-            points, colors = points[chosen], colors[chosen]
-            normals = normals[chosen] if normals is not None else None
-        splats = from_points((points - centre) * factor, colors, self.opacity)
+        kept = (~self.strays(points)).nonzero()[:, 0]
+        generator = torch.Generator().manual_seed(seed)
+        most = max(self.count // self.copies, 1)
+        if len(kept) > most:
+            kept = kept[torch.randperm(len(kept), generator=generator)[:most].sort().values]
+        require_resolved(points[kept], points.dtype if self.size else torch.float32)
+        points = ((points[kept].double() - centre) * factor).float()
+        points, colors, normals = (x if x is None else x.repeat_interleave(self.copies, 0) for x in
+                                   (points, colors[kept], normals if normals is None else normals[kept]))  # fmt: skip
+        if self.copies > 1:
+            away = torch.nn.functional.normalize(torch.randn(points.shape, generator=generator), dim=-1)
+            points = points + self.scatter * torch.rand(len(points), 1, generator=generator) * away
+        splats = from_points(points, colors, self.opacity)
         return flattened(splats, normals, self.thickness) if normals is not None and self.thickness < 1 else splats
 
     def placement(self, points: Tensor) -> tuple[Tensor, float]:
-        """(centre (3,), factor) of the move that gives points (N, 3) their size about the origin."""
+        """(centre (3,) in float64, factor) of the move that gives points (N, 3) but strays their size about the origin."""
         if self.size == 0:
-            return torch.zeros(3), 1.0
-        low, high = points.amin(dim=0), points.amax(dim=0)
+            return torch.zeros(3, dtype=torch.float64), 1.0
+        kept = points[~self.strays(points)].double()
+        low, high = kept.amin(dim=0), kept.amax(dim=0)
         return (low + high) / 2, self.size / float((high - low).max())
+
+    def strays(self, points: Tensor) -> Tensor:
+        """(N,) bool: what lies `STRAY` times as far from the middle of points (N, 3) as 95% of them; none for a size of 0.
+
+        One such point would shrink all others to a speck.
+        """
+        none = torch.zeros(len(points), dtype=torch.bool)
+        if self.size == 0 or len(points) <= NEIGHBOURS + 1:
+            return none
+        middle = torch.from_numpy(np.median(points.double().numpy(), axis=0))
+        distance = (points.double() - middle).norm(dim=-1)
+        near = distance.sort().values[len(points) - 1 - max(len(points) // 20, 1)]
+        found = distance > STRAY * near
+        return found if near > 0 and len(points) - int(found.sum()) > NEIGHBOURS else none
 
 
 def require_points(points: Tensor) -> None:
@@ -66,6 +101,17 @@ def require_points(points: Tensor) -> None:
     require(len(points) > NEIGHBOURS, "the number of points", len(points), f"at least {NEIGHBOURS + 1}")
     require(bool(torch.isfinite(points).all()), "the points' extent", "not finite", "finite")
     require(float((points.amax(dim=0) - points.amin(dim=0)).max()) > 0, "the points' extent", 0, "more: all lie on one spot")
+
+
+def require_resolved(points: Tensor, dtype: torch.dtype) -> None:
+    """Raise ValueError where points (N, 3) lie so far from the origin that numbers of `dtype` do not hold their shape."""
+    extent = float((points.amax(dim=0) - points.amin(dim=0)).max())
+    step = float(points.abs().max()) * torch.finfo(dtype).eps
+    require(
+        step <= FINE * extent, "the distance of the points from the origin",
+        f"{float(points.abs().max()):.6g}, where coordinates have steps of {step:.2g} for an extent of {extent:.3g}",
+        "smaller: move them to the origin where they come from, or, in a file of doubles, give them a size",
+    )  # fmt: skip
 
 
 def flattened(splats: Splats, normals: Tensor, thickness: float) -> Splats:

@@ -1,3 +1,5 @@
+import logging
+
 import torch
 from comfy_api.latest import IO
 
@@ -9,6 +11,7 @@ from ..lucid_core.starts import AXES, Start
 from . import host
 from .inputs import CATEGORY, errors_of, fold_seed, hex_color, inputs_of, seed_input
 
+log = logging.getLogger(__name__)
 SPLAT_TOOLTIP = "Gaussians on the points, as large as the points are apart: the start for Lucid Dream."
 
 
@@ -31,6 +34,7 @@ class LucidPointsFromMesh(IO.ComfyNode):
                 *inputs_of(Start, "opacity", "thickness"),
             ],
             outputs=[IO.Splat.Output(display_name="splat", tooltip=SPLAT_TOOLTIP)],
+            hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
         )
 
     @classmethod
@@ -39,6 +43,7 @@ class LucidPointsFromMesh(IO.ComfyNode):
             start, seed = Start(count, size, opacity, thickness), fold_seed(seed)
             surface = host.to_mesh(mesh).turned(AXES["y up"]).coloured(to_linear(torch.tensor(hex_color(color))))
             points, colors, normals = sample_surface(surface, count, torch.Generator().manual_seed(seed))
+            say_strays(cls, start, points)
             return IO.NodeOutput(host.from_splats(start.splats(points, colors, seed, normals)))
 
 
@@ -118,8 +123,10 @@ class LucidPointsFromFile(IO.ComfyNode):
                 *inputs_of(Start, "count", "size"),
                 seed_input(),
                 *inputs_of(Start, "opacity"),
+                *inputs_of(Start, "copies", "scatter", optional=True),
             ],
             outputs=[IO.Splat.Output(display_name="splat", tooltip=SPLAT_TOOLTIP)],
+            hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -131,8 +138,19 @@ class LucidPointsFromFile(IO.ComfyNode):
         return host.input_stamp(file)
 
     @classmethod
-    def execute(cls, file, axes, count, size, seed, opacity) -> IO.NodeOutput:
+    def execute(cls, file, axes, count, size, seed, opacity, **copies) -> IO.NodeOutput:
         with errors_of(cls):
-            start, seed = Start(count, size, opacity), fold_seed(seed)
+            start, seed = Start(count, size, opacity, **copies), fold_seed(seed)
             points, colors = pointfile.read(host.input_file(file), count, seed)
-            return IO.NodeOutput(host.from_splats(start.splats(points @ AXES[axes].T, colors, seed)))
+            points = points @ AXES[axes].to(points).T
+            say_strays(cls, start, points)
+            return IO.NodeOutput(host.from_splats(start.splats(points, colors, seed)))
+
+
+def say_strays(node: type[IO.ComfyNode], start: Start, points: torch.Tensor) -> None:
+    """Tell the user on the node, and in the log, how many points are left out."""
+    strays = int(start.strays(points).sum())
+    if strays:
+        text = f"{strays} of {len(points)} points are left out: they lie far off all others."
+        log.warning("%s: %s", node.define_schema().display_name, text)
+        host.show_text(host.node_of_page(node.hidden), text)

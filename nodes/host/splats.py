@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from ...lucid_core.cameras import Cameras, intrinsics, look
 from ...lucid_core.checks import require
-from ...lucid_core.gaussians import Splats, validate
+from ...lucid_core.gaussians import Splats, repair, validate
 
+log = logging.getLogger(__name__)
 FLIP = torch.tensor([1.0, -1.0, -1.0])  # viewer (x right, y up, z to the viewer) <-> splat frame
 
 
@@ -31,6 +33,10 @@ def to_splats(splat: Types.SPLAT) -> list[Splats]:
             item = Splats(
                 take(splat.positions), take(splat.rotations), take(splat.scales), take(splat.opacities)[:, 0], take(splat.sh)
             )
+            if len(item):
+                item, note = repair(item)
+                if note:
+                    log.warning("The splat was repaired: %s.", note)
             validate(item)
             items.append(item)
     if not items:

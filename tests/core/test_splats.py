@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lucid_core import ply, video
-from lucid_core.gaussians import SH_C0, Splats, activate, parameters, validate
+from lucid_core.gaussians import SH_C0, Splats, activate, parameters, repair, validate
 from lucid_core.losses import disparity, tv
 from lucid_core.pointcloud import SHAPES, PointCloud, from_points
 
@@ -99,6 +99,22 @@ def test_ply_round_trip(tmp_path, degree):
     assert [p.name for p in tmp_path.iterdir()] == ["a.ply"]
 
 
+def test_rows_that_are_no_gaussians_are_left_out_and_zero_rotations_unrotated():
+    splats = random_splats()
+    n = len(splats)
+    assert repair(splats)[0] is splats and repair(splats)[1] == ""
+    spoilt = splats.map(lambda x: torch.cat([x, torch.zeros_like(x[:2])]))  # two rows of zeros
+    spoilt.quats[3] = 0
+    with pytest.raises(ValueError, match=f"quats of 3 of {n + 2}"):
+        validate(spoilt)
+    mended, note = repair(spoilt)
+    validate(mended)
+    assert len(mended) == n and "2 of" in note and "rotation of 1" in note
+    assert mended.quats[3].tolist() == [1, 0, 0, 0]
+    others = torch.arange(n) != 3
+    assert all(torch.equal(a[others], b[others]) for a, b in zip(vars(mended).values(), vars(splats).values()))
+
+
 def test_ply_layout_is_the_standard_one(tmp_path):
     from plyfile import PlyData
 
@@ -116,7 +132,7 @@ def test_ply_layout_is_the_standard_one(tmp_path):
 )
 def test_a_file_that_is_no_splat_is_refused(tmp_path, content):
     (tmp_path / "a.ply").write_bytes(content)
-    with pytest.raises(ValueError, match="not a 3D Gaussian splat"):
+    with pytest.raises(ValueError, match=r"a\.ply"):
         ply.read(tmp_path / "a.ply")
 
 
