@@ -99,8 +99,8 @@ def sheet(splats: Splats, thing: world.Thing | None, scale: float) -> Tensor:
 
 
 def around(splats: Splats, size: int = 256) -> Tensor:
-    camera, centre = framed(splats, math.radians(15), math.radians(30), size, size)
-    cameras = turned(camera, torch.arange(SHEET_COLUMNS) * (2 * math.pi / SHEET_COLUMNS), centre)
+    splats, camera = framed(splats, math.radians(15), math.radians(30), size, size)
+    cameras = turned(camera, torch.arange(SHEET_COLUMNS) * (2 * math.pi / SHEET_COLUMNS), torch.zeros(3))
     with torch.no_grad():
         return rasterize(splats, cameras, size, size, background=torch.ones(3)).rgb
 

@@ -7,8 +7,9 @@ azimuth grows towards +x, elevation towards -y. This is the yaw and pitch of the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -68,6 +69,7 @@ class Views:
     elevation_rad: Tensor
 
 
+VIEWING_DISTANCE = 5.0  # of a splat that is looked at; the renderers' near planes, 0.01 and 0.2, lie well before it
 SCHEDULES = ("official", "linear")
 WIDENINGS = 10  # times in a run that the official ranges are widened
 _RADIUS = "distance of the camera from the centre of the splat, in its units"
@@ -219,17 +221,37 @@ def turned(camera: Cameras, azimuth_rad: Tensor, centre: Tensor) -> Cameras:
     return Cameras(camera.viewmats @ world, camera.Ks.expand(len(azimuth_rad), 3, 3))
 
 
-def framed(splats: Splats, elevation_rad: float, fovy_rad: float, width: int, height: int) -> tuple[Cameras, Tensor]:
-    """A camera before the front that frames the whole of `splats`, and the centre (3,) that it looks at.
+def framed(splats: Splats, elevation_rad: float, fovy_rad: float, width: int, height: int) -> tuple[Splats, Cameras]:
+    """`splats` at the origin, of another size, and a camera before their front that frames the whole of them.
 
-    Far-off stragglers do not count: the frame holds the nearest 99% of the Gaussians.
+    Far-off stragglers do not count: the frame holds the nearest 99% of the Gaussians, to three standard deviations.
     """
-    centre = splats.means.median(dim=0).values
-    distances = (splats.means - centre).norm(dim=-1).sort().values
-    extent = float(distances[int(0.99 * (len(distances) - 1))].clamp_min(1e-4))
-    radius = extent / (0.85 * math.sin(fovy_rad / 2))
+    solid = splats.map(lambda x: x[splats.opacities >= 1 / 255]) if (splats.opacities >= 1 / 255).any() else splats
+    centre = torch.from_numpy(np.median(solid.means.numpy(), axis=0))
+    reach = ((solid.means - centre).norm(dim=-1) + 3 * solid.scales.amax(-1)).sort().values
+    extent = float(reach[math.ceil(0.99 * len(reach)) - 1].clamp_min(1e-12))
+    factor = VIEWING_DISTANCE * 0.95 * math.sin(fovy_rad / 2) / extent
     one = torch.ones(1)
-    camera = orbit(0 * one, elevation_rad * one, radius * one, fovy_rad * one, width, height)
-    shift = torch.eye(4)
-    shift[:3, 3] = -centre
-    return Cameras(camera.viewmats @ shift, camera.Ks), centre
+    camera = orbit(0 * one, elevation_rad * one, VIEWING_DISTANCE * one, fovy_rad * one, width, height)
+    return replace(splats, means=(splats.means - centre) * factor, scales=splats.scales * factor), camera
+
+
+def from_viewing_distance(splats: Splats, camera: Cameras, target: Tensor) -> tuple[Splats, Cameras]:
+    """The same view of `splats`, moved and scaled so that `target` (3,) is the origin, `VIEWING_DISTANCE` from the camera.
+
+    Renderers cull what is nearer than a fixed distance, which would be all of a small splat.
+    """
+    rotation, shift = camera.viewmats[:, :3, :3], camera.viewmats[:, :3, 3]
+    shift = (rotation @ target) + shift  # (1, 3) the target as the camera sees it
+    factor = VIEWING_DISTANCE / float(shift.norm().clamp_min(1e-12))
+    viewmats = camera.viewmats.clone()
+    viewmats[:, :3, 3] = shift * factor
+    return replace(splats, means=(splats.means - target) * factor, scales=splats.scales * factor), Cameras(viewmats, camera.Ks)
+
+
+def why_unseen(splats: Splats) -> str:
+    """What may keep `splats` from showing in a picture that frames them."""
+    if float(splats.opacities.max()) < 1 / 255:
+        return f"no Gaussian is more opaque than {float(splats.opacities.max()):.2g}"
+    where = ", ".join(f"{value:.3g}" for value in splats.means.median(dim=0).values.tolist())
+    return f"no camera looks at it: it lies about ({where})"

@@ -1,15 +1,17 @@
+import logging
 import math
 
 import torch
 from comfy_api.latest import IO, Types
 
 from ..lucid_core import ply, video
-from ..lucid_core.cameras import framed, turned
+from ..lucid_core.cameras import framed, turned, why_unseen
 from ..lucid_core.gaussians import Splats
 from ..lucid_core.rasterize import device_for, rasterize, to_device
 from . import host
 from .inputs import CATEGORY, errors_of
 
+log = logging.getLogger(__name__)
 FPS = 24
 ELEVATION_DEG, FOV_DEG = 15.0, 30.0
 
@@ -38,6 +40,7 @@ class LucidSave(IO.ComfyNode):
                 ),
             ],
             outputs=[IO.File3DSplatAny.Output(display_name="model_3d", tooltip="The saved .ply (the first of a batch).")],
+            hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
         )
 
     @classmethod
@@ -52,23 +55,30 @@ class LucidSave(IO.ComfyNode):
                 files.append(entry)
                 if turntable_frames:
                     path, entry = host.output_path(filename_prefix, "mp4")
-                    video.write_mp4(path, turntable_of(item, turntable_frames, turntable_size), FPS)
+                    frames, seen = turntable_of(item, turntable_frames, turntable_size)
+                    if not seen:
+                        note = f"Nothing of the splat is seen in the video: {why_unseen(item)}."
+                        log.warning("Lucid Save: %s", note)
+                        host.show_text(host.node_of_page(cls.hidden), note)
+                    video.write_mp4(path, frames, FPS)
                     videos.append(entry)
             ui = {"3d": files, "images": videos, "animated": (True,)} if videos else {"3d": files}
             return IO.NodeOutput(Types.File3D(paths[0], file_format="ply"), ui=ui)
 
 
-def turntable_of(splats: Splats, frames: int, size: int) -> torch.Tensor:
-    """(frames, size, size, 3) on white, once round."""
-    camera, centre = framed(splats, math.radians(ELEVATION_DEG), math.radians(FOV_DEG), size, size)
+def turntable_of(splats: Splats, frames: int, size: int) -> tuple[torch.Tensor, bool]:
+    """(frames, size, size, 3) on white, once round; and whether anything is seen."""
+    splats, camera = framed(splats, math.radians(ELEVATION_DEG), math.radians(FOV_DEG), size, size)
     device = device_for("auto")
     splats, white = splats.map(lambda x: x.to(device)), torch.ones(3, device=device)
     progress = host.Progress(frames)
-    views = []
+    views, seen = [], False
     for i in range(frames):
         host.check_interrupt()
-        around = to_device(turned(camera, torch.tensor([2 * math.pi * i / frames]), centre), device)
+        around = to_device(turned(camera, torch.tensor([2 * math.pi * i / frames]), torch.zeros(3)), device)
         with torch.no_grad():
-            views.append(rasterize(splats, around, size, size, background=white).rgb.cpu())
+            view = rasterize(splats, around, size, size, background=white)
+        views.append(view.rgb.cpu())
+        seen = seen or bool(view.alpha.any())
         progress.update(i + 1)
-    return torch.cat(views)
+    return torch.cat(views), seen

@@ -1,13 +1,16 @@
+import logging
 import math
 
 import torch
 from comfy_api.latest import IO
 
-from ..lucid_core.cameras import framed, turned
+from ..lucid_core.cameras import framed, from_viewing_distance, turned, why_unseen
 from ..lucid_core.rasterize import device_for, rasterize, slowdown, to_device
 from ..lucid_core.video import depth_image
 from . import host
 from .inputs import CATEGORY, backend_input, errors_of, hex_color
+
+log = logging.getLogger(__name__)
 
 
 class LucidRender(IO.ComfyNode):
@@ -54,24 +57,27 @@ class LucidRender(IO.ComfyNode):
             device = device_for(backend)
             angles = math.radians(azimuth) + torch.arange(frames) * (2 * math.pi / frames)
             color = torch.tensor(hex_color(background), device=device)
-            images, masks, depths = [], [], []
+            images, masks, depths, notes = [], [], [], []
             items = host.to_splats(splat)
             progress = host.Progress(len(items) * frames)
             for item in items:
                 if camera_info is None:
-                    camera, centre = framed(item, math.radians(elevation), math.radians(fov), width, height)
+                    shown, camera = framed(item, math.radians(elevation), math.radians(fov), width, height)
                 else:
-                    camera, centre = host.camera_of(camera_info, width, height)
-                item = item.map(lambda x: x.to(device))
+                    shown, camera = from_viewing_distance(item, *host.camera_of(camera_info, width, height))
+                shown = shown.map(lambda x: x.to(device))
                 for angle in angles:
                     host.check_interrupt()
-                    around = to_device(turned(camera, angle[None], centre), device)
+                    around = to_device(turned(camera, angle[None], torch.zeros(3)), device)
                     with torch.no_grad():
-                        view = rasterize(item, around, width, height, background=color, backend=backend)
+                        view = rasterize(shown, around, width, height, background=color, backend=backend)
                     images.append(view.rgb.clamp(0, 1).cpu())
                     masks.append(view.alpha[..., 0].cpu())
                     depths.append(depth_image(view.depth, view.alpha).cpu())
                     progress.update(len(images), images[-1][0])
-            if slowdown():
-                host.show_text(host.node_of_page(cls.hidden), slowdown())
+                if not any(mask.any() for mask in masks[-frames:]):
+                    notes.append(f"Nothing of the splat is seen: {why_unseen(item)}.")
+                    log.warning("Lucid Render: %s", notes[-1])
+            if slowdown() or notes:
+                host.show_text(host.node_of_page(cls.hidden), "\n".join(filter(None, (*notes, slowdown()))))
             return IO.NodeOutput(torch.cat(images), torch.cat(masks), torch.cat(depths))

@@ -4,8 +4,21 @@ import pytest
 import torch
 
 from lucid_core.camera_map import EARLY, LATE, camera_map
-from lucid_core.cameras import CameraRanges, Cameras, framed, intrinsics, look, orbit, turned, turntable
+from lucid_core.cameras import (
+    CameraRanges,
+    Cameras,
+    framed,
+    from_viewing_distance,
+    intrinsics,
+    look,
+    orbit,
+    turned,
+    turntable,
+    why_unseen,
+)
+from lucid_core.gaussians import Splats
 from lucid_core.pointcloud import PointCloud
+from lucid_core.rasterize import rasterize
 
 STILL = {"jitter_center": 0.0, "jitter_target": 0.0, "jitter_up": 0.0}
 
@@ -212,11 +225,67 @@ def test_same_generator_same_views():
 def test_framed_holds_the_splat_wherever_it_is():
     splats = PointCloud(count=500, size=2.0).splats(0)
     away = type(splats)(splats.means * 100 + 1000, splats.quats, splats.scales, splats.opacities, splats.sh)
-    camera, _ = framed(away, 0.3, 0.6, 64, 64)
-    inside = away.means @ camera.viewmats[0, :3, :3].T + camera.viewmats[0, :3, 3]
+    seen, camera = framed(away, 0.3, 0.6, 64, 64)
+    torch.testing.assert_close(seen.scales[:, None] / seen.means.std(), away.scales[:, None] / away.means.std())
+    inside = seen.means @ camera.viewmats[0, :3, :3].T + camera.viewmats[0, :3, 3]
     pixels = inside @ camera.Ks[0].T
     pixels = pixels[:, :2] / pixels[:, 2:]
     assert (inside[:, 2] > 0).all() and ((pixels > 0) & (pixels < 64)).float().mean() > 0.98
+
+
+def one_spot(n, size, spread=0.0):
+    """n opaque red Gaussians of a standard deviation on one spot, or around it."""
+    means = torch.tensor([[7.0, -3.0, 2.0]]) + spread * torch.randn(n, 3, generator=torch.Generator().manual_seed(0))
+    quats = torch.tensor([[1.0, 0, 0, 0]]).repeat(n, 1)
+    return Splats(
+        means, quats, torch.full((n, 3), size), torch.full((n,), 0.9), torch.tensor([1.7, -1.7, -1.7]).repeat(n, 1, 1)
+    )
+
+
+@pytest.mark.parametrize(
+    "splats",
+    [
+        one_spot(1, 0.1),
+        one_spot(2, 0.01, 1.0),
+        one_spot(200, 0.3),
+        one_spot(500, 1e-5, 3e-4),
+        one_spot(500, 100.0, 3e3),
+        one_spot(1, 1e-7),
+    ],
+    ids=["one", "two", "on one spot", "tiny", "huge", "one tiny"],
+)
+def test_whatever_has_an_extent_fills_the_frame(splats):
+    seen, camera = framed(splats, 0.3, 0.6, 64, 64)
+    view = rasterize(seen, camera, 64, 64, background=torch.ones(3))
+    rows, columns = (view.alpha[0, ..., 0] > 0.02).nonzero().unbind(-1)
+    height, width = rows.max() - rows.min() + 1, columns.max() - columns.min() + 1
+    edge = torch.cat([view.alpha[0, [0, -1]].flatten(), view.alpha[0, :, [0, -1]].flatten()])
+    assert max(height, width) > 32 and edge.mean() < 0.1
+    assert view.rgb[0, ..., 0].mean() > view.rgb[0, ..., 1].mean()
+
+
+def test_what_cannot_be_seen_is_said():
+    faint = one_spot(2, 0.1, 1.0)
+    faint.opacities[:] = 1e-3
+    seen, camera = framed(faint, 0.3, 0.6, 64, 64)
+    assert not rasterize(seen, camera, 64, 64).alpha.any()
+    assert "opaque" in why_unseen(faint) and "(7, -3, 2)" in why_unseen(one_spot(1, 0.1))
+
+
+def test_a_small_splat_is_seen_by_a_camera_of_its_own_size_as_a_large_one_is():
+    def picture(size, at):
+        splats = one_spot(50, 0.1, 0.3)
+        target = torch.tensor(at)
+        away = Splats((splats.means - splats.means[0]) * size + target, splats.quats, splats.scales * size, splats.opacities,
+                      splats.sh)  # fmt: skip
+        pose = look(target + torch.tensor([0.5, -1.0, -2.5]) * size, target)
+        camera = Cameras(pose, intrinsics(torch.tensor([0.8]), 48, 48))
+        return rasterize(*from_viewing_distance(away, camera, target), 48, 48).rgb
+
+    expected = picture(1.0, (0.0, 0.0, 0.0))
+    assert expected.max() > 0.3
+    for size, at in ((1e-3, (0.0, 0.0, 0.0)), (1e4, (0.0, 0.0, 0.0)), (1.0, (30.0, -20.0, 10.0)), (1e-3, (1.0, 0.0, 0.0))):
+        torch.testing.assert_close(picture(size, at), expected, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
