@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from .checks import check_bounds, setting
 from .hints import Hint
 from .prior import Cond, Conds, Prior
 
+COMMA = "[,，、،]"
 VIEWS = ("front", "side", "back", "overhead")
 
 
@@ -94,14 +96,44 @@ class Prompts:
         return Conds(y, self.negative, self.inverse, tuple(self.views[k] for k in asked), weights[:, asked])
 
 
-def without(text: str, words: str) -> str:
-    """`text` less the comma-separated `words` or phrases, whole words in any case, with the host's weights (word:1.2).
+def without(text: str, words: str) -> tuple[str, list[str]]:
+    """`text` less the `words` or phrases, which commas divide; and those of them that the text does not hold.
 
+    Whole words in any case, any letters in scripts without spaces, also within the host's weights ((word, other:1.2)).
     Prompt debiasing (Hong et al., NeurIPS 2023, arXiv 2303.15413) drops words that contradict a view, such as "smiling"
     from behind; there a language model finds them, here they are named.
     """
-    for word in filter(None, (word.strip() for word in words.split(","))):
-        exact = re.escape(word)
-        text = re.sub(rf"\(\s*{exact}\s*(:[\d.]+)?\s*\)|(?<!\w){exact}(?!\w)", "", text, flags=re.IGNORECASE)
-    parts = (" ".join(part.split()) for part in text.split(","))
-    return ", ".join(part for part in parts if part)
+    missing = []
+    for word in filter(None, (word.strip() for word in re.split(COMMA, words))):
+        left = re.sub(_whole(word), "", text, flags=re.IGNORECASE)
+        missing += [word] if left == text else []
+        text = left
+    return _tidied(text), missing
+
+
+def _whole(word: str) -> str:
+    """A pattern that finds `word` but no part of a longer one, where its script has words that spaces divide."""
+    begins, ends = (bool(re.match(r"\w", letter)) and not _without_spaces(letter) for letter in (word[0], word[-1]))
+    spaced = r"\s+".join(map(re.escape, word.split()))
+    return (r"(?<!\w)" if begins else "") + spaced + (r"(?!\w)" if ends else "")
+
+
+def _without_spaces(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith(
+        ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+    )
+
+
+def _tidied(text: str) -> str:
+    """Without empty groups, doubled spaces, and commas that divide nothing."""
+    before = None
+    while before != text:
+        before = text
+        text = re.sub(r"\\\(\s*\\\)", "", text)  # parentheses of the text itself
+        text = re.sub(rf"(?<!\\)\((?:\s|{COMMA})*(:\s*[\d.]+\s*)?\)", "", text)  # an empty group, with its weight
+    text = re.sub(rf"(?<!\\)\((?:\s|{COMMA})+", "(", text)
+    text = re.sub(rf"(?:\s|{COMMA})+(:\s*[\d.]+\s*)?(?<!\\)\)", r"\1)", text)
+    parts = re.split(f"({COMMA})", text)  # texts at even places, commas at odd ones
+    kept = [(" ".join(part.split()), comma) for part, comma in zip(parts[::2], ["", *parts[1::2]]) if part.strip()]
+    space = lambda comma: ", " if comma == "," else comma
+    return "".join((space(comma) if i else "") + part for i, (part, comma) in enumerate(kept))

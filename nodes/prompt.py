@@ -1,3 +1,5 @@
+import logging
+
 from comfy_api.latest import IO
 
 from ..lucid_core.checks import bounds_of
@@ -5,6 +7,8 @@ from ..lucid_core.views import VIEWS, ViewBlend, without
 from . import host
 from .inputs import CATEGORY, errors_of, inputs_of
 from .types import LucidPromptData, LucidPromptType
+
+log = logging.getLogger(__name__)
 
 
 class LucidPrompt(IO.ComfyNode):
@@ -43,6 +47,7 @@ class LucidPrompt(IO.ComfyNode):
                 *inputs_of(ViewBlend),
             ],
             outputs=[LucidPromptType.Output(display_name="prompt", tooltip="The text, encoded for every side.")],
+            hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -56,7 +61,13 @@ class LucidPrompt(IO.ComfyNode):
     def execute(cls, clip, text, negative, front, side, back, overhead, inverse, front_words, **blend) -> IO.NodeOutput:
         with errors_of(cls):
             host.require_clip(clip)
-            full, rest = texts_of(text, front_words)
+            full, rest, missing = texts_of(text, front_words)
+            if missing:
+                note = (
+                    f"front_words: the text does not hold {', '.join(map(repr, missing))}, so all sides keep the text as it is."
+                )
+                log.warning("Lucid Prompt: %s", note)
+                host.show_text(host.node_of_page(cls.hidden), note)
             pairs = ((full, front), (rest, side), (rest, back), (rest, overhead))
             texts = [", ".join(part for part in (what, word.strip()) if part) for what, word in pairs]
             views = tuple(host.encode_text(clip, view) for view in texts)
@@ -64,14 +75,14 @@ class LucidPrompt(IO.ComfyNode):
             return IO.NodeOutput(LucidPromptData(text, views, *encoded, ViewBlend(**blend)))
 
 
-def texts_of(text: str, front_words: str) -> tuple[str, str]:
-    """The text for the front and that for the other sides."""
+def texts_of(text: str, front_words: str) -> tuple[str, str, list[str]]:
+    """The text for the front, that for the other sides, and the front words that it does not hold."""
     if not text.strip():
         raise ValueError("text is empty; say what the object is, e.g. 'a red mushroom'")
-    rest = without(text, front_words) if front_words.strip() else text.strip()
+    rest, missing = without(text, front_words) if front_words.strip() else (text.strip(), [])
     if not rest:
         raise ValueError(f"front_words is {front_words!r}, which leaves nothing of text; name fewer words")
-    return text.strip(), rest
+    return text.strip(), rest, missing
 
 
 class LucidPromptFromConditioning(IO.ComfyNode):

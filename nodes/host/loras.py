@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from .families import family_of
 
 LOADERS = ("LoraLoader", "LoraLoaderModelOnly")
 STACK = "LoadLoraModel"  # of hosts newer than 0.33: inputs loras.0.lora_name, .strength, .enabled and so on
+CLONEOFSIMO = r"(unet|text_encoder\w*):\d+:(up|down|alpha)"  # LucidDreamer's own LoRAs
 OF_TEXT = ("lora_te", "text_encoder", "text_model")  # in the names of weights that are a text encoder's
 
 
@@ -25,6 +27,11 @@ def require_loras(model: Any, prompt: Any, node_id: str | None) -> None:
     graph = {name: prompt.get_node(name) for name in prompt.all_node_ids()} if prompt else {}
     for name in _loras_before(graph, node_id):
         lora = comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("loras", name), safe_load=True)
+        if any(re.fullmatch(CLONEOFSIMO, key) for key in lora):
+            raise ValueError(
+                f"the LoRA {name} is in the format of cloneofsimo/lora (weights such as unet:0:up), which ComfyUI does not "
+                "read; convert it to the format of kohya-ss or diffusers"
+            )
         names = comfy.lora.model_lora_keys_unet(model.model, {})
         fits = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(lora)), names, log_missing=False)
         if not fits and not any(part in key for key in lora for part in OF_TEXT):

@@ -15,6 +15,7 @@ from ...lucid_core.checks import require
 from ...lucid_core.video import to_uint8
 
 PREVIEW_SIZE = 512
+NAMELESS = "splat"  # the name of files for which the user gives a folder alone
 
 
 def check_interrupt() -> None:
@@ -47,8 +48,11 @@ class Progress:
 
 def output_path(prefix: str, extension: str) -> tuple[str, dict]:
     """Next free path for `prefix` under the output folder by the host's rules, and its entry for the web page."""
+    if not os.path.basename(prefix.strip()):  # "" or "folder/": the host would count from 1 each time
+        prefix = prefix.strip() + NAMELESS
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
-    file = f"{name}_{counter:05}_.{extension}"
+    while os.path.exists(os.path.join(folder, file := f"{name}_{counter:05}_.{extension}")):
+        counter += 1
     return os.path.join(folder, file), {"filename": file, "subfolder": subfolder, "type": "output"}
 
 

@@ -164,10 +164,27 @@ def test_a_priors_own_guidance_takes_the_place_of_the_plain_one(size):
     [
         ("a smiling red robot with blue eyes", "smiling, blue eyes", "a red robot with"),
         ("a Smiling robot, portrait, (smiling:1.3) metal", "smiling,portrait", "a robot, metal"),
-        ("smilingly, eyes", "smiling", "smilingly, eyes"),  # whole words only
         ("smile", "smile", ""),
         ("a robot (C-3PO)", "c-3po", "a robot"),
+        (r"a robot \(smile\), red", "smile", "a robot, red"),
+        ("big  blue eyes, boy", "blue eyes", "big, boy"),
+        ("(smiling, blue eyes:1.3), a boy", "smiling, blue eyes", "a boy"),
+        ("(smiling, blue eyes:1.3), a boy", "smiling", "(blue eyes:1.3), a boy"),
+        ("(smiling, blue eyes:1.3), a boy", "blue eyes", "(smiling:1.3), a boy"),
+        ("(a (smiling:1.2) boy:1.1)", "smiling", "(a boy:1.1)"),
+        ("((smile)), a boy", "smile", "a boy"),
+        ("一个微笑的男孩，蓝眼睛，红帽子", "微笑的，蓝眼睛", "一个男孩，红帽子"),
+        ("笑顔の少女、青い目", "笑顔の", "少女、青い目"),
+        ("เด็กชายยิ้ม", "ยิ้ม", "เด็กชาย"),
+        ("улыбающийся мальчик, шляпа", "улыбающийся", "мальчик, шляпа"),
     ],
 )
 def test_front_words_are_left_out(text, words, left):
-    assert without(text, words) == left
+    assert without(text, words) == (left, [])
+
+
+@pytest.mark.parametrize("text, words", [("smilingly, eyes", "smiling"), ("a boy", "girl"), ("мальчик", "маль")])
+def test_front_words_that_the_text_does_not_hold_are_named(text, words):
+    """Whole words only."""
+    assert without(text, words) == (text, [words])
+    assert without(text + ", hat", f"{words}, hat") == (text, [words])

@@ -297,6 +297,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> int:
     options = parse(words)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a console of Windows cannot print every path
     client = Client(options.server)
     try:
         graph = read_graph(options.workflow)
