@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 BACKGROUNDS = ("any", "grey")
 DARKEST_GREY = 0.15  # of the demo prior's pictures
 LIGHT_GREY = 0.7  # the darkest one behind views that a model makes pictures of
+TOO_SMALL, TOO_LARGE = 20, 5  # times smaller, or larger, than what the cameras see
 REPAINT = 10  # times the colours' first learning rate where the geometry is frozen: a hue may have to become its opposite
 
 
@@ -424,6 +425,18 @@ def require_seen(render: Render, scene: Splats, cameras: CameraRanges) -> None:
     if not (render.alpha > 0).any() and centre.norm() > cameras.radius_max:
         place = ", ".join(f"{value:.3g}" for value in centre.tolist())
         raise ValueError(f"no camera sees the splat, which lies about ({place}); turn on fit_to_view, or move it to the origin")
+
+
+def view_note(splats: Splats, cameras: CameraRanges) -> str:
+    """For the user, where `splats` are a speck in the first views or reach far out of them; "" where they are neither."""
+    radius, fovy = (cameras.radius_min + cameras.radius_max) / 2, math.radians(cameras.fovy_min_deg + cameras.fovy_max_deg) / 2
+    seen = 2 * radius * math.tan(fovy / 2)
+    reach = (splats.means.norm(dim=-1) + splats.scales.amax(-1)).sort().values
+    size = 2 * float(reach[math.ceil(0.99 * len(reach)) - 1])
+    if seen / TOO_SMALL <= size <= seen * TOO_LARGE:
+        return ""
+    what = "a speck in" if size < seen else "far larger than"
+    return f"The splat is {size:.3g} units across, {what} what the cameras see, {seen:.3g}; turn on fit_to_view."
 
 
 @torch.no_grad()

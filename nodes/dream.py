@@ -14,18 +14,19 @@ from ..lucid_core.cameras import CameraRanges, Cameras, turntable
 from ..lucid_core.checkpoint import Settings, require_same, settings_of
 from ..lucid_core.checkpoint import read as read_checkpoint
 from ..lucid_core.checkpoint import write as write_checkpoint
-from ..lucid_core.dream import PRESETS, DreamConfig, Step, distil
+from ..lucid_core.dream import PRESETS, DreamConfig, Step, distil, view_note
 from ..lucid_core.gaussians import Splats
 from ..lucid_core.rasterize import rasterize, require_usable, to_device
 from ..lucid_core.refine import Subject, joined, whole_splat
 from . import host
-from .inputs import CATEGORY, backend_input, errors_of, fold_seed, inputs_of, seed_input
+from .inputs import CATEGORY, backend_input, chosen_of, errors_of, fold_seed, inputs_of, seed_input
 from .optimizer import OF_LUCID_DREAM, RARE_OF_LUCID_DREAM
 from .types import LucidCamerasType, LucidGuidanceType, LucidOptimizerType, LucidSelectionType
 
 log = logging.getLogger(__name__)
 PREVIEW_SHARE = 0.03  # of the time that previews may take
 LOG_STEPS = 50
+CHECKPOINTS = "lucid/run"  # under the output folder
 
 
 class LucidDream(IO.ComfyNode):
@@ -51,11 +52,12 @@ class LucidDream(IO.ComfyNode):
                 LucidSelectionType.Input(
                     "selection", optional=True, tooltip="From Lucid Selection: the part that may change; empty = all."
                 ),
-                IO.Combo.Input(
-                    "preset", options=list(PRESETS),
-                    tooltip="Learning rates, growth and regularisers. official: the paper's, for a GPU. cpu: few, bold steps.",
+                IO.DynamicCombo.Input(
+                    "preset",
+                    options=[IO.DynamicCombo.Option(name, inputs_of(own, *OF_LUCID_DREAM)) for name, own in PRESETS.items()],
+                    tooltip="Sets steps, views and resolution, which can then be changed, and learning rates, growth and "
+                    "regularisers (see Lucid Optimizer). official: the paper's, for a GPU. cpu: few, bold steps.",
                 ),
-                *inputs_of(DreamConfig, *OF_LUCID_DREAM),
                 seed_input(),
                 backend_input(),
                 IO.String.Input(
@@ -89,6 +91,16 @@ class LucidDream(IO.ComfyNode):
                     tooltip="Shows beside the splat what the model makes of one of its views: for finding out what is wrong "
                     "with a prompt.",
                 ),
+                IO.Boolean.Input(
+                    "save_checkpoint", default=True, optional=True, advanced=True,
+                    tooltip="Writes checkpoints, from which a run can go on. Off = none: a stopped run leaves its splat "
+                    "alone.",
+                ),
+                IO.Int.Input(
+                    "checkpoints_kept", default=10, min=1, max=100_000, optional=True, advanced=True,
+                    tooltip="How many of the checkpoints lucid/run_... in the output folder are kept, the newest ones: older "
+                    "ones are deleted when a run ends. One that you rename stays.",
+                ),
             ],
             outputs=[
                 IO.Splat.Output(display_name="splat", tooltip="The optimised splat, in the place of the one it began as.")
@@ -101,9 +113,9 @@ class LucidDream(IO.ComfyNode):
         return host.output_stamp(resume) if resume else ""
 
     @classmethod
-    def check_lazy_status(cls, preset, guidance=None, optimizer=None, backend="auto", resume="", **others):
+    def check_lazy_status(cls, preset=None, guidance=None, optimizer=None, backend="auto", resume="", **others):
         with errors_of(cls):
-            config_of(preset, optimizer, others)
+            config_of(chosen_of("preset", PRESETS, preset), optimizer, others)
             require_usable(backend)
             if resume:
                 host.output_file("resume", resume)
@@ -113,10 +125,10 @@ class LucidDream(IO.ComfyNode):
     def execute(
         cls, splat, guidance, preset, seed, cameras=None, optimizer=None, selection=None, backend="auto", resume="",
         resume_splat_only=False, checkpoint_minutes=5.0, fit_to_view=False, preview_seconds=2.0, preview_wanted=False,
-        **settings,
+        save_checkpoint=True, checkpoints_kept=10, **settings,
     ) -> IO.NodeOutput:  # fmt: skip
         with errors_of(cls):
-            config = config_of(preset, optimizer, settings)
+            config = config_of(chosen_of("preset", PRESETS, preset), optimizer, settings)
             ranges, seed, checkpoint = cameras or CameraRanges(), fold_seed(seed), None
             start = host.one_splat(splat)
             if resume:
@@ -129,7 +141,12 @@ class LucidDream(IO.ComfyNode):
             )  # fmt: skip
             if checkpoint:
                 require_same(saved, depends_on)
-            run = _Run(config, subject, backend, depends_on, checkpoint_minutes, preview_seconds, preview_wanted,
+                if patches := host.uncertain_patches(guidance):
+                    log.warning("Lucid Dream: resume cannot tell whether these patches of the model are as they were: %s",
+                                ", ".join(patches))  # fmt: skip
+            kept = Kept(checkpoint_minutes, save_checkpoint, checkpoints_kept, resume)
+            note = view_note(joined(subject.free, subject.fixed), ranges)
+            run = _Run(config, subject, backend, depends_on, kept, preview_seconds, preview_wanted, note,
                        host.node_of_page(cls.hidden))  # fmt: skip
 
             def body(teacher):
@@ -149,18 +166,33 @@ class LucidDream(IO.ComfyNode):
             return IO.NodeOutput(host.from_splats(run.splats()), ui={"lucid": [run.summary()]})
 
 
-def config_of(preset: str, optimizer: DreamConfig | None, settings: dict[str, Any]) -> DreamConfig:
-    """The preset, or what takes its place, with the values of the node's own widgets among `settings`."""
-    own = {name: value for name, value in settings.items() if name in OF_LUCID_DREAM + RARE_OF_LUCID_DREAM}
-    return dataclasses.replace(optimizer or PRESETS[preset], **own)
+def config_of(preset: dict[str, Any], optimizer: DreamConfig | None, settings: dict[str, Any]) -> DreamConfig:
+    """The preset, or what takes its place, with the values of the node's own widgets, its own and those among `settings`."""
+    widgets = {**preset, **settings}
+    own = {name: value for name, value in widgets.items() if name in OF_LUCID_DREAM + RARE_OF_LUCID_DREAM}
+    return dataclasses.replace(optimizer or PRESETS[preset["preset"]], **own)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What becomes of a run's checkpoints: minutes between them, whether there are any, how many files of runs stay."""
+
+    minutes: float
+    wanted: bool
+    files: int
+    resumed: str  # the file that the run goes on from, which stays; "" for none
+
+    @property
+    def seconds(self) -> float:
+        return 60 * self.minutes or math.inf
 
 
 class _Run:
     """What the user sees of a run, and what is kept of it if it ends early."""
 
     def __init__(
-        self, config: DreamConfig, subject: Subject, backend: str, settings: Settings, checkpoint_minutes: float,
-        preview_seconds: float, preview_wanted: bool, node_id: str | None,
+        self, config: DreamConfig, subject: Subject, backend: str, settings: Settings, kept: Kept, preview_seconds: float,
+        preview_wanted: bool, note: str, node_id: str | None,
     ) -> None:  # fmt: skip
         self.config, self.subject, self.backend, self.node_id = config, subject, backend, node_id
         self.steps, self.last, self.begun, self.shown = config.steps, None, time.monotonic(), -math.inf
@@ -169,9 +201,11 @@ class _Run:
         self.pictures, self.failed = 0, ""  # shown; why the last checkpoint is not there
         self.first = None  # step, seconds and progress of the first report
         self.stopped = None  # why it ended early with a splat that is good
-        self.settings, self.checkpoint_seconds = settings, 60 * checkpoint_minutes or math.inf
+        self.settings, self.kept, self.note = settings, kept, note
         self.saved_step, self.saved_at, self.file = 0, self.begun, None
         self.progress = host.Progress(config.steps)
+        if note:
+            log.warning("Lucid Dream: %s", note)
 
     def report(self, step: Step) -> None:
         slower = step.slowdown and not (self.last and self.last.slowdown)
@@ -188,7 +222,7 @@ class _Run:
                 self.pause = max(self.preview_seconds, (self.shown - now) / PREVIEW_SHARE)
         if step.step % LOG_STEPS == 0 or step.progress == 1:
             log.info("Lucid Dream: %s, loss %.3f, %d evaluations", self.line(step), step.loss, step.evaluations)
-        if now - self.saved_at >= self.checkpoint_seconds:
+        if now - self.saved_at >= self.kept.seconds:
             self.save()
         host.check_interrupt()
 
@@ -205,7 +239,7 @@ class _Run:
     def line(self, step: Step) -> str:
         """Where the run is, and its pace since its first step here, in which kernels are compiled."""
         steps, seconds, progress = (now - then for now, then in zip(self.place(step), self.first))
-        notes = self.failed + (f"\n{step.slowdown}" if step.slowdown else "")
+        notes = self.failed + "".join(f"\n{note}" for note in (self.note, step.slowdown) if note)
         if not steps:
             return f"step {step.step} of {self.steps}, {len(step.splats)} splats{notes}"
         left_s = round(seconds * (1 - step.progress) / progress)
@@ -221,10 +255,10 @@ class _Run:
     def save(self) -> None:
         """Write the checkpoint of the last step in the place of the one before. A full disk does not end the run."""
         self.saved_at = time.monotonic()
-        if self.last is None or self.last.step == self.saved_step:
+        if self.last is None or self.last.step == self.saved_step or not self.kept.wanted:
             return
         try:
-            self.file = self.file or host.output_path("lucid/run", "safetensors")
+            self.file = self.file or host.output_path(CHECKPOINTS, "safetensors")
             write_checkpoint(self.file[0], self.subject.kept(self.last.checkpoint()), self.settings)
         except (OSError, RuntimeError) as error:
             log.error("Lucid Dream could not save its checkpoint: %s", error)
@@ -235,21 +269,28 @@ class _Run:
         self.saved_step = self.last.step
         log.info("Lucid Dream: checkpoint of step %d: %s", self.last.step, host.name_of(self.file[1]))
 
+    def save_last(self) -> None:
+        """Write the checkpoint of a run that ends, and delete those of old runs."""
+        self.save()
+        if self.saved_step:
+            host.delete_old(CHECKPOINTS, "safetensors", self.kept.files, self.kept.resumed)
+
     def end(self) -> None:
         """Keep the finished run; say so where the time ended it."""
-        self.save()
-        if self.last.progress == 1 and self.last.step < self.steps:
+        self.save_last()
+        if self.last and self.last.progress == 1 and self.last.step < self.steps:
             log.info("Lucid Dream: the time is over after %d of %d steps.", self.last.step, self.steps)
 
     def stop(self, error: FloatingPointError) -> None:
-        """End with the last finite splat; without one, raise ValueError."""
-        if self.last is None:
-            raise ValueError(str(error)) from error
+        """End with the last finite splat, which is the start where there was no step."""
         self.stopped = str(error)
-        log.warning("Lucid Dream: %s. The splat of step %d is returned.", error, self.last.step)
+        what = f"splat of step {self.last.step}" if self.last else "start, unchanged,"
+        log.warning("Lucid Dream: %s. The %s is returned.", error, what)
+        host.show_text(self.node_id, f"Stopped: {error}.\nThe {what} is returned.")
 
     def splats(self) -> Splats:
-        return self.subject.whole(self.last.splats.map(torch.Tensor.cpu), self.config.freeze_geometry)
+        last = self.last.splats.map(torch.Tensor.cpu) if self.last else self.subject.free
+        return self.subject.whole(last, self.config.freeze_geometry)
 
     def rescue(self) -> None:
         """Save the splat of a cancelled or failed run and the checkpoint to go on from; say where, on the node too."""
@@ -264,7 +305,7 @@ class _Run:
             splat = f"The splat could not be saved: {error}"
         else:
             splat = f"The splat: {host.name_of(entry)}"
-        self.save()
+        self.save_last()
         resume = f" To go on, resume: {host.name_of(self.file[1])}" if self.saved_step == self.last.step else ""
         lines = [f"Stopped at step {self.last.step} of {self.steps}.{resume}", splat]  # the page has room for two
         log.warning("Lucid Dream: %s", " ".join(lines))
@@ -272,8 +313,8 @@ class _Run:
 
     def summary(self) -> dict:
         return {
-            "steps": self.last.step,
-            "evaluations": self.last.evaluations,
+            "steps": self.last.step if self.last else 0,
+            "evaluations": self.last.evaluations if self.last else 0,
             "splats": len(self.splats()),
             "seconds": round(time.monotonic() - self.begun, 1),
             "checkpoint": host.name_of(self.file[1]) if self.saved_step else None,

@@ -11,7 +11,7 @@ from ..lucid_core.targets import PRESETS as TARGETS
 from ..lucid_core.targets import ImageTargets
 from ..lucid_core.teacher import Mix
 from . import host
-from .inputs import CATEGORY, errors_of, inputs_of
+from .inputs import CATEGORY, chosen_of, errors_of, inputs_of
 from .types import LucidGuidanceData, LucidGuidanceType, LucidMixData, LucidPromptData, LucidPromptType
 
 
@@ -48,9 +48,7 @@ def method_of(
     kinds: dict[str, type[Guidance | ImageTargets]], combo: str, chosen: dict[str, Any] | None
 ) -> Guidance | ImageTargets:  # fmt: skip
     """The method with the values of a dynamic combo's widgets."""
-    if not chosen:  # the host drops what it does not know
-        raise ValueError(f"{combo} is not known; it must be {', '.join(kinds)}")
-    chosen = {name: value[0] if isinstance(value, tuple) else value for name, value in chosen.items()}  # as lazy ones come
+    chosen = chosen_of(combo, kinds, chosen)
     return kinds[chosen[combo]](**{name: value for name, value in chosen.items() if name != combo})
 
 

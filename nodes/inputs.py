@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -47,6 +47,13 @@ def _widget(name: str, default: Any, b: Bounds, optional: bool) -> IO.Input:
     return kind.Input(
         name, default=default, min=b.low, max=b.high, step=b.step, optional=optional, advanced=b.rare, tooltip=b.help
     )
+
+
+def chosen_of(combo: str, options: Iterable[str], chosen: dict[str, Any] | None) -> dict[str, Any]:
+    """A dynamic combo's choice, under its own name, and the values of its widgets. Raises ValueError for none that is known."""
+    if not chosen:  # the host drops what it does not know
+        raise ValueError(f"{combo} is not known; it must be {', '.join(options)}")
+    return {name: value[0] if isinstance(value, tuple) else value for name, value in chosen.items()}  # as lazy ones come
 
 
 def seed_input() -> IO.Int.Input:

@@ -7,7 +7,7 @@ from comfy_api.latest import IO
 
 from ..lucid_core.checks import bounds_of
 from ..lucid_core.dream import PRESETS, DreamConfig
-from .inputs import CATEGORY, errors_of, inputs_of, settings_of
+from .inputs import CATEGORY, chosen_of, errors_of, inputs_of, settings_of
 from .types import LucidOptimizerType
 
 OF_LUCID_DREAM = ("steps", "views", "resolution")  # what of the settings are its widgets
@@ -52,8 +52,7 @@ def inputs_of_all(config: DreamConfig) -> list[IO.Input]:
 
 def config_of(chosen: dict[str, Any] | None) -> DreamConfig:
     """The preset with the values of the widgets. Raises ValueError, by a widget's name, for a bad one."""
-    if not chosen:  # the host drops what it does not know
-        raise ValueError(f"preset is not known; it must be {', '.join(PRESETS)}")
+    chosen = chosen_of("preset", PRESETS, chosen)
     base = PRESETS[chosen["preset"]]
     try:
         densify = dataclasses.replace(base.densify, **settings_of(base.densify, chosen, GROWTH))

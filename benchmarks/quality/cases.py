@@ -68,7 +68,9 @@ def workflow() -> Case:
     """The shipped workflow as a case of "default"."""
     graph = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     inputs = {node["class_type"]: node["inputs"] for node in graph.values()}
-    settings = lambda kind, node: {name: inputs[node][name] for name in bounds_of(kind) if name in inputs[node]}
+    settings = lambda kind, node: {
+        name: inputs[node][key] for name in bounds_of(kind) for key in (name, f"preset.{name}") if key in inputs[node]
+    }
     cloud, run, ism = inputs["LucidPointCloud"], inputs["LucidDream"], inputs["LucidISM"]
     color = tuple(byte / 255 for byte in bytes.fromhex(cloud["color"].removeprefix("#")))
     return Case(

@@ -8,7 +8,17 @@ if not missing_parts():  # else nothing of the host's internals is touched
     from .families import log_needs, require_image_model, require_invertible
     from .loras import require_loras
     from .models import encode_text, require_clip, with_prior
-    from .page import Progress, check_interrupt, name_of, node_of_page, output_file, output_path, output_stamp, show_text
+    from .page import (
+        Progress,
+        check_interrupt,
+        delete_old,
+        name_of,
+        node_of_page,
+        output_file,
+        output_path,
+        output_stamp,
+        show_text,
+    )
     from .splats import camera_of, from_splats, one_splat, to_splats
     from .starts import (
         camera_info_of,
@@ -22,7 +32,7 @@ if not missing_parts():  # else nothing of the host's internals is touched
         shap_e_models,
         to_mesh,
     )  # fmt: skip
-    from .teachers import depends_on, with_teacher
+    from .teachers import depends_on, uncertain_patches, with_teacher
 
 __all__ = [
     "Progress",
@@ -30,6 +40,7 @@ __all__ = [
     "camera_of",
     "carries_control",
     "check_interrupt",
+    "delete_old",
     "depends_on",
     "encode_text",
     "from_splats",
@@ -58,6 +69,7 @@ __all__ = [
     "show_text",
     "to_mesh",
     "to_splats",
+    "uncertain_patches",
     "with_prior",
     "with_teacher",
     "zeroed",

@@ -36,6 +36,7 @@ T = TypeVar("T")
 CFG_PATCHES = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
 WITHOUT_PROMPT = ("negative", "inverse")
 HOOKS = ("weights", "_strength_model", "_strength_clip")  # what tells two LoRA hooks apart
+CONTAINERS = (dict, list, set)
 EMPTY_CELL = CellType()  # of a variable that has no value yet
 DEEPEST = 12  # of what is nested in a model's options and in a conditioning
 IDENTITY_WEIGHTS, IDENTITY_VALUES = 32, 4096  # how many weights, and values of each, tell two models apart
@@ -106,10 +107,33 @@ def _fingerprint(value: Any, depth: int = 0) -> str:
 
 
 def _put_into(patch: FunctionType) -> dict[str, Any]:
-    """What the node that made a patch put into it, by name, without what the patch itself changes as it works (APG's mean)."""
+    """What the node that made a patch put into it, by name, without what the patch itself changes as it works (APG's mean).
+
+    Of dicts, lists and sets the kind alone counts, because patches keep what they have seen in them; see `stateful_patches`.
+    """
     own = {step.argval for step in dis.get_instructions(patch) if step.opname == "STORE_DEREF"}
     cells = zip(patch.__code__.co_freevars, patch.__closure__ or ())
-    return {name: cell.cell_contents for name, cell in cells if name not in own and cell != EMPTY_CELL}
+    held = {name: cell.cell_contents for name, cell in cells if name not in own and cell != EMPTY_CELL}
+    return {name: type(value).__name__ if isinstance(value, CONTAINERS) else value for name, value in held.items()}
+
+
+def stateful_patches(guidance: LucidGuidanceData) -> list[str]:
+    """The names of patches of the model that hold dicts, lists or sets, by which `identity` cannot tell two runs apart."""
+    found = {}
+
+    def look(value: Any, depth: int = 0) -> None:
+        if depth == DEEPEST:
+            return
+        if isinstance(value, FunctionType):
+            cells = [cell.cell_contents for cell in value.__closure__ or () if cell != EMPTY_CELL]
+            if any(isinstance(held, CONTAINERS) for held in cells):
+                found[value.__qualname__] = None
+            value = cells
+        for held in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
+            look(held, depth + 1)
+
+    look([guidance.model.model_options, guidance.model.object_patches])
+    return list(found)
 
 
 class _Inside(comfy.samplers.Sampler):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from typing import Any
 
 import comfy.model_management
@@ -14,6 +16,7 @@ from torch import Tensor
 from ...lucid_core.checks import require
 from ...lucid_core.video import to_uint8
 
+log = logging.getLogger(__name__)
 PREVIEW_SIZE = 512
 NAMELESS = "splat"  # the name of files for which the user gives a folder alone
 
@@ -54,6 +57,21 @@ def output_path(prefix: str, extension: str) -> tuple[str, dict]:
     while os.path.exists(os.path.join(folder, file := f"{name}_{counter:05}_.{extension}")):
         counter += 1
     return os.path.join(folder, file), {"filename": file, "subfolder": subfolder, "type": "output"}
+
+
+def delete_old(prefix: str, extension: str, kept: int, spared: str = "") -> None:
+    """Of the files that `output_path` has named for `prefix`, keep the `kept` newest, and `spared`."""
+    folder, name, *_ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    own = re.compile(rf"{re.escape(name)}_(\d+)_\.{re.escape(extension)}")
+    numbered = sorted((int(found[1]), file) for file in os.listdir(folder) if (found := own.fullmatch(file)))
+    spared = os.path.abspath(os.path.join(folder_paths.get_output_directory(), spared.strip()))
+    for _, file in numbered[:-kept]:
+        path = os.path.abspath(os.path.join(folder, file))
+        try:
+            if path != spared:
+                os.remove(path)
+        except OSError as error:
+            log.warning("%s could not be deleted: %s", path, error)
 
 
 def name_of(entry: dict) -> str:

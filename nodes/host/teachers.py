@@ -8,7 +8,7 @@ from typing import TypeVar
 from ...lucid_core.checkpoint import Settings, fields_of
 from ...lucid_core.teacher import Teacher, Teachers
 from ..types import LucidGuidanceData, LucidMixData
-from .models import identity, with_prior
+from .models import identity, stateful_patches, with_prior
 
 T = TypeVar("T")
 
@@ -43,6 +43,13 @@ def are_of_one_model(first: LucidGuidanceData | LucidMixData, second: LucidGuida
 def views_of(guidance: LucidGuidanceData, views: int) -> int:
     """How many views its model is asked about at a time; `views` where its method does not say."""
     return getattr(guidance.method, "views", views)
+
+
+def uncertain_patches(guidance: LucidGuidanceData | LucidMixData) -> list[str]:
+    """The names of patches of which `depends_on` does not know all that they hold."""
+    if isinstance(guidance, LucidMixData):
+        return [*uncertain_patches(guidance.first), *uncertain_patches(guidance.second)]
+    return stateful_patches(guidance)
 
 
 def depends_on(guidance: LucidGuidanceData | LucidMixData) -> Settings:

@@ -33,7 +33,7 @@ def test_the_benchmark_runs_what_the_workflow_has():
     graph = json.loads(planning.WORKFLOW.read_text(encoding="utf-8"))
     inputs = {node["class_type"]: node["inputs"] for node in graph.values()}
     case = workflow()
-    assert (case.config.steps, case.start.count) == (inputs["LucidDream"]["steps"], inputs["LucidPointCloud"]["count"])
+    assert (case.config.steps, case.start.count) == (inputs["LucidDream"]["preset.steps"], inputs["LucidPointCloud"]["count"])
     assert case.blend.blend_deg == inputs["LucidPrompt"]["blend_deg"]
     assert case.cameras.radius_max == inputs["LucidCameras"]["radius_max"]
     assert case.start.color == (128 / 255,) * 3

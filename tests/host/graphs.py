@@ -1,12 +1,14 @@
 """Small graphs in the host's API form, and what comes out of them."""
 
-import io
 import itertools
 import json
+import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from workflows.api.client import input_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,8 +38,9 @@ def workflow(**changes):
         "LucidSave": {"turntable_frames": 0, "filename_prefix": "test/splat"},
     }
     for node in graph.values():
-        node["inputs"].update(small.get(node["class_type"], {}))
-        node["inputs"].update(changes.get(node["class_type"], {}))
+        for of_class in (small, changes):
+            inputs = of_class.get(node["class_type"], {})
+            node["inputs"].update({input_of(node, name): value for name, value in inputs.items()})
     return graph
 
 
@@ -64,4 +67,7 @@ def ply_of(client, entry):
     from lucid_core import ply
 
     (file, *_) = files(entry, "3d")
-    return ply.read(io.BytesIO(client.view(file)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / file["filename"]
+        path.write_bytes(client.view(file))
+        return ply.read(path)

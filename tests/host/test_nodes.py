@@ -385,12 +385,20 @@ def test_a_model_that_gives_nan_ends_with_the_last_finite_splat(client):
     assert all(x.isfinite().all() for x in vars(ply_of(client, entry)).values())
 
 
-def test_a_model_that_gives_nan_at_once_is_an_error(client):
+def test_a_model_that_gives_nan_at_once_leaves_the_start_as_it_is(client):
     """The inversion of the first step alone takes more calls than the model has good ones."""
-    graph = with_model("NaN from call 12", LucidDream={"steps": 20, "seed": 32, "views": 1})
-    graph[node_of(graph, "LucidISM")]["inputs"].update(inversion_steps=20, delta_s=0.01)
-    with pytest.raises(ComfyError, match="Lucid Dream: the loss is not finite at step 1 of 20"):
-        client.run(graph)
+    ism = {"inversion_steps": 20, "delta_s": 0.01}
+    graph = with_model("NaN from call 12", LucidDream={"steps": 20, "seed": 32, "views": 1}, LucidISM=ism)
+    texts = []
+    entry = client.run(graph, lambda now: texts.append(now.text))
+    summary = summary_of(entry)
+    assert (summary["steps"], summary["evaluations"], summary["checkpoint"]) == (0, 0, None)
+    assert "the loss is not finite at step 1 of 20" in summary["stopped"]
+    assert any("not finite" in text and "start" in text for text in texts)
+    start = Graph(graph)
+    start[node_of(graph, "LucidSave")]["inputs"]["splat"] = [node_of(graph, "LucidPointCloud"), 0]
+    unchanged = ply_of(client, client.run(start))
+    assert all(torch.equal(a, b) for a, b in zip(vars(ply_of(client, entry)).values(), vars(unchanged).values()))
 
 
 def test_a_backend_that_cannot_be_used_is_refused(client):
@@ -511,6 +519,7 @@ PATCHED = {
     "PerturbedAttentionGuidance": [{"scale": 2.0}, {"scale": 3.0}],
     "ModelSamplingDiscrete": [{"sampling": "eps", "zsnr": False}, {"sampling": "eps", "zsnr": True}],
     "LucidTestHolder": [{"strength": 0.9}, {"strength": 0.8}],
+    "LucidTestRemembers": [{"strength": 0.9}, {"strength": 0.8}],
 }
 
 

@@ -17,7 +17,7 @@ from lucid_core.ism import PRESETS
 from lucid_core.pointcloud import PointCloud
 from lucid_core.sds import SDS
 from lucid_core.targets import PRESETS as TARGETS
-from workflows.api.client import ComfyError
+from workflows.api.client import ComfyError, input_of
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
@@ -31,6 +31,9 @@ TINY = {  # what a test changes: the demo's files in the place of the users', an
     "LucidDream": {"steps": 2, "views": 1, "resolution": 64},
     "LucidSave": {"turntable_frames": 4, "turntable_size": 64, "filename_prefix": "test/workflow"},
 }
+OFFICIAL_NEGATIVE = (  # of LucidDreamer's configs/bagel.yaml
+    "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, oversaturation"
+)
 THUMBNAIL_BYTES = 60_000
 
 
@@ -137,7 +140,7 @@ def other_checkpoint(base):
 def test_every_workflow_runs(name, client, saved_splat, other_checkpoint):
     graph = load(name, "api")
     for node in graph.values():
-        node["inputs"].update(TINY.get(node["class_type"], {}))
+        node["inputs"] |= {input_of(node, name): value for name, value in TINY.get(node["class_type"], {}).items()}
     if name == "two_models":
         _, second = (node for node in graph.values() if node["class_type"] == "CheckpointLoaderSimple")
         second["inputs"]["ckpt_name"] = other_checkpoint
@@ -166,17 +169,19 @@ def test_text_to_splat_sd_has_the_official_settings_but_one_view_and_image_targe
     assert {name: inputs["LucidISM"][f"preset.{name}"] for name in settings} == settings
     official = dream.PRESETS["official"]
     run = inputs["LucidDream"]
-    assert (run["preset"], run["steps"], run["views"]) == ("official", official.steps, 1)
+    assert (run["preset"], run["preset.steps"], run["preset.views"]) == ("official", official.steps, 1)
     share, targets = inputs["LucidISM"]["surface_share"], TARGETS["official"]
     config = dataclasses.replace(official, views=1)
     of_ism = evaluations_a_step(dataclasses.replace(workflow(), guidance=PRESETS["official"], config=config))
     of_picture = targets.inversion_steps + 2 * targets.sampling_steps
-    of_targets = targets.asks(1.0, round(share * run["steps"])) * targets.views * of_picture
-    assert 7000 < (1 - share) * run["steps"] * of_ism + of_targets < 10_000
+    of_targets = targets.asks(1.0, round(share * run["preset.steps"])) * targets.views * of_picture
+    assert 7000 < (1 - share) * run["preset.steps"] * of_ism + of_targets < 10_000
     official_run = evaluations_a_step(dataclasses.replace(workflow(), guidance=PRESETS["official"], config=official))
     assert official.steps * official_run == pytest.approx(91_000, rel=0.02)
-    assert (run["resolution"], inputs["LucidPointCloud"]["count"]) == (512, 100_000)
+    assert (run["preset.resolution"], inputs["LucidPointCloud"]["count"]) == (512, 100_000)
     assert "LucidCameras" not in inputs  # the official ranges
+    assert (inputs["LucidPrompt"]["blend_deg"], inputs["LucidPrompt"]["overhead_deg"]) == (90, 90)  # its words: no overhead
+    assert inputs["LucidPrompt"]["negative"] == OFFICIAL_NEGATIVE
 
 
 def test_ism_against_sds_asks_the_model_as_often_on_both_sides():
@@ -184,8 +189,8 @@ def test_ism_against_sds_asks_the_model_as_often_on_both_sides():
     runs = [node["inputs"] for node in nodes.values() if node["class_type"] == "LucidDream"]
     by_method = {nodes[run["guidance"][0]]["class_type"]: run for run in runs}
     case = workflow()
-    asked = evaluations_a_step(case) * by_method["LucidISM"]["steps"]
-    asked_by_sds = evaluations_a_step(dataclasses.replace(case, guidance=SDS())) * by_method["LucidBaseline"]["steps"]
+    asked = evaluations_a_step(case) * by_method["LucidISM"]["preset.steps"]
+    asked_by_sds = evaluations_a_step(dataclasses.replace(case, guidance=SDS())) * by_method["LucidBaseline"]["preset.steps"]
     assert asked_by_sds == pytest.approx(asked, rel=0.01)
-    same = lambda run: {name: value for name, value in run.items() if name not in ("guidance", "steps")}
+    same = lambda run: {name: value for name, value in run.items() if name not in ("guidance", "preset.steps")}
     assert same(runs[0]) == same(runs[1])

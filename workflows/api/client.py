@@ -196,8 +196,13 @@ def fill(graph: Graph, values: dict[str, dict]) -> Graph:
     graph = copy.deepcopy(graph)
     for name, inputs in values.items():
         for node in nodes_of(graph, name):
-            node["inputs"].update({key: value for key, value in inputs.items() if value is not None})
+            node["inputs"].update({input_of(node, key): value for key, value in inputs.items() if value is not None})
     return graph
+
+
+def input_of(node: dict, key: str) -> str:
+    """The input of a node that `key` names: itself, or the one of a preset's or a method's own, such as preset.steps."""
+    return next((name for name in node["inputs"] if name.endswith(f".{key}")), key) if key not in node["inputs"] else key
 
 
 def nodes_of(graph: Graph, name: str) -> list[dict]:
@@ -216,6 +221,7 @@ def setting(graph: Graph, text: str) -> dict[str, dict]:
     if not (equals and dot):
         raise ValueError(f"--set takes NODE.INPUT=VALUE, such as LucidPrompt.text='a blue mug', not {text!r}")
     (node, *_) = nodes_of(graph, name)
+    key = input_of(node, key)
     if key not in node["inputs"] or isinstance(node["inputs"][key], list):
         free = ", ".join(key for key, held in node["inputs"].items() if not isinstance(held, list))
         raise ValueError(f"{name} has no input {key!r} to set; it has {free}")

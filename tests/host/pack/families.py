@@ -304,6 +304,28 @@ class LucidTestHolder(IO.ComfyNode):
         return IO.NodeOutput(model)
 
 
+class LucidTestRemembers(IO.ComfyNode):
+    """A CFG patch that keeps what it has seen in a dict and a list, as caching packs do."""
+
+    @classmethod
+    def define_schema(cls):
+        inputs = [IO.Model.Input("model"), IO.Float.Input("strength")]
+        return IO.Schema(node_id="LucidTestRemembers", inputs=inputs, outputs=[IO.Model.Output()])
+
+    @classmethod
+    def execute(cls, model, strength):
+        model, seen, calls = model.clone(), {}, []
+
+        def combine(args):
+            cond, uncond = args["cond"], args["uncond"]
+            seen[float(args["sigma"].flatten()[0])] = cond.mean()
+            calls.append(len(cond))
+            return uncond + args["cond_scale"] * strength * (cond - uncond)
+
+        model.set_model_sampler_cfg_function(combine)
+        return IO.NodeOutput(model)
+
+
 class LucidTestRoles(IO.ComfyNode):
     """What LucidTestAttention saw of the questions of a guidance: [y, negative, another view], the inverse alone."""
 
@@ -350,5 +372,5 @@ class LucidTestExpanded(IO.ComfyNode):
 
 NODES = [
     LucidTestExpanded, LucidTestWiden, LucidTestSpoilt, LucidTestBuilt, LucidTestEuler, LucidTestBlend, LucidTestAttention,
-    LucidTestHolder, LucidTestRoles,
+    LucidTestHolder, LucidTestRemembers, LucidTestRoles,
 ]  # fmt: skip
