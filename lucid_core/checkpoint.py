@@ -18,6 +18,7 @@ from .gaussians import Splats, activate
 
 FORMAT = 1  # of the file; a newer one is refused
 HEADER = "lucid_checkpoint"
+CHANGES = "changes in a run"  # the value of a setting that does
 NUMBERS = ("step", "at", "loss", "evaluations", "seconds")
 Settings = dict[str, Any]  # name -> what JSON can hold
 
@@ -122,9 +123,15 @@ def digest(*tensors: Tensor) -> str:
     return total.hexdigest()[:12]
 
 
+def changing(settings: Settings, now: Settings) -> Settings:
+    """`settings` of a run's begin. What is another `now` is marked: it changes in a run, so it is state and no setting."""
+    return settings | {name: CHANGES for name, value in now.items() if name in settings and settings[name] != value}
+
+
 def require_same(saved: Settings, now: Settings) -> None:
-    """Raise ValueError that lists every setting in which two runs differ."""
-    names = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
+    """Raise ValueError that lists every setting in which two runs differ; what changes in a run has no value to compare."""
+    alike = lambda name: saved.get(name) == now.get(name) or (saved.get(name) == CHANGES and name in now)
+    names = [name for name in {**saved, **now} if not alike(name)]
     if names:
         listed = "; ".join(f"{name} was {saved.get(name)}, is {now.get(name)}" for name in names)
         raise ValueError(f"the checkpoint is of another run: {listed}. Set them as they were, or take only its splat")

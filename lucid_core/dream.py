@@ -127,7 +127,7 @@ PRESETS = {
     "official": DreamConfig(),
     # Minutes on a CPU: a twentieth of the steps, so bolder rates and a shorter memory of squared gradients; a strong pull
     # to small Gaussians, which a few thousand need at 128 px; no pictures that a small prior has never seen. Growth is off:
-    # what is split so late stays speckle (a red mushroom: 16.7 dB with it, 16.9 without).
+    # what is split so late stays speckle (a red mushroom: 16.7 dB with it, 16.9 without). Few splats may have to be large.
     "cpu": DreamConfig(
         steps=260,
         views=4,
@@ -142,7 +142,7 @@ PRESETS = {
         background_colors="grey",
         disparity_share=0.0,
         flip_share=0.0,
-        densify=Densify(start=0.3, stop=0.9, every=0.1, grow_grad2d=NO_GROWTH, reset_every=0.0),
+        densify=Densify(start=0.3, stop=0.9, every=0.1, grow_grad2d=NO_GROWTH, prune_scale3d=0.0, reset_every=0.0),
     ),
 }
 
@@ -343,7 +343,9 @@ def update(run: Run, info: dict, config: DreamConfig, at: int, targets: ImageTar
         thresholds = (targets.grow_grad2d, targets.prune_opacity) if targets else None
         run.densifier.after_backward(params, run.optimizers, run.at, at, info, run.generator, thresholds)
     if len(params["means"]) == 0:
-        raise RuntimeError(f"every Gaussian was pruned at step {step} of {config.steps}; start from more opaque ones")
+        raise RuntimeError(
+            f"every Gaussian was pruned at step {step} of {config.steps}; start from more opaque or smaller ones"
+        )
 
 
 def of_first(n: int, info: dict) -> dict:

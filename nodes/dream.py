@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from comfy_api.latest import IO
 
 from ..lucid_core import ply
 from ..lucid_core.cameras import CameraRanges, Cameras, turntable
-from ..lucid_core.checkpoint import Settings, require_same, settings_of
+from ..lucid_core.checkpoint import Settings, changing, require_same, settings_of
 from ..lucid_core.checkpoint import read as read_checkpoint
 from ..lucid_core.checkpoint import write as write_checkpoint
 from ..lucid_core.dream import PRESETS, DreamConfig, Step, distil, view_note
@@ -141,12 +142,10 @@ class LucidDream(IO.ComfyNode):
             )  # fmt: skip
             if checkpoint:
                 require_same(saved, depends_on)
-                if patches := host.uncertain_patches(guidance):
-                    log.warning("Lucid Dream: resume cannot tell whether these patches of the model are as they were: %s",
-                                ", ".join(patches))  # fmt: skip
             kept = Kept(checkpoint_minutes, save_checkpoint, checkpoints_kept, resume)
             note = view_note(joined(subject.free, subject.fixed), ranges)
-            run = _Run(config, subject, backend, depends_on, kept, preview_seconds, preview_wanted, note,
+            settings = lambda: changing(depends_on, host.held_by_patches(guidance))
+            run = _Run(config, subject, backend, settings, kept, preview_seconds, preview_wanted, note,
                        host.node_of_page(cls.hidden))  # fmt: skip
 
             def body(teacher):
@@ -191,14 +190,15 @@ class _Run:
     """What the user sees of a run, and what is kept of it if it ends early."""
 
     def __init__(
-        self, config: DreamConfig, subject: Subject, backend: str, settings: Settings, kept: Kept, preview_seconds: float,
-        preview_wanted: bool, note: str, node_id: str | None,
+        self, config: DreamConfig, subject: Subject, backend: str, settings: Callable[[], Settings], kept: Kept,
+        preview_seconds: float, preview_wanted: bool, note: str, node_id: str | None,
     ) -> None:  # fmt: skip
         self.config, self.subject, self.backend, self.node_id = config, subject, backend, node_id
         self.steps, self.last, self.begun, self.shown = config.steps, None, time.monotonic(), -math.inf
         self.preview_wanted, self.preview_seconds = preview_wanted, preview_seconds or math.inf
         self.pause = self.preview_seconds  # until the next picture
         self.pictures, self.failed = 0, ""  # shown; why the last checkpoint is not there
+        self.spent: list[float] = []  # seconds of each picture
         self.first = None  # step, seconds and progress of the first report
         self.stopped = None  # why it ended early with a splat that is good
         self.settings, self.kept, self.note = settings, kept, note
@@ -218,6 +218,7 @@ class _Run:
         self.progress.update(round(step.progress * self.steps), image)
         if image is not None:
             self.shown = time.monotonic()
+            self.spent.append(self.shown - now)
             if not first:  # in which kernels are compiled and the VAE is loaded
                 self.pause = max(self.preview_seconds, (self.shown - now) / PREVIEW_SHARE)
         if step.step % LOG_STEPS == 0 or step.progress == 1:
@@ -259,7 +260,7 @@ class _Run:
             return
         try:
             self.file = self.file or host.output_path(CHECKPOINTS, "safetensors")
-            write_checkpoint(self.file[0], self.subject.kept(self.last.checkpoint()), self.settings)
+            write_checkpoint(self.file[0], self.subject.kept(self.last.checkpoint()), self.settings())
         except (OSError, RuntimeError) as error:
             log.error("Lucid Dream could not save its checkpoint: %s", error)
             self.failed = f"\nThe checkpoint could not be saved: {error}"
@@ -317,6 +318,7 @@ class _Run:
             "evaluations": self.last.evaluations if self.last else 0,
             "splats": len(self.splats()),
             "seconds": round(time.monotonic() - self.begun, 1),
+            "preview_seconds": round(sum(self.spent[1:-1]), 3),  # without the first, that compiles, and the one at the end
             "checkpoint": host.name_of(self.file[1]) if self.saved_step else None,
             **({"stopped": self.stopped} if self.stopped else {}),
         }

@@ -32,7 +32,7 @@ if not missing_parts():  # else nothing of the host's internals is touched
         shap_e_models,
         to_mesh,
     )  # fmt: skip
-    from .teachers import depends_on, uncertain_patches, with_teacher
+    from .teachers import depends_on, held_by_patches, with_teacher
 
 __all__ = [
     "Progress",
@@ -45,6 +45,7 @@ __all__ = [
     "encode_text",
     "from_splats",
     "half_is_faster",
+    "held_by_patches",
     "input_exists",
     "input_file",
     "input_stamp",
@@ -69,7 +70,6 @@ __all__ = [
     "show_text",
     "to_mesh",
     "to_splats",
-    "uncertain_patches",
     "with_prior",
     "with_teacher",
     "zeroed",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import dis
 import hashlib
 from collections.abc import Callable
 from types import CellType, FunctionType
@@ -36,7 +35,6 @@ T = TypeVar("T")
 CFG_PATCHES = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
 WITHOUT_PROMPT = ("negative", "inverse")
 HOOKS = ("weights", "_strength_model", "_strength_clip")  # what tells two LoRA hooks apart
-CONTAINERS = (dict, list, set)
 EMPTY_CELL = CellType()  # of a variable that has no value yet
 DEEPEST = 12  # of what is nested in a model's options and in a conditioning
 IDENTITY_WEIGHTS, IDENTITY_VALUES = 32, 4096  # how many weights, and values of each, tell two models apart
@@ -52,7 +50,10 @@ def encode_text(clip: Any, text: str) -> Conditioning:
 
 
 def identity(guidance: LucidGuidanceData) -> dict[str, str]:
-    """What a run depends on beside its settings: the prompt, and hashes of the encoded prompt, the model and the VAE."""
+    """What a run depends on beside its settings: the prompt, and hashes of the encoded prompt, the model and the VAE.
+
+    What the model's patches hold stands apart, as `patch_values` has it.
+    """
     prompt = guidance.prompt
     return {
         "prompt": prompt.text,
@@ -60,7 +61,16 @@ def identity(guidance: LucidGuidanceData) -> dict[str, str]:
         "model": _fingerprint_of_model(guidance.model),
         "vae": _fingerprint_of_model(guidance.vae.patcher),
         **({"controls": _fingerprint([_parts_of(each) for each in prompt.controls])} if prompt.controls else {}),
+        **patch_values(guidance),
     }
+
+
+def patch_values(guidance: LucidGuidanceData) -> dict[str, str]:
+    """Hashes of what the functions that patch the model hold in their closures: settings of their nodes, and state."""
+    held: dict[str, str] = {}
+    for patcher in (guidance.model, guidance.vae.patcher):
+        _fingerprint([patcher.object_patches, patcher.model_options], held)
+    return held
 
 
 def _parts_of(one: Control) -> list:
@@ -78,9 +88,13 @@ def _fingerprint_of_model(patcher: Any) -> str:
     return _fingerprint([shapes, values, sorted(patcher.patches.items()), patcher.object_patches, patcher.model_options])
 
 
-def _fingerprint(value: Any, depth: int = 0) -> str:
-    """12 hex digits of nested containers of tensors, numbers, text, patches; of other objects their kind and weights count."""
-    inner = lambda item: _fingerprint(item, depth + 1)
+def _fingerprint(value: Any, held: dict[str, str] | None = None, depth: int = 0) -> str:
+    """12 hex digits of nested containers of tensors, numbers, text, patches; of other objects their kind and weights count.
+
+    Of functions the name and defaults count. The hashes of what is in their closures go into `held`, by name.
+    """
+    held = {} if held is None else held
+    inner = lambda item: _fingerprint(item, held, depth + 1)
     if depth == DEEPEST:  # a patch that holds itself
         parts = [type(value).__name__]
     elif type(value) in (Tensor, Parameter):  # the values of others (quantised ones) are theirs to read
@@ -95,7 +109,11 @@ def _fingerprint(value: Any, depth: int = 0) -> str:
     elif isinstance(value, ControlBase):
         parts = [inner(control.parts_of(value))]
     elif isinstance(value, FunctionType):
-        parts = [value.__qualname__, inner(_put_into(value)), inner(value.__defaults__), inner(value.__kwdefaults__)]
+        parts = [value.__qualname__, inner(value.__defaults__), inner(value.__kwdefaults__)]
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
+            if cell != EMPTY_CELL:
+                name = f"patch {value.__qualname__}: {name}"
+                held[f"{name} {sum(key.startswith(name) for key in held) + 1}"] = inner(cell.cell_contents)
     elif isinstance(value, torch.nn.Module):  # such as a model_sampling with another shift
         numbers = {name: held for name, held in vars(value).items() if isinstance(held, (int, float))}
         parts = [inner([[kind.__qualname__ for kind in type(value).__mro__], value.state_dict(), numbers])]
@@ -104,36 +122,6 @@ def _fingerprint(value: Any, depth: int = 0) -> str:
     else:
         parts = [type(value).__name__, inner(getattr(value, "weights", None))]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
-
-
-def _put_into(patch: FunctionType) -> dict[str, Any]:
-    """What the node that made a patch put into it, by name, without what the patch itself changes as it works (APG's mean).
-
-    Of dicts, lists and sets the kind alone counts, because patches keep what they have seen in them; see `stateful_patches`.
-    """
-    own = {step.argval for step in dis.get_instructions(patch) if step.opname == "STORE_DEREF"}
-    cells = zip(patch.__code__.co_freevars, patch.__closure__ or ())
-    held = {name: cell.cell_contents for name, cell in cells if name not in own and cell != EMPTY_CELL}
-    return {name: type(value).__name__ if isinstance(value, CONTAINERS) else value for name, value in held.items()}
-
-
-def stateful_patches(guidance: LucidGuidanceData) -> list[str]:
-    """The names of patches of the model that hold dicts, lists or sets, by which `identity` cannot tell two runs apart."""
-    found = {}
-
-    def look(value: Any, depth: int = 0) -> None:
-        if depth == DEEPEST:
-            return
-        if isinstance(value, FunctionType):
-            cells = [cell.cell_contents for cell in value.__closure__ or () if cell != EMPTY_CELL]
-            if any(isinstance(held, CONTAINERS) for held in cells):
-                found[value.__qualname__] = None
-            value = cells
-        for held in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
-            look(held, depth + 1)
-
-    look([guidance.model.model_options, guidance.model.object_patches])
-    return list(found)
 
 
 class _Inside(comfy.samplers.Sampler):

@@ -8,7 +8,7 @@ from typing import TypeVar
 from ...lucid_core.checkpoint import Settings, fields_of
 from ...lucid_core.teacher import Teacher, Teachers
 from ..types import LucidGuidanceData, LucidMixData
-from .models import identity, stateful_patches, with_prior
+from .models import identity, patch_values, with_prior
 
 T = TypeVar("T")
 
@@ -45,17 +45,20 @@ def views_of(guidance: LucidGuidanceData, views: int) -> int:
     return getattr(guidance.method, "views", views)
 
 
-def uncertain_patches(guidance: LucidGuidanceData | LucidMixData) -> list[str]:
-    """The names of patches of which `depends_on` does not know all that they hold."""
-    if isinstance(guidance, LucidMixData):
-        return [*uncertain_patches(guidance.first), *uncertain_patches(guidance.second)]
-    return stateful_patches(guidance)
-
-
 def depends_on(guidance: LucidGuidanceData | LucidMixData) -> Settings:
     """What a run depends on in its guidance: method, prompt, model and VAE, of each one in a mix."""
     if not isinstance(guidance, LucidMixData):
         return fields_of(guidance.method) | identity(guidance)
-    parts = {"first": depends_on(guidance.first), "second": depends_on(guidance.second)}
-    named = {f"{place}.{name}": value for place, part in parts.items() for name, value in part.items()}
-    return fields_of(guidance.mix) | named
+    return fields_of(guidance.mix) | _named(depends_on(guidance.first), depends_on(guidance.second))
+
+
+def held_by_patches(guidance: LucidGuidanceData | LucidMixData) -> Settings:
+    """Those of `depends_on` that the models' patches may change as they work."""
+    if not isinstance(guidance, LucidMixData):
+        return dict(patch_values(guidance))
+    return _named(held_by_patches(guidance.first), held_by_patches(guidance.second))
+
+
+def _named(first: Settings, second: Settings) -> Settings:
+    parts = {"first": first, "second": second}
+    return {f"{place}.{name}": value for place, part in parts.items() for name, value in part.items()}

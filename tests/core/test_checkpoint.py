@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from lucid_core import checkpoint as module
 from lucid_core.cameras import CameraRanges
-from lucid_core.checkpoint import Checkpoint, read, require_same, settings_of, write
+from lucid_core.checkpoint import Checkpoint, changing, read, require_same, settings_of, write
 from lucid_core.densify import NO_GROWTH, Densify
 from lucid_core.dream import dream
 from lucid_core.ism import ISM
@@ -229,3 +229,12 @@ def test_its_splat_can_be_taken_alone(good):
     assert isinstance(checkpoint, Checkpoint)
     assert same(checkpoint.splats(), next(steps_of()).splats)
     assert same(next(steps_of(resume=checkpoint)).splats, checkpoint.splats())
+
+
+def test_what_changes_in_a_run_is_no_setting():
+    begun = {"seed": 1, "patch a: scale": "11", "patch a: seen": "22"}
+    saved = changing(begun, {"patch a: scale": "11", "patch a: seen": "33"})
+    require_same(saved, begun | {"patch a: seen": "44"})
+    for now in ({**begun, "patch a: scale": "12"}, {"seed": 1, "patch a: scale": "11"}, {**begun, "seed": 2}):
+        with pytest.raises(ValueError, match="another run"):
+            require_same(saved, now)

@@ -64,6 +64,7 @@ def test_evaluations_are_those_of_the_methods():
 
 def test_the_demo_prior_counts_as_the_plan_does(small_case):
     case = with_method(small_case, METHODS["sds"])
+    case = replace(case, config=replace(case.config, steps=20))
     assert distil(case)[1]["evaluations"] == case.config.steps * evaluations_a_step(case)
 
 

@@ -532,12 +532,26 @@ def test_a_checkpoint_knows_the_patches_of_its_model(client, base, node):
         loader, ism = node_of(graph, "CheckpointLoaderSimple"), node_of(graph, "LucidISM")
         graph["patch"] = {"class_type": node, "inputs": {"model": [loader, 0], **inputs}}
         graph[ism]["inputs"]["model"] = ["patch", 0]
-        return checkpoint.read(base / "output" / summary_of(client.run(graph))["checkpoint"])[1]["model"]
+        settings = checkpoint.read(base / "output" / summary_of(client.run(graph))["checkpoint"])[1]
+        return {name: value for name, value in settings.items() if name.startswith(("model", "patch"))}
 
     some, other = PATCHED[node]
     first = model_of(141, some)
     assert first == model_of(142, some)  # the patch of before, which the host kept: APG's has changed its mean
     assert first != model_of(143, other) and first == model_of(144, some)
+
+
+def test_a_patch_that_remembers_what_it_saw_does_not_stop_a_resume(client):
+    """In the same host, whose patch has seen the run that is resumed; with another strength it is another patch."""
+    graph = workflow(LucidDream={"steps": 4, "seed": 145})
+    loader, ism = node_of(graph, "CheckpointLoaderSimple"), node_of(graph, "LucidISM")
+    graph["patch"] = {"class_type": "LucidTestRemembers", "inputs": {"model": [loader, 0], "strength": 0.9}}
+    graph[ism]["inputs"]["model"] = ["patch", 0]
+    graph[node_of(graph, "LucidDream")]["inputs"]["resume"] = summary_of(client.run(graph))["checkpoint"]
+    assert summary_of(client.run(graph))["steps"] == 4
+    graph["patch"]["inputs"]["strength"] = 0.8
+    with pytest.raises(ComfyError, match=r"another run: patch LucidTestRemembers\..*combine: strength 1 was"):
+        client.run(graph)
 
 
 @pytest.mark.parametrize("name", ["lucid/none.safetensors", "../../etc/hostname", "lucid"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from .graphs import workflow
+from .test_nodes import summary_of
 
 
 def shown(client, graph):
@@ -27,6 +28,15 @@ def test_pictures_pace_and_time_left_are_shown(client, wanted, shape):
     assert texts[-1].startswith("step 12 of 12") and ", 0 s left" in texts[-1]
     if wanted:  # a picture, not a blank
         assert pictures[-1][:, 256:].std() > 5
+
+
+def test_previews_take_at_most_three_percent_of_the_time(client):
+    """However often they are wanted; the first, which compiles, and the one at the end are always made."""
+    settings = {"steps": 120, "views": 1, "seed": 95, "preview_seconds": 0.001}
+    entry = client.run(workflow(LucidDream=settings))
+    summary = summary_of(entry)
+    print(f"previews took {summary['preview_seconds']} of {summary['seconds']} s")
+    assert 0 < summary["preview_seconds"] <= 0.03 * summary["seconds"]
 
 
 def test_without_previews_only_the_end_is_shown(client):

@@ -32,10 +32,15 @@ def full_disk(descriptor, fsync=os.fsync):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+SPLAT_CHANGES = [
+    "empty", "nan", "batch", "three", "far", "far and huge", "one", "two", "on one spot", "tiny", "faint", "zero rows",
+]  # fmt: skip
+
+
 class LucidTestSplat(IO.ComfyNode):
     @classmethod
     def define_schema(cls):
-        changes = IO.Combo.Input("change", options=["empty", "nan", "batch", "three", "far", "far and huge"])
+        changes = IO.Combo.Input("change", options=SPLAT_CHANGES)
         return IO.Schema(node_id="LucidTestSplat", inputs=[IO.Splat.Input("splat"), changes], outputs=[IO.Splat.Output()])
 
     @classmethod
@@ -43,8 +48,18 @@ class LucidTestSplat(IO.ComfyNode):
         fields = {name: getattr(splat, name).clone() for name in ("positions", "scales", "rotations", "opacities", "sh")}
         if change == "empty":
             fields = {name: value[:, :0] for name, value in fields.items()}
-        elif change == "three":
-            fields = {name: value[:, :3] for name, value in fields.items()}
+        elif change in (few := {"one": 1, "two": 2, "three": 3}):
+            fields = {name: value[:, : few[change]] for name, value in fields.items()}
+        elif change == "on one spot":
+            fields["positions"][:] = fields["positions"][:, :1]
+        elif change == "tiny":
+            fields["positions"] *= 1e-3
+            fields["scales"] *= 1e-3
+        elif change == "faint":
+            fields["opacities"][:] = 1e-4
+        elif change == "zero rows":
+            for value in fields.values():
+                value[:, 1:] = 0
         elif change.startswith("far"):
             size = 1e4 if change.endswith("huge") else 1.0
             fields["positions"] = fields["positions"] * size + 1e6

@@ -97,8 +97,11 @@ class LucidTestVae(IO.ComfyNode):
         return sum(storages.values())
 
 
+TENSORS = (torch.Tensor, torch.nn.Parameter)
+
+
 class LucidTestAlive(IO.ComfyNode):
-    """How many VAEs are in memory, loaded or not."""
+    """How many VAEs are in memory, loaded or not, and the bytes of all tensors."""
 
     @classmethod
     def define_schema(cls):
@@ -108,7 +111,10 @@ class LucidTestAlive(IO.ComfyNode):
     @classmethod
     def execute(cls, nonce):
         gc.collect()
-        return IO.NodeOutput(ui={"vaes": [sum(type(thing) is comfy.taesd.taesd.TAESD for thing in gc.get_objects())]})
+        things = gc.get_objects()
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in things if type(x) in TENSORS}
+        vaes = sum(type(thing) is comfy.taesd.taesd.TAESD for thing in things)
+        return IO.NodeOutput(ui={"vaes": [vaes], "bytes": [sum(storages.values())]})
 
 
 class LucidTestCompile(IO.ComfyNode):
