@@ -169,6 +169,7 @@ class CameraRanges:
             late(self.fovy_min_deg, self.fovy_min_end_deg, 1 / 0.75),
             late(self.fovy_max_deg, self.fovy_max_end_deg, 1.1),
         ]
+        fovys[0] = min(fovys)
         return _ends(middle - half, middle + half), _ends(low, high), _ends(*radii), _ends(*fovys)
 
     def _jittered(self, cameras: Cameras, generator: Generator) -> Cameras:
@@ -237,13 +238,16 @@ def framed(splats: Splats, elevation_rad: float, fovy_rad: float, width: int, he
 
 
 def from_viewing_distance(splats: Splats, camera: Cameras, target: Tensor) -> tuple[Splats, Cameras]:
-    """The same view of `splats`, moved and scaled so that `target` (3,) is the origin, `VIEWING_DISTANCE` from the camera.
+    """The same view of `splats`, moved so that `target` (3,) is the origin, and where they are near the camera, enlarged.
 
-    Renderers cull what is nearer than a fixed distance, which would be all of a small splat.
+    Renderers cull what is nearer than a fixed distance, which would be all of a small splat. Half of the Gaussians in front of
+    the camera are then at least `VIEWING_DISTANCE` off.
     """
     rotation, shift = camera.viewmats[:, :3, :3], camera.viewmats[:, :3, 3]
     shift = (rotation @ target) + shift  # (1, 3) the target as the camera sees it
-    factor = VIEWING_DISTANCE / float(shift.norm().clamp_min(1e-12))
+    depths = (splats.means - target) @ rotation[0, 2] + shift[0, 2]
+    in_front = depths[depths > 0]
+    factor = max(VIEWING_DISTANCE / float(in_front.median().clamp_min(1e-12)), 1.0) if len(in_front) else 1.0
     viewmats = camera.viewmats.clone()
     viewmats[:, :3, 3] = shift * factor
     return replace(splats, means=(splats.means - target) * factor, scales=splats.scales * factor), Cameras(viewmats, camera.Ks)

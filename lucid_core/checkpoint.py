@@ -88,8 +88,8 @@ def read(path: str | os.PathLike) -> tuple[Checkpoint, Settings]:
             raise ValueError(f"{path} has format {version}, this version reads up to {FORMAT}; update Lucid ISM")
         numbers = {name: header[name] for name in NUMBERS}
         checkpoint, settings = Checkpoint(**numbers, tensors=tensors), header["settings"]
-        checkpoint.splats(), tensors["generator"]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        checkpoint.splats(), tensors["generator"], settings.items()
+    except (KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}; take another checkpoint") from error
     return checkpoint, settings
 

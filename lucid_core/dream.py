@@ -433,7 +433,8 @@ def view_note(splats: Splats, cameras: CameraRanges) -> str:
     """For the user, where `splats` are a speck in the first views or reach far out of them; "" where they are neither."""
     radius, fovy = (cameras.radius_min + cameras.radius_max) / 2, math.radians(cameras.fovy_min_deg + cameras.fovy_max_deg) / 2
     seen = 2 * radius * math.tan(fovy / 2)
-    reach = (splats.means.norm(dim=-1) + splats.scales.amax(-1)).sort().values
+    centre = splats.means.median(dim=0).values
+    reach = ((splats.means - centre).norm(dim=-1) + splats.scales.amax(-1)).sort().values
     size = 2 * float(reach[math.ceil(0.99 * len(reach)) - 1])
     if seen / TOO_SMALL <= size <= seen * TOO_LARGE:
         return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -62,19 +63,22 @@ def validate(splats: Splats) -> None:
         bad = int((~torch.isfinite(value)).reshape(n, -1).any(dim=1).sum())
         if bad:
             raise ValueError(f"{name} of {bad} of {n} Gaussians is not finite; repair or remove them first")
-    still = int((splats.quats.norm(dim=1) < NO_ROTATION).sum())
+    length = splats.quats.norm(dim=1)
+    still = int(((length < NO_ROTATION) | (length == math.inf)).sum())
     if still:
-        raise ValueError(f"quats of {still} of {n} Gaussians are 0, which is no rotation; repair or remove them first")
+        raise ValueError(f"quats of {still} of {n} Gaussians are 0 or overflow: no rotation; repair or remove them first")
 
 
 def repair(splats: Splats) -> tuple[Splats, str]:
     """The splat without rows that are 0 throughout, and unrotated where a quaternion is 0; what was done, "" for nothing.
 
-    A quaternion of 0 is no rotation, gets no gradient, and renders differently in every viewer.
+    A quaternion of 0 (or one whose length overflows) is no rotation, gets no gradient, and renders differently in every viewer.
     """
-    if {x.shape[:1] for x in vars(splats).values()} != {splats.quats.shape[:1]} or splats.quats.shape[1:] != (4,):
+    shapes = [tuple(getattr(splats, name).shape[1:]) for name in ("means", "quats", "scales")]
+    if {x.shape[:1] for x in vars(splats).values()} != {splats.quats.shape[:1]} or shapes != [(3,), (4,), (3,)]:
         return splats, ""  # for `validate` to refuse
-    still = splats.quats.norm(dim=1) < NO_ROTATION
+    length = splats.quats.norm(dim=1)
+    still = (length < NO_ROTATION) | (length == math.inf)
     empty = still & (splats.scales == 0).all(1) & (splats.means == 0).all(1)
     if not still.any():
         return splats, ""

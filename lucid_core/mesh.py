@@ -38,9 +38,13 @@ def validate(mesh: Mesh) -> None:
     """Raise ValueError unless `mesh` has a surface of finite vertices and consistent indices and colours."""
     v = len(mesh.vertices)
     require(v > 0 and len(mesh.faces) > 0, "the mesh", f"empty ({v} vertices, {len(mesh.faces)} faces)", "one that has some")
+    for name, columns in (("vertices", 3), ("faces", 3), ("colors", 3), ("uvs", 2), ("texture", 3)):
+        value = getattr(mesh, name)
+        ok = value is None or (value.ndim == (3 if name == "texture" else 2) and value.shape[-1] == columns)
+        require(ok, name, f"of shape {None if value is None else tuple(value.shape)}", f"of {columns} columns")
+        require(value is None or bool(torch.isfinite(value).all()), name, "not finite", "finite; repair the mesh first")
     low, high = int(mesh.faces.min()), int(mesh.faces.max())
     require(low >= 0 and high < v, "the largest vertex of a face", high if low >= 0 else low, f"0 to {v - 1}")
-    require(bool(torch.isfinite(mesh.vertices).all()), "a vertex", "not finite", "finite; repair the mesh first")
     for name in ("colors", "uvs"):
         n = v if getattr(mesh, name) is None else len(getattr(mesh, name))
         require(n == v, f"the number of {name}", n, f"{v}, one a vertex")

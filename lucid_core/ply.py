@@ -84,18 +84,17 @@ def elements(path: str | os.PathLike) -> dict[str, Any]:
         with open(path, "rb") as file:
             data = plyfile.PlyData.read(_in_ascii(file))
             return {element.name: element.data for element in data.elements}
-    except (plyfile.PlyParseError, ValueError, EOFError, MemoryError, OverflowError, struct.error) as error:
+    except (plyfile.PlyParseError, ValueError, EOFError, MemoryError, OverflowError, struct.error, IsADirectoryError) as error:
         raise ValueError(f"{path.name} is not a .ply file that can be read: {error}") from error
 
 
 def _in_ascii(file: io.BufferedReader) -> io.BufferedIOBase:
     """The file, or a copy whose header is ASCII: plyfile reads no other, and programs write comments in any language."""
-    header = b""
-    for line in file:
-        header += line
-        if line.strip() == HEADER_END or not header.startswith(b"ply"):
-            break
-    if header.isascii():
+    content = file.read(1)
+    while HEADER_END not in content and (more := file.read(1 << 16)):
+        content += more
+    header, end, body = content.partition(HEADER_END)
+    if header.isascii() or not end:
         file.seek(0)
         return file
-    return io.BytesIO(bytes(byte if byte < 128 else ord("?") for byte in header) + file.read())
+    return io.BytesIO(bytes(byte if byte < 128 else ord("?") for byte in header) + end + body + file.read())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import zipfile
 import zlib
@@ -21,6 +20,10 @@ SUFFIXES = (".ply", ".npz")
 PLY_COLORS = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b"))
 NPZ_POINTS, NPZ_COLORS = ("points", "coords", "xyz"), ("colors", "rgb")
 GREY = 0.5
+DAMAGED = (  # what numpy and zipfile raise for a file that is no .npz, or a damaged one
+    ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, MemoryError,
+    OverflowError, TypeError,
+)  # fmt: skip
 
 
 def read(path: str | os.PathLike, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -65,6 +68,7 @@ def _triangles(faces: np.ndarray | None) -> Tensor | None:
     lists = [name for name in ("vertex_indices", "vertex_index") if faces is not None and name in faces.dtype.names]
     if not lists or not len(faces):
         return None
+    require(faces.dtype[lists[0]].hasobject, lists[0], "one number", "a list of vertices for each face")
     polygons = faces[lists[0]]
     sides = np.array([len(polygon) for polygon in polygons])
     fans = []
@@ -77,12 +81,15 @@ def _triangles(faces: np.ndarray | None) -> Tensor | None:
 def _read_npz(path: Path) -> tuple[Tensor, Tensor, None]:
     wanted = (*NPZ_POINTS, *NPZ_COLORS, *"RGB")
     try:
+        with zipfile.ZipFile(path):  # numpy also opens an .npy of this name
+            pass
         with np.load(path, allow_pickle=False) as data:
             arrays = {name: data[name] if name in wanted else None for name in data.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         raise ValueError(f"{path.name} is not a .npz file that can be read: {error}") from error
     for name in (name for name in wanted if arrays.get(name) is not None):
-        require(arrays[name].dtype.kind in "fiu", name, f"of type {arrays[name].dtype}", "of numbers")
+        kind = getattr(arrays[name], "dtype", np.dtype("V"))  # numpy gives the bytes of a member that is no array
+        require(kind.kind in "fiu", name, f"of type {kind}", "an array of numbers")
     points = next((arrays[name] for name in NPZ_POINTS if name in arrays), None)
     require(points is not None, path.name, f"with the arrays {', '.join(arrays) or 'none'}", "one with points (N, 3)")
     require(points.ndim == 2 and points.shape[1] == 3, "points", f"of shape {points.shape}", "of shape (N, 3)")
@@ -108,18 +115,18 @@ def _srgb(channels: list[Any]) -> Tensor:
     require(len(set(whole)) == 1, "the colours", "of integers and of fractions", "all of one kind")
     values = np.stack(channels, -1).astype(np.float64)
     top = _white([channel.dtype for channel in channels], values) if all(whole) else 1.0
-    low, high = (float(np.nan_to_num(extreme)) for extreme in (values.min(initial=0), values.max(initial=0)))
-    require(low >= -0.001 * top, "the smallest colour", f"{low:g}", "at least 0")
+    low, high = float(np.fmin.reduce(values, None, initial=0)), float(np.fmax.reduce(values, None, initial=0))
+    require(low >= (0 if all(whole) else -0.001), "the smallest colour", f"{low:g}", "at least 0")
     require(high <= 1.001 * top, "the largest colour", f"{high:g}", "at most 1 (255 for integers)")
     colors = torch.from_numpy(values / top).float()
     return torch.where(colors.isnan().any(-1, keepdim=True), GREY, colors).clamp(0, 1)
 
 
 def _white(kinds: list[np.dtype], values: np.ndarray) -> float:
-    """What is 1 in integer colours: 255 where none exceeds it, else what 16 bits hold, or as many as the type has."""
+    """What is 1 in integer colours: the first of 255, 65,535 and the largest of the type that none exceeds."""
     high = values.max(initial=0)
-    narrow = [np.iinfo(kind).max for kind in kinds if np.iinfo(kind).bits == 16]
-    return next(top for top in (255, *narrow, 2**16 - 1, 2**32 - 1, math.inf) if high <= top)
+    widest = float(max(np.iinfo(kind).max for kind in kinds))
+    return next(top for top in (255.0, min(2.0**16 - 1, widest), widest) if high <= top)
 
 
 def _distinct(points: Tensor, colors: Tensor) -> tuple[Tensor, Tensor]:

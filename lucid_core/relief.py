@@ -40,14 +40,19 @@ class Relief:
         The mask is 1 on what is kept. Depth and mask of another size are stretched to the image's, without new values.
         """
         height, width = image.shape[:2]
-        kept = torch.ones(height, width) if mask is None else _stretched(mask, height, width)
-        chosen = kept > 0.5
-        points = self.points(_stretched(depth, height, width), chosen)
-        splats = start.splats(points, image[chosen].clamp(0, 1), seed)
+        points, colors = self.cloud(image, depth, mask)
+        splats = start.splats(points, colors, seed)
         centre, factor = start.placement(points)
         pose = torch.eye(4)[None].clone()
         pose[0, :3, 3] = (centre * factor).float()  # it stands at -centre * factor
         return splats, Cameras(pose, self._intrinsics(width, height))
+
+    def cloud(self, image: Tensor, depth: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As `splats` -> the points (N, 3) as the camera sees them and their sRGB colours (N, 3)."""
+        height, width = image.shape[:2]
+        kept = torch.ones(height, width) if mask is None else _stretched(mask, height, width)
+        chosen = kept > 0.5
+        return self.points(_stretched(depth, height, width), chosen), image[chosen].clamp(0, 1)
 
     def _intrinsics(self, width: int, height: int) -> Tensor:
         return intrinsics(torch.tensor([self.fov_deg]).deg2rad(), width, height)

@@ -14,6 +14,7 @@ from .pointcloud import from_points
 
 NEIGHBOURS = 3  # that the first size of a Gaussian is measured by
 STRAY = 10  # times as far off the middle as nearly all points are
+MIN_EXTENT = 1e-30
 FINE = 1e-3  # of the extent: the coarsest step of coordinates that still holds a shape
 AXES = {  # rows: the world's x (right), y (down), z (away from who sees the front) in the axes of the source
     "y up": torch.tensor([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]]),  # glTF and most meshes: the front looks at +z
@@ -46,6 +47,7 @@ class Start:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        require(self.copies == 1 or self.scatter > 0, "scatter", self.scatter, "above 0 where each point has copies")
         fits = (NEIGHBOURS + 1) * self.copies <= self.count
         require(fits, "copies", self.copies, f"at most {self.count // (NEIGHBOURS + 1)}, a quarter of count ({self.count})")
 
@@ -63,6 +65,7 @@ class Start:
         most = max(self.count // self.copies, 1)
         if len(kept) > most:
             kept = kept[torch.randperm(len(kept), generator=generator)[:most].sort().values]
+        require_points(points[kept])
         require_resolved(points[kept], points.dtype if self.size else torch.float32)
         points = ((points[kept].double() - centre) * factor).float()
         points, colors, normals = (x if x is None else x.repeat_interleave(self.copies, 0) for x in
@@ -100,7 +103,9 @@ def require_points(points: Tensor) -> None:
     """Raise ValueError unless points (N, 3) are enough to measure the distances between them."""
     require(len(points) > NEIGHBOURS, "the number of points", len(points), f"at least {NEIGHBOURS + 1}")
     require(bool(torch.isfinite(points).all()), "the points' extent", "not finite", "finite")
-    require(float((points.amax(dim=0) - points.amin(dim=0)).max()) > 0, "the points' extent", 0, "more: all lie on one spot")
+    extent = float((points.amax(dim=0) - points.amin(dim=0)).max())
+    require(extent > 0, "the points' extent", 0, "more: all lie on one spot")
+    require(MIN_EXTENT < extent < 1 / MIN_EXTENT, "the points' extent", f"{extent:g}", f"{MIN_EXTENT:g} to {1 / MIN_EXTENT:g}")
 
 
 def require_resolved(points: Tensor, dtype: torch.dtype) -> None:

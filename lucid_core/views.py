@@ -15,6 +15,10 @@ from .hints import Hint
 from .prior import Cond, Conds, Prior
 
 COMMA = "[,，、،]"
+WEIGHT = r":\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?\s*"  # of the host, before a closing parenthesis
+UNSPACED = (  # scripts that put no spaces between words, by the names of their letters
+    "CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN",
+)  # fmt: skip
 VIEWS = ("front", "side", "back", "overhead")
 
 
@@ -103,37 +107,47 @@ def without(text: str, words: str) -> tuple[str, list[str]]:
     Prompt debiasing (Hong et al., NeurIPS 2023, arXiv 2303.15413) drops words that contradict a view, such as "smiling"
     from behind; there a language model finds them, here they are named.
     """
-    missing = []
-    for word in filter(None, (word.strip() for word in re.split(COMMA, words))):
-        left = re.sub(_whole(word), "", text, flags=re.IGNORECASE)
-        missing += [word] if left == text else []
-        text = left
-    return _tidied(text), missing
+    named = list(filter(None, (word.strip() for word in re.split(COMMA, words))))
+    missing = [word for word in named if not _places(text, word)]
+    left = text
+    for word in sorted(named, key=len, reverse=True):  # "blue eyes" before "eyes"
+        for start, end in reversed(_places(left, word)):
+            left = left[:start] + left[end:]
+    return (_tidied(left) if left != text else text), missing
 
 
-def _whole(word: str) -> str:
-    """A pattern that finds `word` but no part of a longer one, where its script has words that spaces divide."""
-    begins, ends = (bool(re.match(r"\w", letter)) and not _without_spaces(letter) for letter in (word[0], word[-1]))
-    spaced = r"\s+".join(map(re.escape, word.split()))
-    return (r"(?<!\w)" if begins else "") + spaced + (r"(?!\w)" if ends else "")
+def _places(text: str, word: str) -> list[tuple[int, int]]:
+    """Where `text` has `word` and no longer one, outside of weights and of names of embeddings."""
+    pattern = r"\s+".join(map(re.escape, word.split()))
+    kept = [found.span() for found in re.finditer(rf"{WEIGHT}\)|embedding:\S+", text, re.IGNORECASE)]
+    around = f" {text} "
+    return [
+        (start, end)
+        for start, end in (found.span() for found in re.finditer(pattern, text, re.IGNORECASE))
+        if not (_joined(around[start], around[start + 1]) or _joined(around[end], around[end + 1]))
+        and not any(low < end and start < high for low, high in kept)
+    ]
 
 
-def _without_spaces(letter: str) -> bool:
-    return unicodedata.name(letter, "").startswith(
-        ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
-    )
+def _joined(first: str, second: str) -> bool:
+    """Are two letters that follow one another of one word? A mark belongs to the letter before it."""
+    if unicodedata.category(second).startswith("M"):
+        return True
+    in_word = lambda letter: letter.isalnum() or letter == "_" or unicodedata.category(letter).startswith("M")
+    return in_word(first) and in_word(second) and not (_is_unspaced(first) or _is_unspaced(second))
+
+
+def _is_unspaced(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith(UNSPACED)
 
 
 def _tidied(text: str) -> str:
     """Without empty groups, doubled spaces, and commas that divide nothing."""
-    before = None
+    gap, before = rf"(?:\s|{COMMA})", None
     while before != text:
         before = text
-        text = re.sub(r"\\\(\s*\\\)", "", text)  # parentheses of the text itself
-        text = re.sub(rf"(?<!\\)\((?:\s|{COMMA})*(:\s*[\d.]+\s*)?\)", "", text)  # an empty group, with its weight
-    text = re.sub(rf"(?<!\\)\((?:\s|{COMMA})+", "(", text)
-    text = re.sub(rf"(?:\s|{COMMA})+(:\s*[\d.]+\s*)?(?<!\\)\)", r"\1)", text)
-    parts = re.split(f"({COMMA})", text)  # texts at even places, commas at odd ones
-    kept = [(" ".join(part.split()), comma) for part, comma in zip(parts[::2], ["", *parts[1::2]]) if part.strip()]
-    space = lambda comma: ", " if comma == "," else comma
-    return "".join((space(comma) if i else "") + part for i, (part, comma) in enumerate(kept))
+        text = re.sub(rf"(?<!\\)\({gap}*(?:{WEIGHT})?\)|\\\({gap}*\\\)", "", text)  # an empty group, with its weight
+    text = re.sub(rf"(\\?\(){gap}+", r"\1", text)
+    text = re.sub(rf"{gap}+((?:{WEIGHT})?\\?\))", r"\1", text)
+    text = re.sub(rf"\s*({COMMA})(?:{gap}*{COMMA})?(\s*)", r"\1\2", text)
+    return " ".join(re.sub(rf"^{gap}+|{gap}+$", "", text).split())

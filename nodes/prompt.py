@@ -63,9 +63,8 @@ class LucidPrompt(IO.ComfyNode):
             host.require_clip(clip)
             full, rest, missing = texts_of(text, front_words)
             if missing:
-                note = (
-                    f"front_words: the text does not hold {', '.join(map(repr, missing))}, so all sides keep the text as it is."
-                )
+                named = ", ".join(map(repr, missing))
+                note = f"front_words: the text does not hold {named}, so that has no effect."
                 log.warning("Lucid Prompt: %s", note)
                 host.show_text(host.node_of_page(cls.hidden), note)
             pairs = ((full, front), (rest, side), (rest, back), (rest, overhead))

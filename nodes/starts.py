@@ -82,6 +82,7 @@ class LucidPointsFromDepth(IO.ComfyNode):
                     display_name="camera_info", tooltip="The camera of the image: with it Lucid Render shows the same."
                 ),
             ],
+            hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -94,7 +95,9 @@ class LucidPointsFromDepth(IO.ComfyNode):
             grey = depth[0].float().cpu()
             grey = grey[..., :3].mean(-1) if grey.ndim == 3 else grey
             kept = mask[0].float().cpu() if mask is not None else None
-            splats, camera = relief.splats(image[0, ..., :3].float().cpu(), grey, kept, start, fold_seed(seed))
+            picture = image[0, ..., :3].float().cpu()
+            say_strays(cls, start, relief.cloud(picture, grey, kept)[0])
+            splats, camera = relief.splats(picture, grey, kept, start, fold_seed(seed))
             position = -camera.viewmats[0, :3, 3]
             distance = float((splats.means - position)[:, 2].mean())
             return IO.NodeOutput(host.from_splats(splats), host.camera_info_of(position, distance, fov_deg))

@@ -119,6 +119,8 @@ def test_angles_that_are_chosen_stay_unless_they_may_grow():
     assert [float(end) for end in (*azimuth, *elevation)] == pytest.approx([-110, 130, -15, 82.5 - 22.5])
     azimuth, *_ = CameraRanges(azimuth_min_deg=0, azimuth_max_deg=360, angle_factor=9.0).ranges(0.9)
     assert [float(end) for end in azimuth] == [0, 360]
+    fovy = CameraRanges(fovy_min_deg=10, fovy_max_deg=11, fovy_min_end_deg=30, fovy_max_end_deg=31)
+    assert all(low <= high for low, high in (fovy.ranges(tenth / 10)[3] for tenth in range(11)))
 
 
 def test_the_official_schedule_also_grows_where_the_late_range_is_larger():
@@ -262,6 +264,19 @@ def test_whatever_has_an_extent_fills_the_frame(splats):
     edge = torch.cat([view.alpha[0, [0, -1]].flatten(), view.alpha[0, :, [0, -1]].flatten()])
     assert max(height, width) > 32 and edge.mean() < 0.1
     assert view.rgb[0, ..., 0].mean() > view.rgb[0, ..., 1].mean()
+
+
+@pytest.mark.parametrize("target", [(0.0, 0.0, -5.0), (0.0, 0.0, 5000.0), (0.0, 0.0, 1.0)])
+def test_a_view_is_the_same_wherever_its_target_lies(target):
+    """Also where the target is the camera's own place, or far behind the splat."""
+    splats = PointCloud(count=100, size=1.0, opacity=0.8).splats(0)
+    camera = Cameras(
+        look(torch.tensor([0.0, 0.0, -5.0]), torch.tensor(target), torch.eye(3)), intrinsics(torch.tensor([0.6]), 64, 64)
+    )
+    before = rasterize(splats, camera, 64, 64)
+    after = rasterize(*from_viewing_distance(splats, camera, torch.tensor(target)), 64, 64)
+    assert before.alpha.mean() > 0.02
+    torch.testing.assert_close(after.rgb, before.rgb, atol=5e-3, rtol=0)
 
 
 def test_what_cannot_be_seen_is_said():

@@ -6,6 +6,7 @@ Files are written here byte by byte, by another code than reads them.
 import io
 import math
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -154,7 +155,68 @@ def test_faces_of_every_dialect_are_sampled(tmp_path, form, face_name):
 
 
 XYZ = {axis: ("float", [0.0, 1.0]) for axis in "xyz"}
+
+
+def test_a_binary_ply_with_carriage_returns_alone_is_read_as_it_is(tmp_path):
+    points = np.array([[0.1, -1.7, 3.3], [-5.9, 7.123, -200.5]], np.float32)
+    columns = {axis: ("float", list(points[:, i])) for i, axis in enumerate("xyz")}
+    (tmp_path / "a.ply").write_bytes(ply_bytes("binary_little_endian", columns, newline="\r"))
+    np.testing.assert_array_equal(point_file(tmp_path / "a.ply")[0].numpy(), points)
+
+
+def point_file(path):
+    return pointfile.read(path, 10, 0)
+
+
+HUGE = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000, 3), }".ljust(117) + b"\n"
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("npy.npz", lambda: _saved(np.save, np.zeros((4, 3)))),
+        ("text.npz", lambda: _zipped("points", b"hello")),
+        ("huge.npz", lambda: _zipped("points.npy", HUGE)),
+    ],
+)
+def test_what_is_an_npz_by_its_name_alone_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content())
+    with pytest.raises(ValueError, match=name):
+        point_file(tmp_path / name)
+
+
+def _saved(save, array):
+    file = io.BytesIO()
+    save(file, array)
+    return file.getvalue()
+
+
+def _zipped(name, content):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "kind, value",
+    [(np.uint64, 2**64 - 1), (np.int32, 2**31 - 1), (np.uint16, 65535), (np.int16, 2**15 - 1), (np.uint16, 255)],
+)
+def test_white_of_every_width_is_white(tmp_path, kind, value):
+    np.savez(tmp_path / "a.npz", points=np.random.rand(5, 3), colors=np.full((5, 3), value, kind))
+    assert point_file(tmp_path / "a.npz")[1].unique().tolist() == pytest.approx([1.0])
+
+
+@pytest.mark.parametrize("colors", [[[255.0, 10, 0], [math.nan] * 3], [[-3, 2**40, 0], [1, 1, 1]]])
+def test_colours_out_of_their_range_are_refused_whatever_the_others_are(tmp_path, colors):
+    np.savez(tmp_path / "a.npz", points=np.random.rand(2, 3), colors=np.array(colors))
+    with pytest.raises(ValueError, match="est colour"):
+        point_file(tmp_path / "a.npz")
+
+
 BAD = {
+    "faces are numbers": b"ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n"
+                         b"element face 1\nproperty int vertex_indices\nend_header\n0 0 0\n1 0 0\n0 1 0\n0\n",
     "no vertices": ply_bytes("ascii", {axis: ("float", []) for axis in "xyz"}),
     "no vertices but faces": ply_bytes("ascii", {axis: ("float", []) for axis in "xyz"}, faces=[[0, 1, 2]]),
     "a face of a vertex that is not there": ply_bytes("ascii", XYZ, faces=[[0, 1, 7]]),
@@ -336,3 +398,11 @@ def test_copies_are_scattered_about_their_points():
     assert len(Start(count=2000, copies=20).splats(torch.from_numpy(points), colors, 0)) == 2000
     with pytest.raises(ValueError, match="copies is 20"):
         Start(count=79, copies=20)
+    with pytest.raises(ValueError, match="scatter is 0"):
+        Start(copies=4, scatter=0.0)
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e200, 1e308])
+def test_an_extent_that_no_splat_can_have_is_refused(size):
+    with pytest.raises(ValueError, match="extent"):
+        Start().splats((torch.rand(50, 3).double() * 2 - 1) * size, torch.rand(50, 3), 0)

@@ -111,6 +111,8 @@ def test_rows_that_are_no_gaussians_are_left_out_and_zero_rotations_unrotated():
     validate(mended)
     assert len(mended) == n and "2 of" in note and "rotation of 1" in note
     assert mended.quats[3].tolist() == [1, 0, 0, 0]
+    with pytest.raises(ValueError):
+        validate(repair(Splats(torch.zeros(n), *list(vars(splats).values())[1:]))[0])
     others = torch.arange(n) != 3
     assert all(torch.equal(a[others], b[others]) for a, b in zip(vars(mended).values(), vars(splats).values()))
 

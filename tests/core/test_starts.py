@@ -94,7 +94,10 @@ def test_srgb_inverts_linear():
         ({"faces": torch.tensor([[0, 1, 24]])}, "the largest vertex of a face is 24; it must be 0 to 23"),
         ({"faces": torch.tensor([[0, 0, 1]])}, "the area of the mesh is 0"),
         ({"colors": torch.zeros(3, 3)}, "the number of colors is 3; it must be 24"),
-        ({"vertices": torch.full((24, 3), float("nan"))}, "a vertex is not finite"),
+        ({"vertices": torch.full((24, 3), float("nan"))}, "vertices is not finite"),
+        ({"colors": torch.full((24, 3), float("nan"))}, "colors is not finite"),
+        ({"colors": torch.zeros(24, 4)}, r"colors is of shape \(24, 4\)"),
+        ({"faces": torch.zeros(2, 4, dtype=torch.long)}, r"faces is of shape \(2, 4\)"),
     ],
 )
 def test_bad_meshes_are_refused(change, message):
