@@ -17,7 +17,7 @@ TEMPLATES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 HELP = sorted(path.stem for path in (ROOT / "nodes" / "web" / "docs").glob("*.md"))
 SMALL = {
     "LucidPointCloud": {"count": 300, "color": "#ff4000", "opacity": 0.9},  # easily seen, and hardly changed by few steps
-    "LucidDream": {"steps": 3, "views": 1, "resolution": 64, "preview_seconds": 0.1},
+    "LucidDream": {"preset.steps": 3, "preset.views": 1, "preset.resolution": 64, "preview_seconds": 0.1},
     "LucidSave": {"turntable_frames": 0, "filename_prefix": "test/browser"},
 }
 VIEWER = "canvas[data-engine*=three]"
@@ -73,7 +73,7 @@ def test_a_template_with_another_prompt_becomes_a_splat_in_the_viewer(editor):
 def test_a_run_is_stopped_by_the_button_and_says_so_on_the_node(editor):
     editor.load("text_to_splat")
     editor.set(**SMALL)
-    editor.set(LucidDream={"steps": 5000, "seed": 5})
+    editor.set(LucidDream={"preset.steps": 5000, "seed": 5})
     editor.run_button().click()
     editor.wait_for("b_preview")
     editor.page.get_by_role("button", name="Cancel current run").click()
@@ -100,7 +100,7 @@ def test_lucid_controlnet_takes_both_kinds_of_controlnet(editor):
         assert editor.links() == [(kind, output, "LucidControlNet", "control_net")]
 
 
-@pytest.mark.parametrize("kind, widget, number", [("LucidDream", "steps", 260), ("LucidPointCloud", "count", 12345)])
+@pytest.mark.parametrize("kind, widget, number", [("LucidDream", "preset.steps", 260), ("LucidPointCloud", "count", 12345)])
 def test_a_number_that_is_typed_stays_as_it_is(editor, kind, widget, number):
     """The page rounds to multiples of a widget's step."""
     editor.add(kind, 100, 100)
