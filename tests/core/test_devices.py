@@ -25,7 +25,7 @@ from .test_dream import CAMERAS, CONFIG, WishPrior, disc, normal
 GPU = torch.device("meta")
 COPIES = ("_to_copy", "copy_")  # what may have tensors of both devices
 METHOD = METHODS["SDS"]()
-DENSIFY = Densify(start=0.0, every=0.5, stop=1.0, grow_grad2d=0.0, prune_opacity=0.09)
+DENSIFY = Densify(prune_scale3d=0.0, start=0.0, every=0.5, stop=1.0, grow_grad2d=0.0, prune_opacity=0.05)
 
 
 class OnGpu(torch.Tensor):
