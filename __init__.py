@@ -1,4 +1,6 @@
-"""Lucid ISM: text to 3D splats in ComfyUI. V3 entry point; nothing is imported before the host asks for the nodes."""
+"""Lucid ISM: text to 3D splats in ComfyUI. V3 entry point; nothing is imported before the host asks for the
+nodes.
+"""
 
 WEB_DIRECTORY = "./nodes/web"  # served by the host; docs/<node_id>.md in it are the nodes' help pages
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""The way in: sets up a virtual environment and a ComfyUI beside this checkout, then runs the demo, the tests or a server.
+"""Developer entry point: sets up a virtual environment and ComfyUI, then runs the demo, the tests or a
+server.
 
     python dev.py demo "a red mushroom"
-    python dev.py test
+    python dev.py test            (python dev.py test unit: without ComfyUI, saves minutes)
     python dev.py serve
 
-Needs Python 3.10+ and a package registry. Everything it makes lies in .venv, .host and output; remove them to start anew.
-An interrupted set-up is completed by the next run.
+Needs Python 3.10+ and a package registry. All files are created in .venv, .host and output; remove these
+folders to start again. The next run completes an interrupted set-up.
 """
 
 from __future__ import annotations
@@ -19,23 +20,25 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.base import PRIOR, find_checkpoint, link_checkpoint, prepare_base
-from demo.chromium import prepare_chromium
-from demo.fetch import fetch_host, find_host
-from demo.tree import Tree, say
-from demo.venv import install_packages, prepare_venv
+from devtools.base import PRIOR, find_checkpoint, link_checkpoint, prepare_base
+from devtools.chromium import prepare_chromium
+from devtools.fetch import fetch_host, find_host
+from devtools.tree import Tree, say
+from devtools.venv import install_packages, prepare_venv
+
+LAYERS = ("unit", "host", "browser", "gpu", "benchmarks")  # folders of tests; unit needs no ComfyUI
 
 
 @dataclass(frozen=True)
 class Setup:
     tree: Tree
     comfyui: Path
-    checkpoint: str  # the host's name of it
+    checkpoint: str  # its name in ComfyUI
 
 
 def set_up(tree: Tree, comfyui: str | None = None, checkpoint: str | None = None) -> Setup:
-    """Everything a command needs; what is there already is only looked at."""
-    file = find_checkpoint(checkpoint)  # mistakes of the user first: the rest takes minutes
+    """Prepare everything that a command needs. What already exists is only checked."""
+    file = find_checkpoint(checkpoint)  # first, to report mistakes early: the rest takes minutes
     host = find_host(tree, comfyui or os.environ.get("COMFYUI_PATH"))
     prepare_venv(tree)
     host = host or fetch_host(tree)
@@ -44,65 +47,111 @@ def set_up(tree: Tree, comfyui: str | None = None, checkpoint: str | None = None
     return Setup(tree, host, link_checkpoint(tree, file) if file else PRIOR)
 
 
-def hand_over(setup: Setup, arguments: list) -> int:
-    """Run `python ARGUMENTS` in the .venv and return its exit code; it handles Ctrl-C itself, and we wait for that."""
+def hand_over(tree: Tree, comfyui: Path | None, arguments: list) -> int:
+    """Run `python ARGUMENTS` in the .venv and return its exit code. The process handles Ctrl-C itself; we
+    wait until it has ended.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"COMFYUI_PATH": str(setup.comfyui), "NUMBA_CACHE_DIR": str(setup.tree.cache / "numba")}
-    command = [str(part) for part in (setup.tree.python, *arguments)]
-    process = subprocess.Popen(command, cwd=setup.tree.root, env=environment)
+    environment |= {
+        "NUMBA_CACHE_DIR": str(tree.cache / "numba"),
+        **({"COMFYUI_PATH": str(comfyui)} if comfyui else {}),
+    }
+    command = [str(part) for part in (tree.python, *arguments)]
+    process = subprocess.Popen(command, cwd=tree.root, env=environment)
     signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
     while True:
         try:
             code = process.wait()
         except KeyboardInterrupt:
             continue
-        if code < 0:  # it had no chance to say so itself
+        if code < 0:  # a signal ended it before it could print an error
             say(f"error: stopped by signal {-code} ({signal.strsignal(-code)})")
         return code if code >= 0 else 128 - code
 
 
 def demo(tree: Tree, options: argparse.Namespace) -> int:
     if not options.prompt.strip():
-        raise ValueError('the prompt is empty; say what to make, e.g. "a red mushroom"')
+        raise ValueError('the prompt is empty; describe an object, e.g. "a red mushroom"')
     setup = set_up(tree, options.comfyui, options.checkpoint)
-    arguments = ["-m", "demo", options.prompt, "--base", tree.base, "--checkpoint", setup.checkpoint, "--port", options.port]
-    given = {"--steps": options.steps, "--seed": options.seed, "--out": options.out and Path(options.out).absolute()}
+    arguments = [
+        "-m",
+        "demo",
+        options.prompt,
+        "--base",
+        tree.base,
+        "--checkpoint",
+        setup.checkpoint,
+        "--port",
+        options.port,
+    ]
+    given = {
+        "--steps": options.steps,
+        "--seed": options.seed,
+        "--out": options.out and Path(options.out).absolute(),
+    }
     for name, value in given.items():
         arguments += [name, value] if value is not None else []
-    return hand_over(setup, [*arguments, "--comfyui", setup.comfyui])
+    return hand_over(tree, setup.comfyui, [*arguments, "--comfyui", setup.comfyui])
 
 
 def test(tree: Tree, options: argparse.Namespace) -> int:
-    setup = set_up(tree, options.comfyui)
-    prepare_chromium()
-    paths = [] if any((tree.root / word.split("::")[0]).exists() for word in options.pytest) else ["tests"]
-    return hand_over(setup, ["-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", ".", *options.pytest, *paths])
+    words = [f"tests/{word}" if word in LAYERS else word for word in options.pytest]
+    paths = [word for word in words if (tree.root / word.split("::")[0]).exists()]
+    comfyui = None
+    if paths and all(Path(path).parts[:2] == ("tests", "unit") for path in paths):
+        prepare_venv(tree)
+        install_packages(tree, None)
+    else:
+        comfyui = set_up(tree, options.comfyui).comfyui
+        prepare_chromium()
+    rest = [] if paths else ["tests"]
+    return hand_over(
+        tree, comfyui, ["-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", ".", *words, *rest]
+    )
 
 
 def serve(tree: Tree, options: argparse.Namespace) -> int:
     setup = set_up(tree, options.comfyui, options.checkpoint)
     say(f"The checkpoint to load: {setup.checkpoint}")
-    return hand_over(setup, ["-m", "demo.host", "--comfyui", setup.comfyui, "--base", tree.base, "--port", options.port])
+    return hand_over(
+        tree,
+        setup.comfyui,
+        ["-m", "devtools.host", "--comfyui", setup.comfyui, "--base", tree.base, "--port", options.port],
+    )
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     comfyui = argparse.ArgumentParser(add_help=False)
-    comfyui.add_argument("--comfyui", metavar="DIR", help="your ComfyUI folder (default: $COMFYUI_PATH, else found or fetched)")
+    comfyui.add_argument(
+        "--comfyui",
+        metavar="DIR",
+        help="your ComfyUI folder (default: $COMFYUI_PATH, else found or downloaded)",
+    )
     host = argparse.ArgumentParser(add_help=False, parents=[comfyui])
-    host.add_argument("--checkpoint", metavar="FILE", help="your Stable Diffusion 1.5 file (default: the tiny demo prior)")
+    host.add_argument(
+        "--checkpoint", metavar="FILE", help="your Stable Diffusion 1.5 file (default: the small demo prior)"
+    )
 
-    help = "distil a splat from a text, through a real ComfyUI"
+    help = "make a splat from a prompt, with a real ComfyUI"
     command = commands.add_parser("demo", parents=[host], help=help, description=help)
-    command.add_argument("prompt", help='e.g. "a red mushroom"; demo/README.md lists what the demo prior knows')
-    command.add_argument("--steps", type=int, metavar="N", help="optimisation steps (default: the workflow's)")
+    command.add_argument(
+        "prompt", help='e.g. "a red mushroom"; demo/README.md lists what the demo prior knows'
+    )
+    command.add_argument(
+        "--steps", type=int, metavar="N", help="optimisation steps (default: the workflow's)"
+    )
     command.add_argument("--seed", type=int, metavar="N", help="default: the workflow's")
-    command.add_argument("--out", metavar="DIR", help="folder for the results (default: output/demo/<prompt>)")
-    command.add_argument("--port", type=int, metavar="N", default=0, help="port of the server (default: a free one)")
+    command.add_argument(
+        "--out", metavar="DIR", help="folder for the results (default: output/demo/<prompt>)"
+    )
+    command.add_argument(
+        "--port", type=int, metavar="N", default=0, help="port of the server (default: a free one)"
+    )
     command.set_defaults(command=demo)
 
-    help = "run the tests; further arguments go to pytest"
+    help = f"run all tests, or one layer ({', '.join(LAYERS)}); further arguments are passed to pytest"
     command = commands.add_parser("test", parents=[comfyui], help=help, description=help)
     command.set_defaults(command=test)
 
@@ -124,7 +173,7 @@ def main(words: list[str]) -> int:
         say(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        say("Interrupted; run the same command again to go on.")
+        say("Interrupted; run the same command again to continue.")
         return 130
 
 

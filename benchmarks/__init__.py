@@ -1,1 +1,1 @@
-"""`python -m benchmarks NAME`: each prints one table of measurements, made here and now."""
+"""`python -m benchmarks NAME`: each benchmark measures on this machine and prints a table."""

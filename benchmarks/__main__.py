@@ -5,16 +5,24 @@ import argparse
 from . import families, gpu, memory, pull, quality, rasterize, refine, taesd
 
 BENCHMARKS = {
-    "rasterize": rasterize.main, "gpu": gpu.main, "pull": pull.main, "quality": quality.main, "refine": refine.main,
-    "memory": memory.main, "families": families.main, "taesd": taesd.main,
-}  # fmt: skip
+    "rasterize": rasterize.main,
+    "gpu": gpu.main,
+    "pull": pull.main,
+    "quality": quality.main,
+    "refine": refine.main,
+    "memory": memory.main,
+    "families": families.main,
+    "taesd": taesd.main,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = parser.add_subparsers(dest="name", required=True)
     for name in BENCHMARKS:
-        names.add_parser(name).add_argument("--json", action="store_true", help="print one line of JSON in place of the table")
+        names.add_parser(name).add_argument(
+            "--json", action="store_true", help="print one line of JSON in place of the table"
+        )
     pull.add_arguments(names.choices["pull"])
     memory.add_arguments(names.choices["memory"])
     families.add_arguments(names.choices["families"])

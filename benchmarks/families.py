@@ -1,9 +1,11 @@
-"""A step of Lucid Dream beside the host's own evaluations of the same model, by family, in a running ComfyUI.
+"""Time of a Lucid Dream step compared with the host's own evaluation of the same model, by model family, in a
+running ComfyUI.
 
-The small models of tests/host/families.py through the stock loaders. After each step the host's calc_cond_batch is asked what
-that step had asked, then the VAE is passed there and back. step x: (steps - VAE) / host: what
-render, regularisers, optimiser and our bookkeeping add to the model. peak: how far the memory of the process, which is new for
-each family, rises in the first two steps, over what it is with the model loaded.
+Uses the small models of tests/host/families.py with the stock loaders. After each step the host's
+calc_cond_batch repeats the model evaluations of that step, then the VAE runs forward and backward. step x:
+(steps - VAE) / host, which shows what render, regularisers, optimiser and our overhead add to the model.
+peak: how far process memory rises in the first two steps, compared with the loaded model; each family has a
+new process.
 """
 
 from __future__ import annotations
@@ -16,23 +18,41 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from demo.base import PACK, link_folder, prepare_base
-from demo.fetch import find_host
-from demo.host import Server
-from demo.tree import Tree
+from devtools.base import PACK, link_folder, prepare_base
+from devtools.fetch import find_host
+from devtools.host import Server
+from devtools.tree import Tree
 from workflows.api.client import Client
 
 TREE = Tree(Path(__file__).resolve().parents[1])
-FAMILIES = ("demo", "sd15", "sd2", "sd2_v", "sdxl", "sd3", "flux", "flux2", "chroma", "z_image", "qwen_image", "krea2")
-ROW = "| {family} | {evaluations:.1f} | {step_s:.3f} | {host_s:.3f} | {vae_s:.3f} | **{step_x:.2f}** | {peak_mb:,.0f} |"
+FAMILIES = (
+    "demo",
+    "sd15",
+    "sd2",
+    "sd2_v",
+    "sdxl",
+    "sd3",
+    "flux",
+    "flux2",
+    "chroma",
+    "z_image",
+    "qwen_image",
+    "krea2",
+)
+ROW = (
+    "| {family} | {evaluations:.1f} | {step_s:.3f} | {host_s:.3f} | {vae_s:.3f} | **{step_x:.2f}** "
+    "| {peak_mb:,.0f} |"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--px", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=4, help="in a round")
-    parser.add_argument("--rounds", type=int, default=3, help="the median counts")
+    parser.add_argument("--steps", type=int, default=4, help="steps per round (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds; reports their median (default: %(default)s)"
+    )
     parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES)
 
 
@@ -44,9 +64,11 @@ def main(as_json: bool, views: int, px: int, steps: int, rounds: int, families: 
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         prepare(base, comfyui)
-        for family in families:  # a process each, for its memory
+        for family in families:  # a new process for each, to measure its memory
             with Server(comfyui, base, base / "server.log") as server:
-                rows.append(measured(Client(server.address, server.log_tail), family, views, px, steps, rounds))
+                rows.append(
+                    measured(Client(server.address, server.log_tail), family, views, px, steps, rounds)
+                )
     if as_json:
         print(json.dumps({"views": views, "px": px, "rows": rows}))
         return
@@ -80,9 +102,19 @@ def measured(client: Client, family: str, views: int, px: int, steps: int, round
     for kind in ("LucidDream", "LucidSave", "PreviewGaussianSplat"):
         del graph[of(kind)]
     sizes = {"views": views, "resolution": px, "steps": steps, "rounds": rounds}
-    graph["pace"] = {"class_type": "LucidTestPace", "inputs": {"guidance": [ism, 0], "splat": [cloud, 0], **sizes}}
+    graph["pace"] = {
+        "class_type": "LucidTestPace",
+        "inputs": {"guidance": [ism, 0], "splat": [cloud, 0], **sizes},
+    }
     found = client.run(graph)["outputs"]["pace"]
     step, host, vae = (median(found[name]) / steps for name in ("steps", "host", "vae"))
     ratio = median((a - c) / b for a, b, c in zip(found["steps"], found["host"], found["vae"]))
-    return {"family": family, "evaluations": median(found["evaluations"]) / steps / views, "step_s": step, "host_s": host,
-            "vae_s": vae, "step_x": ratio, "peak_mb": found["peak"][0] / 1e6}  # fmt: skip
+    return {
+        "family": family,
+        "evaluations": median(found["evaluations"]) / steps / views,
+        "step_s": step,
+        "host_s": host,
+        "vae_s": vae,
+        "step_x": ratio,
+        "peak_mb": found["peak"][0] / 1e6,
+    }

@@ -1,4 +1,4 @@
-"""The three backends on a CUDA GPU: forward, forward + backward, memory, and how long it takes until each is ready."""
+"""The three backends on a CUDA GPU: time of forward and forward + backward, memory, and start-up time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPEATS = 10
 
 
 def shortest(job: Callable[[], object]) -> float:
-    """Seconds of the shortest of REPEATS runs, after one that warms up; the GPU's work is waited for."""
+    """Seconds of the shortest of REPEATS runs after a warm-up run, with GPU synchronisation."""
     best, wait = float("inf"), torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for repeat in range(REPEATS + 1):
         wait()
@@ -35,7 +35,11 @@ def shortest(job: Callable[[], object]) -> float:
 def measure(backend: str, n: int, px: int) -> dict:
     device = torch.device("cpu" if backend == "numba" else "cuda")
     splats, cameras, gradient = scene(n, px)
-    splats, cameras, gradient = splats.map(lambda x: x.to(device)), to_device(cameras, device), gradient.to(device)
+    splats, cameras, gradient = (
+        splats.map(lambda x: x.to(device)),
+        to_device(cameras, device),
+        gradient.to(device),
+    )
 
     def forward() -> None:
         with torch.no_grad():
@@ -59,8 +63,10 @@ def measure(backend: str, n: int, px: int) -> dict:
 
 
 def ready_seconds(backend: str) -> float:
-    """Until `backend` has rendered its first splat and its gradient; gsplat's extension is compiled anew."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps what is loaded
+    """Seconds until `backend` has rendered its first splat and gradient, with a new build of gsplat's
+    extension.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows locks loaded files
         os.environ["TORCH_EXTENSIONS_DIR"] = folder
         start = time.perf_counter()
         reason_against(backend)
@@ -69,15 +75,24 @@ def ready_seconds(backend: str) -> float:
 
 def main(as_json: bool) -> None:
     if not torch.cuda.is_available():
-        raise SystemExit("benchmarks gpu: torch finds no CUDA GPU on this machine; for CPUs: python -m benchmarks rasterize")
+        raise SystemExit(
+            "benchmarks gpu: torch finds no CUDA GPU on this machine; for CPUs: python -m benchmarks "
+            "rasterize"
+        )
     seconds = {name: ready_seconds(name) for name in ON_CUDA}
     out = {name: reason_against(name) for name in BACKENDS if reason_against(name)}
     rows = [measure(backend, n, px) for n, px in SIZES for backend in BACKENDS if backend not in out]
     if as_json:
         print(json.dumps({"ready_s": seconds, "unusable": out, "rows": rows}))
         return
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; shortest of {REPEATS} runs; numba is on the CPU.")
-    print("first render, compilation included: " + ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}; shortest of {REPEATS} runs; numba is on "
+        f"the CPU."
+    )
+    print(
+        "first render, compilation included: "
+        + ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    )
     for name, reason in out.items():
         print(f"{name} {reason}")
     print(f"\n{'backend':>10} {'splats':>10} {'px':>6} {'forward ms':>11} {'fwd+bwd ms':>11} {'peak MiB':>9}")

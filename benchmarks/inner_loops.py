@@ -1,7 +1,7 @@
-"""What the CPU rasterizer's two hottest loops do and what that costs: kernel times, steps counted, instructions read.
+"""Analysis of the CPU rasterizer's two most expensive loops: kernel times, step counts, instruction counts.
 
-The unit is the block step: one splat meets the 4x4 pixels of one block of a tile. Its instructions are those that LLVM made
-here, counted in the disassembly, not guessed.
+The unit is the block step: one Gaussian is evaluated at the 4x4 pixels of one block of a tile. Its
+instructions are counted in the assembly that LLVM generates on this machine.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ import torch
 from torch import Tensor
 
 from lucid_core.cameras import Cameras
-from lucid_core.gaussians import Splats
 from lucid_core.rasterize import cpu, cpu_blend
 from lucid_core.rasterize.cpu_bins import TILE
 from lucid_core.rasterize.cpu_blend import CHECK, LANES, SIDE
+from lucid_core.splats import Splats
 
-LOOPS = {"blend": "_blend_tile", "blend_backward": "_pair_backward"}  # kernel -> the function that holds its loop
+LOOPS = {
+    "blend": "_blend_tile",
+    "blend_backward": "_pair_backward",
+}  # kernel -> the function that holds its loop
 REPEATS = 7
-# x86-64, the first that matches; p packed, s scalar
+# x86-64 instructions; the first pattern that matches counts. Suffixes: p packed, s scalar.
 KINDS = {
     "packed fma": r"vfn?m(add|sub)\w*ps",
     "packed mul": r"vmulps",
@@ -61,7 +64,9 @@ def kernel_seconds(job: Callable[[], object]) -> dict[str, float]:
 
 @numba.njit
 def _count_steps(records, pairs, offsets, latest, tiles_x, tiles):
-    """Block steps that the blending takes; latest (B * tiles, LANES) is where each block's last pixel stops."""
+    """Number of block steps in blending; latest (B * tiles, LANES): index at which each block's last pixel
+    stops.
+    """
     steps = 0
     for t in range(latest.shape[0]):
         left, top = t % tiles % tiles_x * TILE, t % tiles // tiles_x * TILE
@@ -78,7 +83,7 @@ def _count_steps(records, pairs, offsets, latest, tiles_x, tiles):
 
 
 def block_steps(grad_fn, px: int) -> int:
-    """From the node of Blend in a render's graph."""
+    """Number of block steps of a render, from the Blend node in its autograd graph."""
     bins, stop = grad_fn.bins, grad_fn.saved_tensors[2][..., 0]  # (B, H, W)
     tiles_x = -(-px // TILE)
     margin = tiles_x * TILE - px
@@ -89,7 +94,7 @@ def block_steps(grad_fn, px: int) -> int:
 
 
 def instruction_mix(name: str) -> Counter:
-    """Kinds of instruction in one block step of kernel `name`; empty where the machine is not x86-64."""
+    """Counts of instruction kinds in one block step of kernel `name`; empty if the machine is not x86-64."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return Counter()
     kernel = getattr(cpu_blend, name)
@@ -98,9 +103,17 @@ def instruction_mix(name: str) -> Counter:
     fresh.compile(kernel.signatures[0])
     code = next(iter(fresh.inspect_asm().values()))
     function = re.search(rf"^_ZN\S*{LOOPS[name]}\S*:$(.*?)^\.Lfunc_end", code, re.M | re.S).group(1)
-    function = re.sub(r"^\tj.*$", r"\g<0>\n.LBBnext:", function, flags=re.M)  # a jump ends a block as a label does
-    blocks = [re.findall(r"^\t([a-z]\w*)(.*)$", block, re.M) for block in re.split(r"^\.LBB\S+:", function, flags=re.M)]
-    step = max(blocks, key=lambda block: sum(bool(re.fullmatch(KINDS["packed fma"], mnemonic)) for mnemonic, _ in block))
+    function = re.sub(
+        r"^\tj.*$", r"\g<0>\n.LBBnext:", function, flags=re.M
+    )  # a jump ends a block as a label does
+    blocks = [
+        re.findall(r"^\t([a-z]\w*)(.*)$", block, re.M)
+        for block in re.split(r"^\.LBB\S+:", function, flags=re.M)
+    ]
+    step = max(
+        blocks,
+        key=lambda block: sum(bool(re.fullmatch(KINDS["packed fma"], mnemonic)) for mnemonic, _ in block),
+    )
     mix = Counter()
     for mnemonic, operands in step:
         mix[next(kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, mnemonic))] += 1
@@ -129,8 +142,14 @@ def report(splats: Splats, cameras: Cameras, gradient: Tensor, px: int) -> str:
         lines.append(f"  {name}: {ns:.1f} ns a block step and core, {rate}")
         mix = instruction_mix(name)
         if mix:
-            lanes, total = mix.pop("lanes"), sum(n for kind, n in mix.items() if not kind.startswith("of all"))
+            lanes, total = (
+                mix.pop("lanes"),
+                sum(n for kind, n in mix.items() if not kind.startswith("of all")),
+            )
             packed = sum(n for kind, n in mix.items() if kind.startswith(("packed", "broadcast")))
-            lines.append(f"    {total} instructions a step, {packed} of them packed ({lanes} lanes), {total / ns:.1f} a ns:")
+            lines.append(
+                f"    {total} instructions a step, {packed} of them packed ({lanes} lanes), {total / ns:.1f} "
+                f"a ns:"
+            )
             lines.append("    " + ", ".join(f"{n} {kind}" for kind, n in mix.most_common() if n))
     return "\n".join(lines)

@@ -1,12 +1,15 @@
-"""What the way back through a VAE costs: Stable Diffusion's beside TAESD, all views at once beside one at a time.
+"""Cost of the backward pass through a VAE: Stable Diffusion's compared with TAESD, all views at once compared
+with one at a time.
 
-Full-size networks (diffusers' AutoencoderKL and AutoencoderTiny, as SD 1.5 and the host have them) with random weights: time
-and memory do not depend on the weights. How alike the gradients of the two are does: the benchmark `taesd` says it.
+Uses full-size networks (diffusers' AutoencoderKL and AutoencoderTiny, as in SD 1.5 and the host) with random
+weights, because time and memory do not depend on the weights. The similarity of their gradients does; the
+benchmark `taesd` measures it.
 
-kept: bytes that autograd holds between the pass there and the pass back, without the weights; "host x" is this over what the
-host estimates for a pass without gradients (1767 numbers a pixel), a view. peak: how far memory rises on both ways together (of
-the GPU, or of the process on Linux). "1, in blocks": the encoder's blocks are computed again one by one, as is done where not
-even one view's graph has room. "as targets": encoded and decoded without gradients, as for the pictures of image targets.
+kept: bytes of activations kept for the backward pass, without the weights; "host x" is this divided by the
+host's estimate for a pass without gradients (1767 numbers per pixel), per view. peak: how far memory (of the
+GPU, or of the process on Linux) rises during both passes. "1, in blocks": the encoder's blocks are recomputed
+one by one, as is done if the activations of not even one view fit. "as targets": encoded and decoded without
+gradients, as for the images of image targets.
 """
 
 from __future__ import annotations
@@ -21,24 +24,31 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from demo.launch import needs_repair, repair_cpu_torch
-from lucid_core.encoder import Encode, encode_in, encode_in_blocks, encode_in_parts
-from lucid_core.extras import load
+from devtools.launch import needs_repair, repair_cpu_torch
+from lucid_core.diffusion.encoder import Encode, encode_in, encode_in_blocks, encode_in_parts
+from lucid_core.optional import load
 
 SD_VAE = {
-    "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2, "latent_channels": 4,
-}  # fmt: skip
-STATUS = Path("/proc/self/status")  # of Linux
-HOST_NUMBERS = 1767  # a pixel, of one view: VAE.memory_used_encode of the host, which the VAE of SD and TAESD share
-ROW = "| {vae} | {dtype} | {at_a_time} | {seconds:.2f} | {x:.2f} | {kept_mb:,.0f} | {host_x:.2f} | {peak_mb:,.0f} |"
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+STATUS = Path("/proc/self/status")  # Linux only
+# Per pixel of a view: VAE.memory_used_encode of the host, the same for SD's VAE and TAESD.
+HOST_NUMBERS = 1767
+ROW = (
+    "| {vae} | {dtype} | {at_a_time} | {seconds:.2f} | {x:.2f} | {kept_mb:,.0f} | {host_x:.2f} "
+    "| {peak_mb:,.0f} |"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--px", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3, help="the shortest counts")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds; reports the shortest time")
 
 
 def main(as_json: bool, views: int, px: int, rounds: int) -> None:
@@ -46,26 +56,38 @@ def main(as_json: bool, views: int, px: int, rounds: int) -> None:
     images = torch.rand(views, 3, px, px, generator=torch.Generator().manual_seed(0)).to(device)
     cases = encoders(device, views)
     seconds = [float("inf")] * len(cases)
-    for _ in range(rounds):  # all sides take turns
+    for _ in range(rounds):  # the cases take turns
         for i, (*_, encode, size) in enumerate(cases):
             seconds[i] = min(seconds[i], timed(encode, images, size))
     rows = []
     for (vae, dtype, at_a_time, encode, size), shortest in zip(cases, seconds):
         kept = kept_bytes(encode, images, size)
         estimate = HOST_NUMBERS * px * px * views * dtype.itemsize
-        rows.append({"vae": vae, "dtype": str(dtype).removeprefix("torch."), "at_a_time": at_a_time, "seconds": shortest,
-                     "x": shortest / seconds[0], "kept_mb": kept / 1e6, "host_x": kept / estimate,
-                     "peak_mb": peak_bytes(encode, images, size) / 1e6})  # fmt: skip
+        rows.append(
+            {
+                "vae": vae,
+                "dtype": str(dtype).removeprefix("torch."),
+                "at_a_time": at_a_time,
+                "seconds": shortest,
+                "x": shortest / seconds[0],
+                "kept_mb": kept / 1e6,
+                "host_x": kept / estimate,
+                "peak_mb": peak_bytes(encode, images, size) / 1e6,
+            }
+        )
     if as_json:
         print(json.dumps({"device": device, "views": views, "px": px, "rows": rows}))
         return
-    print(f"{views} views of {px} px on {device}, there and back\n")
-    print("| VAE | type | views at a time | s | x | kept MB | host x | peak MB |\n|---|---|---|---:|---:|---:|---:|---:|")
+    print(f"{views} views of {px} px on {device}, forward and backward\n")
+    print(
+        "| VAE | type | views at a time | s | x | kept MB | host x | peak MB "
+        "|\n|---|---|---|---:|---:|---:|---:|---:|"
+    )
     print("\n".join(ROW.format(**row) for row in rows))
 
 
 def encoders(device: str, views: int) -> list[tuple[str, torch.dtype, str, Encode, int]]:
-    """(VAE, type, what is told of the next two, encode, how many views it gets at a time)."""
+    """(VAE, dtype, label of the way of encoding, encode function, views per call)."""
     if needs_repair():
         repair_cpu_torch()
     diffusers = load("diffusers", "diffusers")
@@ -79,13 +101,22 @@ def encoders(device: str, views: int) -> list[tuple[str, torch.dtype, str, Encod
     of_full = lambda vae, x: vae.encode(x).latent_dist.mode()
     of_tiny = lambda vae, x: vae.encode(x).latents
     pictured = lambda vae, ask, x: vae.decode(ask(vae, x)).sample
-    dtypes = (torch.float32, torch.bfloat16) if device == "cpu" else (torch.float32, torch.bfloat16, torch.float16)
+    dtypes = (
+        (torch.float32, torch.bfloat16) if device == "cpu" else (torch.float32, torch.bfloat16, torch.float16)
+    )
     found = []
     for name, vae, ask in (("SD", full, of_full), ("TAESD", tiny, of_tiny)):
         for dtype in dtypes:
-            whole, blocks = (type(vae).from_config(vae.config).to(device, dtype).eval().requires_grad_(False) for _ in range(2))
+            whole, blocks = (
+                type(vae).from_config(vae.config).to(device, dtype).eval().requires_grad_(False)
+                for _ in range(2)
+            )
             encode_in_blocks(blocks, (ResnetBlock2D, Attention, AutoencoderTinyBlock))
-            for at_a_time, own, size in ((f"{views}", whole, views), ("1", whole, 1), ("1, in blocks", blocks, 1)):
+            for at_a_time, own, size in (
+                (f"{views}", whole, views),
+                ("1", whole, 1),
+                ("1, in blocks", blocks, 1),
+            ):
                 encode = lambda x, own=own, ask=ask, dtype=dtype: encode_in(dtype, lambda p: ask(own, p), x)
                 found.append((name, dtype, at_a_time, encode, size))
             picture = lambda p, own=whole, ask=ask: pictured(own, ask, p)
@@ -102,7 +133,7 @@ def encoded(encode: Encode, images: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def timed(encode: Encode, images: Tensor, size: int) -> float:
-    """Seconds there and back."""
+    """Seconds of the forward and backward pass."""
     begun = time.perf_counter()
     pixels, latents = encoded(encode, images, size)
     if latents.requires_grad:
@@ -125,7 +156,7 @@ def kept_bytes(encode: Encode, images: Tensor, size: int) -> int:
 
 
 def peak_bytes(encode: Encode, images: Tensor, size: int) -> int:
-    """How far memory rises there and back; 0 where nothing tells."""
+    """Rise of memory during the forward and backward pass, in bytes; 0 if it cannot be measured."""
     if images.is_cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -133,9 +164,11 @@ def peak_bytes(encode: Encode, images: Tensor, size: int) -> int:
         return torch.cuda.max_memory_allocated() - before
     if not Path("/proc/self/clear_refs").exists():
         return 0
-    read = lambda name: next(int(row.split()[1]) for row in STATUS.read_text().splitlines() if row.startswith(name)) * 1024
+    read = lambda name: (
+        next(int(row.split()[1]) for row in STATUS.read_text().splitlines() if row.startswith(name)) * 1024
+    )
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # memory that is freed and kept would hide as much of the rise
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory that malloc keeps would hide part of the rise
     Path("/proc/self/clear_refs").write_text("5")
     before = read("VmRSS")
     timed(encode, images, size)

@@ -1,7 +1,8 @@
-"""The CPU rasterizer beside the host's RenderSplat: same splats, camera, size and process, runs taken in turn.
+"""The CPU rasterizer compared with the host's RenderSplat: same Gaussians, camera, size and process, in
+alternating runs.
 
-RenderSplat has no gradient, so its forward stands beside both our forward and our forward + backward
-(projection, sorting and the gradients of every parameter included).
+RenderSplat has no gradient, so its forward pass is compared with both our forward and our forward + backward
+(including projection, sorting and the gradients of every parameter).
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ import torch
 from torch import Tensor
 
 from lucid_core.cameras import Cameras, turntable
-from lucid_core.gaussians import SH_C0, Splats
 from lucid_core.rasterize import Render, rasterize
+from lucid_core.splats import SH_C0, Splats
 
 from . import inner_loops
 
 BESIDE_THE_HOST = ((100_000, 512), (10_000, 128))  # splats, pixels
 GROWTH = ((1_000, 512), (10_000, 512), (100_000, 512), (1_000_000, 512))
-SECONDS, LEAST = 8.0, 5  # of rounds for each row, and how many at least
-REST = 0.01  # seconds between turns: the threads of torch's last operation spin on the cores for some milliseconds
+SECONDS, LEAST = 8.0, 5  # seconds of rounds for each row, and their least number
+# Seconds between turns: the threads of torch's last operation keep the cores busy for some milliseconds.
+REST = 0.01
 TURN = 0.1  # seconds
 RADIUS, FOVY_DEG = 4.0, 31.5
 
@@ -59,31 +61,41 @@ def find_host() -> Path:
 
 def host_renderer() -> Callable[[Splats, int], object]:
     """The host's RenderSplat on its CPU path, as a function of splats and image size."""
-    from demo.launch import needs_repair, repair_cpu_torch
+    from devtools.launch import needs_repair, repair_cpu_torch
 
     if needs_repair():
         repair_cpu_torch()
-    sys.path.insert(0, str(find_host()))  # ahead of this repository, whose nodes/ would hide the host's nodes.py
+    # Before this repository, whose nodes/ would hide the host's nodes.py.
+    sys.path.insert(0, str(find_host()))
     from comfy.cli_args import args
 
     args.cpu = True
     from comfy_extras.nodes_gaussian_splat import _lookat_camera_info, _render_gaussian
 
     def render(splats: Splats, px: int):
-        # the world is the viewer's there: (x, y, z) -> (x, -y, -z)
+        # The host uses the viewer's frame: (x, y, z) -> (x, -y, -z).
         camera_info = _lookat_camera_info((0.0, 0.0, RADIUS), (0.0, 0.0, 0.0), FOVY_DEG, "cpu")
         rgb = (splats.sh[:, 0] * SH_C0 + 0.5).clamp(0, 1)
         quats = torch.nn.functional.normalize(splats.quats, dim=-1)
         with torch.no_grad():
             return _render_gaussian(
-                splats.means, rgb, splats.opacities, splats.scales, quats, px, px, 1.0, (0.0, 0.0, 0.0), camera_info
+                splats.means,
+                rgb,
+                splats.opacities,
+                splats.scales,
+                quats,
+                px,
+                px,
+                1.0,
+                (0.0, 0.0, 0.0),
+                camera_info,
             )
 
     return render
 
 
 def ball(n: int, seed: int = 0) -> Splats:
-    """n splats of scale 0.01 and random opacity, evenly in the unit ball."""
+    """n Gaussians of scale 0.01 and random opacity, uniform in the unit ball."""
     g = torch.Generator().manual_seed(seed)
     directions = torch.nn.functional.normalize(torch.randn(n, 3, generator=g), dim=-1)
     return Splats(
@@ -101,11 +113,15 @@ def forward(splats: Splats, cameras: Cameras, px: int) -> None:
 
 
 def forward_backward(splats: Splats, cameras: Cameras, px: int, gradient: Tensor) -> Render:
-    """gradient (B, H, W, 3) of the images, and its first channel of alpha and depth: all gradients there are."""
+    """Computes all gradients. `gradient` (B, H, W, 3) is that of the images; its first channel is also
+    used for alpha and depth.
+    """
     splats, background = splats.map(lambda x: x.detach().requires_grad_()), torch.ones(3, requires_grad=True)
     render = rasterize(splats, cameras, px, px, background=background)
     render.info["means2d"].retain_grad()
-    torch.autograd.backward((render.rgb, render.alpha, render.depth), (gradient, gradient[..., :1], gradient[..., :1]))
+    torch.autograd.backward(
+        (render.rgb, render.alpha, render.depth), (gradient, gradient[..., :1], gradient[..., :1])
+    )
     return render
 
 
@@ -114,7 +130,9 @@ def scene(n: int, px: int) -> tuple[Splats, Cameras, Tensor]:
 
 
 def shortest(jobs: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Name -> seconds; the jobs take turns of TURN seconds, at least one run each, and the first round warms up."""
+    """Name -> shortest seconds. The jobs take turns of TURN seconds, with at least one run each; the
+    first round is a warm-up.
+    """
     best, end, rounds = dict.fromkeys(jobs, math.inf), math.inf, 0
     while rounds <= LEAST or time.perf_counter() < end:
         for name, job in jobs.items():
@@ -150,7 +168,16 @@ def measure(n: int, px: int, host: Callable[[Splats, int], object] | None) -> Ro
 
 
 def table(rows: list[Row]) -> str:
-    heads = ("splats", "px", "host ms", "forward ms", "fwd+bwd ms", "forward x", "fwd+bwd x", "fwd+bwd us/splat")
+    heads = (
+        "splats",
+        "px",
+        "host ms",
+        "forward ms",
+        "fwd+bwd ms",
+        "forward x",
+        "fwd+bwd x",
+        "fwd+bwd us/splat",
+    )
     lines = [" ".join(f"{head:>10}" for head in heads)]
     for row in rows:
         times = (row.host_s, row.forward_s, row.forward_backward_s)
@@ -163,10 +190,10 @@ def table(rows: list[Row]) -> str:
 
 
 def peak_gb(n: int, px: int) -> tuple[float, float]:
-    """Largest memory of a process before and after its one forward + backward. Linux only."""
+    """Peak memory of a process in GiB, before and after one forward + backward. Linux only."""
 
     def peak() -> float:
-        status = Path("/proc/self/status").read_text()  # getrusage's would be the parent's: it outlives exec
+        status = Path("/proc/self/status").read_text()  # getrusage would return the parent's peak
         return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) / 2**20
 
     forward_backward(*scene(1000, 64)[:2], 64, torch.ones(1, 64, 64, 3))  # loads the code
@@ -183,14 +210,18 @@ def main(as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, shortest run of at least {LEAST} turns;")
-    print("host: ComfyUI's RenderSplat on the same splats and camera, forward only, for it has no gradient.\n")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, shortest run of at least {LEAST} "
+        f"turns;"
+    )
+    print("host: ComfyUI's RenderSplat on the same splats and camera; forward only, as it has no gradient.\n")
     print(table(rows))
     if sys.platform == "linux":
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             before, after = pool.apply(peak_gb, GROWTH[-1])
         print(
-            f"\npeak memory of a process at {GROWTH[-1][0]:,} splats, {GROWTH[-1][1]} px: {after:.1f} GB, before {before:.1f}"
+            f"\npeak memory of a process at {GROWTH[-1][0]:,} splats, {GROWTH[-1][1]} px: {after:.1f} GB, "
+            f"before {before:.1f}"
         )
     for n, px in BESIDE_THE_HOST:
         print("\n" + inner_loops.report(*scene(n, px), px))

@@ -1,12 +1,14 @@
-"""Does Lucid Dream do to a splat that is there what it says? Two demonstrations in the demo world, where the truth is known.
+"""Restyling and refining of existing splats by Lucid Dream: two tests in the demo world, where the truth is
+known.
 
-restyle: a blue mushroom with the settings of workflows/api/restyle_splat.json becomes a red one with its geometry locked; its
-colours are to be as near to the truth as those of a red mushroom that is made anew, its silhouette is to stay.
-refine: a splat half of whose Gaussians are displaced, recoloured or missing, with those of workflows/api/refine_splat.json;
-its PSNR to the truth is to rise by 3 dB.
+restyle: a blue mushroom becomes red, with locked geometry and the settings of
+workflows/api/restyle_splat.json. Target: its colours are as close to the truth as those of a red mushroom
+made from scratch, and its silhouette is unchanged. refine: a splat with half of its Gaussians displaced,
+recoloured or missing is optimised with the settings of workflows/api/refine_splat.json. Target: its PSNR
+rises by 3 dB.
 
-PSNR, silhouette IoU and colour error are against the truth, at the size that suits it best; kept is the silhouette's IoU with
-that of the splat it began as.
+PSNR, silhouette IoU and colour error are against the truth, at the best-fitting scale; kept is the IoU of the
+silhouette with that of the initial splat.
 """
 
 from __future__ import annotations
@@ -23,15 +25,17 @@ from torch.optim import Adam
 
 from demo import measures, score, world
 from demo.prior import DemoPrior
-from lucid_core import ply, video
 from lucid_core.cameras import CameraRanges
-from lucid_core.checks import bounds_of
-from lucid_core.dream import PRESETS, DreamConfig, dream
-from lucid_core.gaussians import SH_C0, Splats, activate, parameters
-from lucid_core.ism import ISM
-from lucid_core.pointcloud import PointCloud
+from lucid_core.conditioning.view_prompts import ViewBlend
+from lucid_core.guidance.ism import ISM
+from lucid_core.guidance.mixing import GuidanceSource
+from lucid_core.io import ply, video
+from lucid_core.optimize import loop
+from lucid_core.optimize.config import PRESETS, DreamConfig
 from lucid_core.rasterize import rasterize
-from lucid_core.views import ViewBlend
+from lucid_core.settings import bounds_of
+from lucid_core.splats import SH_C0, Splats, activate, parameters
+from lucid_core.starts.shapes import PointCloud
 
 from .quality import cases
 from .quality.run import distil
@@ -41,13 +45,13 @@ FOLDER = ROOT / "output" / "benchmarks" / "refine"
 VIEWS = 32
 FIT_VIEWS, FIT_BATCH, FIT_STEPS = 48, 4, 240
 FIT_RATES = {"means": 4e-3, "quats": 1e-2, "scales": 2e-2, "opacities": 1e-1, "sh0": 3e-2, "shN": 0.0}
-DISPLACED = 0.15  # standard deviation, in the splat's units: a mushroom is about 1 high
+DISPLACED = 0.15  # standard deviation in splat units; a mushroom is about 1 high
 ROW = "| {name} | {psnr:.2f} | {iou:.3f} | {color:.3f} | {kept:.3f} |"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
-    parser.add_argument("--steps", type=int, help="of all runs (default: the workflows')")
+    parser.add_argument("--steps", type=int, help="steps of each run (default: those of the workflows)")
     parser.add_argument("--only", choices=("restyle", "refine"), help="default: both")
 
 
@@ -77,7 +81,9 @@ def restyle(steps: int | None, show: Show) -> Rows:
     fresh = distil(replace(base, config=replace(base.config, steps=steps or base.config.steps)))[0]
     start = fitted(blue)
     after = changed(start, "a red mushroom", settings_of("restyle_splat"), steps)
-    return reported("restyle", red, {"a red one, made anew": fresh, "the blue one": start, "restyled": after}, start, show)
+    return reported(
+        "restyle", red, {"a red one, made anew": fresh, "the blue one": start, "restyled": after}, start, show
+    )
 
 
 def refine(steps: int | None, show: Show) -> Rows:
@@ -85,12 +91,14 @@ def refine(steps: int | None, show: Show) -> Rows:
     whole = fitted(thing)
     start = broken(whole, seed=0)
     after = changed(start, "a red mushroom", settings_of("refine_splat"), steps)
-    return reported("refine", thing, {"a whole one": whole, "the broken one": start, "refined": after}, start, show)
+    return reported(
+        "refine", thing, {"a whole one": whole, "the broken one": start, "refined": after}, start, show
+    )
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a workflow says about a run."""
+    """The settings of a run in a workflow."""
 
     guidance: ISM
     config: DreamConfig
@@ -112,23 +120,34 @@ def settings_of(workflow: str) -> Settings:
     )
 
 
-def changed(start: Splats, prompt: str, settings: Settings, steps: int | None = None, seed: int = 0) -> Splats:
-    """`start` as Lucid Dream leaves it."""
+def changed(
+    start: Splats, prompt: str, settings: Settings, steps: int | None = None, seed: int = 0
+) -> Splats:
+    """The result of Lucid Dream for `start`."""
     prior = DemoPrior()
     config = replace(settings.config, steps=steps or settings.config.steps)
     prompts = prior.prompts(prompt, blend=settings.blend)
-    *_, last = dream(start, prior, settings.guidance, prompts, settings.cameras, config, seed, "numba")
+    source = GuidanceSource(prior, settings.guidance, prompts)
+    *_, last = loop.distil(start, source, settings.cameras, config, seed, "numba")
     return last.splats
 
 
 def fitted(thing: world.Thing, count: int = 8000, seed: int = 0) -> Splats:
-    """A splat of `thing` by its true pictures: least squares of colour and coverage."""
+    """A splat of `thing`, fitted to its true images by least squares of colour and coverage."""
     generator = torch.Generator().manual_seed(seed)
     views = cases.workflow().cameras.sample(FIT_VIEWS, 0.0, 128, 128, generator)
     poses, Ks = views.cameras.viewmats, views.cameras.Ks
-    rgb, mask = (torch.from_numpy(x) for x in world.render(
-        thing, views.azimuth_rad, views.elevation_rad, 2 * (64 / Ks[:, 0, 0]).atan(), 128, radius=poses[:, :3, 3].norm(dim=-1)
-    ))  # fmt: skip
+    rgb, mask = (
+        torch.from_numpy(x)
+        for x in world.render(
+            thing,
+            views.azimuth_rad,
+            views.elevation_rad,
+            2 * (64 / Ks[:, 0, 0]).atan(),
+            128,
+            radius=poses[:, :3, 3].norm(dim=-1),
+        )
+    )
     params = parameters(PointCloud(count=count, size=1.2).splats(seed))
     optimizer = Adam([{"params": [params[name]], "lr": rate} for name, rate in FIT_RATES.items()])
     decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.1 ** (1 / FIT_STEPS))
@@ -136,7 +155,9 @@ def fitted(thing: world.Thing, count: int = 8000, seed: int = 0) -> Splats:
         picks = torch.randperm(FIT_VIEWS, generator=generator)[:FIT_BATCH]
         seen_by = replace(views.cameras, viewmats=poses[picks], Ks=Ks[picks])
         render = rasterize(activate(params), seen_by, 128, 128, background=torch.ones(3), backend="numba")
-        loss = (render.rgb - rgb[picks]).square().mean() + (render.alpha[..., 0] - mask[picks]).square().mean()
+        loss = (render.rgb - rgb[picks]).square().mean() + (
+            render.alpha[..., 0] - mask[picks]
+        ).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -159,7 +180,9 @@ def broken(splats: Splats, seed: int) -> Splats:
 
 
 def reported(name: str, thing: world.Thing, splats: dict[str, Splats], start: Splats, show: Show) -> Rows:
-    """Measure each of `splats` against `thing`, and write them and their pictures, the truth above, to FOLDER."""
+    """Measure each of `splats` against `thing`, and write them and their images, below the true ones, to
+    FOLDER.
+    """
     truth, rows, pictures = score.truth(thing, VIEWS), {}, [score.truth(thing, 8).rgb]
     silhouette = alpha_of(start, truth)
     for label, each in splats.items():
@@ -179,6 +202,6 @@ def reported(name: str, thing: world.Thing, splats: dict[str, Splats], start: Sp
 
 
 def alpha_of(splats: Splats, truth: score.Truth) -> Tensor:
-    """(V, S, S) as it is, not fitted."""
+    """Alpha (V, S, S) at the splat's own scale, not the fitted one."""
     with torch.no_grad():
         return rasterize(splats, truth.cameras, score.SIZE, score.SIZE, backend="numba").alpha[..., 0]

@@ -1,12 +1,14 @@
-"""How different a splat's gradient is through a tiny VAE from that through one of Stable Diffusion's form.
+"""Difference between a splat's gradients through a tiny VAE and through one of Stable Diffusion's
+architecture.
 
-TAESD is a small network that was trained to give the latents of Stable Diffusion's VAE. Of these two no weights are at hand, so
-the demo's stand for them: its encoder has TAESD's form, and one of Stable Diffusion's form is trained here to give the same
-latents. A second tiny one, of another seed and no other form, says what of the difference is training's own.
+TAESD is a small network, trained to reproduce the latents of Stable Diffusion's VAE. Weights of these two are
+not available, so demo networks replace them: the demo's encoder has TAESD's architecture, and an encoder of
+Stable Diffusion's architecture is trained here to give the same latents. A second tiny encoder, with the same
+architecture and another seed, shows which part of the difference is due to training.
 
-Cosines are between the gradients that ISM's loss, the same on the same latents, has for the pixels, for blocks of them and for
-the splat's parameters; x: the length of the other's over that of the demo's encoder, for the pixels and for the means. All are
-averages over views of a splat half made.
+Cosines compare gradients of the same ISM loss on the same latents, for the pixels, for blocks of pixels and
+for the splat's parameters. x: norm of the other encoder's gradient divided by that of the demo's encoder, for
+the pixels and for the means. All values are averages over views of a splat after half of its steps.
 """
 
 from __future__ import annotations
@@ -26,25 +28,30 @@ from torch.nn.functional import avg_pool2d, cosine_similarity
 from demo import taesd, train_vae, world
 from demo.data import draw_all, pictures
 from demo.fit import Recipe, fit
-from demo.launch import needs_repair, repair_cpu_torch
 from demo.prior import DemoPrior
 from demo.score import score as score_of
-from demo.tree import Tree
-from lucid_core.dream import dream
-from lucid_core.extras import load
-from lucid_core.gaussians import Splats, activate, parameters
-from lucid_core.ism import interval_score
+from devtools.launch import needs_repair, repair_cpu_torch
+from devtools.tree import Tree
+from lucid_core.guidance.base import MIN_T
+from lucid_core.guidance.ism import interval_score
+from lucid_core.guidance.mixing import GuidanceSource
+from lucid_core.optimize.loop import distil
+from lucid_core.optional import load
 from lucid_core.rasterize import rasterize
-from lucid_core.score import MIN_T
+from lucid_core.splats import Splats, activate, parameters
 
 from .quality.cases import Case, workflow
 
 TREE = Tree(Path(__file__).resolve().parents[1])
 PICTURES, HELD_OUT, SIZE = 4000, 64, 128
-LARGE = {  # Stable Diffusion's at a quarter of its width
-    "block_out_channels": (32, 64, 128, 128), "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2, "latent_channels": 4, "norm_num_groups": 8,
-}  # fmt: skip
+LARGE = {  # Stable Diffusion's VAE at a quarter of its width
+    "block_out_channels": (32, 64, 128, 128),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "norm_num_groups": 8,
+}
 TIMES, BATCHES = (0.05, 0.2, 0.5, 0.8), 4
 OF = ("pixels", "blocks of 8x8", "means", "scales", "opacities", "colours")
 Encode = Callable[[Tensor], Tensor]  # (B, 3, H, W) in [0, 1] -> (B, 4, h, w), as the demo's encoder
@@ -52,9 +59,17 @@ Encode = Callable[[Tensor], Tensor]  # (B, 3, H, W) in [0, 1] -> (B, 4, h, w), a
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
-    parser.add_argument("--minutes", type=float, default=20.0, help="of training the large encoder; the tiny one gets half")
     parser.add_argument(
-        "--folder", type=Path, default=TREE.root / "output" / "taesd", help="keeps pictures and what is trained"
+        "--minutes",
+        type=float,
+        default=20.0,
+        help="training time of the large encoder; the tiny one gets half",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=TREE.root / "output" / "taesd",
+        help="folder for images and trained networks",
     )
     parser.add_argument("--prompt", default="a red mushroom")
 
@@ -78,11 +93,16 @@ def main(as_json: bool, minutes: float, folder: Path, prompt: str) -> None:
         for name, encoder in encoders.items()
         for t in TIMES
     ]
-    ends = {name: judged(with_encoder(encoder), case) for name, encoder in {"demo": prior.encoder, **encoders}.items()}
+    ends = {
+        name: judged(with_encoder(encoder), case)
+        for name, encoder in {"demo": prior.encoder, **encoders}.items()
+    }
     if as_json:
         print(json.dumps({"errors": errors, "rows": rows, "ends": ends}))
         return
-    print("\n".join(f"{name}: latents off by {error:.1%} of their deviation" for name, error in errors.items()))
+    print(
+        "\n".join(f"{name}: latents off by {error:.1%} of their deviation" for name, error in errors.items())
+    )
     print(f"\n| encoder | t | {' | '.join(OF)} | x, pixels | x, means |\n|---|---:|{'---:|' * (len(OF) + 2)}")
     for row in rows:
         numbers = " | ".join(f"{row[of]:.2f}" for of in (*OF, "x", "x_means"))
@@ -92,7 +112,7 @@ def main(as_json: bool, minutes: float, folder: Path, prompt: str) -> None:
 
 
 class Large(nn.Module):
-    """An encoder of Stable Diffusion's form; its latents are the means of what its VAE says."""
+    """An encoder of Stable Diffusion's architecture; its latents are the means of the VAE's distribution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +124,7 @@ class Large(nn.Module):
 
 
 def trained(model: nn.Module, teacher: Encode, images: np.ndarray, minutes: float, path: Path) -> nn.Module:
-    """`model` after it learned the latents of `teacher`, its state kept in `path`."""
+    """`model`, trained to reproduce the latents of `teacher`; its state is saved in `path`."""
     recipe = Recipe(minutes=minutes, lr=1e-3, warmup=100, hold=0.2, final=0.02, ema=0.998, weight_decay=1e-4)
 
     def loss(model: nn.Module, generator: torch.Generator, progress: float) -> Tensor:
@@ -115,13 +135,15 @@ def trained(model: nn.Module, teacher: Encode, images: np.ndarray, minutes: floa
         with torch.autocast("cpu", torch.bfloat16):
             return (model(x).float() - wanted).square().mean()
 
-    told = lambda ema, step: print(f"{path.stem} step {step}: off by {error_of(ema, teacher, images):.1%}", flush=True)
+    told = lambda ema, step: print(
+        f"{path.stem} step {step}: off by {error_of(ema, teacher, images):.1%}", flush=True
+    )
     return fit(model.to(memory_format=torch.channels_last), loss, recipe, path, report=told).eval()
 
 
 @torch.no_grad()
 def error_of(model: Encode, teacher: Encode, images: np.ndarray) -> float:
-    """Root mean square distance of the latents of pictures that were not shown, over their deviation."""
+    """Root mean square error of the latents of held-out images, divided by their standard deviation."""
     x = train_vae.as_input(images[-HELD_OUT:], torch.device("cpu"))
     wanted = teacher(x)
     return float((model(x) - wanted).square().mean().sqrt() / wanted.std())
@@ -134,22 +156,22 @@ def with_encoder(encoder: nn.Module) -> DemoPrior:
 
 
 def made(prior: DemoPrior, case: Case) -> Splats:
-    for step in dream(
-        case.start.splats(case.start_seed), prior, case.guidance, prior.prompts(case.prompt, blend=case.blend), case.cameras,
-        case.config, case.seed, "numba",
-    ):  # fmt: skip
-        splats = step.splats
-    return splats
+    source = GuidanceSource(prior, case.guidance, prior.prompts(case.prompt, blend=case.blend))
+    start = case.start.splats(case.start_seed)
+    *_, last = distil(start, source, case.cameras, case.config, case.seed, "numba")
+    return last.splats
 
 
 def judged(prior: DemoPrior, case: Case) -> tuple[float, float]:
-    """PSNR in dB and silhouette IoU of the splat that is made with `prior`."""
+    """PSNR in dB and silhouette IoU of the splat made with `prior`."""
     score = score_of(made(prior, case), world.parse(case.prompt))
     return score.psnr, score.iou
 
 
 def compared(prior: DemoPrior, other: nn.Module, splats: Splats, case: Case, t: float) -> dict[str, float]:
-    """The demo's encoder beside `other`: OF, and the lengths of the other's gradients over its, for pixels and means."""
+    """The demo's encoder compared with `other`: cosines of the gradients in OF, and the ratios of their
+    norms for pixels and means.
+    """
     found, generator = [], torch.Generator().manual_seed(0)
     for _ in range(BATCHES):
         params, views = parameters(splats), case.cameras.sample(4, 0.5, SIZE, SIZE, generator)
@@ -160,17 +182,26 @@ def compared(prior: DemoPrior, other: nn.Module, splats: Splats, case: Case, t: 
             noise = torch.randn(z0.shape, generator=generator)
             ism = case.guidance.at(0.5)
             g = interval_score(ism, prior, z0, noise, t, max(t - ism.delta_t, MIN_T), conds, generator)
-        through = lambda one, g=g, images=images, params=params: gradients(with_encoder(one), images, g, params)
+        through = lambda one, g=g, images=images, params=params: gradients(
+            with_encoder(one), images, g, params
+        )
         ours, theirs = through(prior.encoder), through(other)
-        cosines = {of: float(cosine_similarity(a.flatten(), b.flatten(), 0)) for of, a, b in zip(OF, ours, theirs)}
-        lengths = {"x": float(theirs[0].norm() / ours[0].norm()), "x_means": float(theirs[2].norm() / ours[2].norm())}
+        cosines = {
+            of: float(cosine_similarity(a.flatten(), b.flatten(), 0)) for of, a, b in zip(OF, ours, theirs)
+        }
+        lengths = {
+            "x": float(theirs[0].norm() / ours[0].norm()),
+            "x_means": float(theirs[2].norm() / ours[2].norm()),
+        }
         found.append(cosines | lengths)
     return {name: sum(row[name] for row in found) / BATCHES for name in found[0]}
 
 
 def gradients(prior: DemoPrior, images: Tensor, g: Tensor, params: dict[str, Parameter]) -> list[Tensor]:
-    """Of (latents * g).sum(), in the order of OF."""
+    """Gradients of (latents * g).sum(), in the order of OF; `images` (B, H, W, 3), `g` (B, 4, h, w)."""
     pixels = images.detach().requires_grad_()
     (of_pixels,) = torch.autograd.grad((prior.encode(pixels) * g).sum(), pixels)
-    of_params = torch.autograd.grad(images, [params[name] for name in ("means", "scales", "opacities", "sh0")], of_pixels, True)
+    of_params = torch.autograd.grad(
+        images, [params[name] for name in ("means", "scales", "opacities", "sh0")], of_pixels, True
+    )
     return [of_pixels, avg_pool2d(of_pixels.movedim(-1, 1), 8), *of_params]

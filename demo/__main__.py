@@ -1,4 +1,6 @@
-"""The demo: text in, splat out, through a real ComfyUI. `python dev.py demo PROMPT` sets it up and runs it."""
+"""The demo: makes a splat from a prompt with a real ComfyUI. `python dev.py demo PROMPT` sets it up and runs
+it.
+"""
 
 from __future__ import annotations
 
@@ -14,34 +16,37 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lucid_core import ply, video
-from lucid_core.cameras import framed, turned
-from lucid_core.gaussians import Splats
+from devtools.base import PRIOR
+from devtools.host import Server
+from lucid_core.cameras import frame_splats, rotate
+from lucid_core.io import ply, video
 from lucid_core.rasterize import rasterize
+from lucid_core.splats import Splats
 from workflows.api.client import Client, ComfyError, Graph, Printer, Progress, fill, output_files
 
 from . import measures, score, world
-from .base import PRIOR
-from .host import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOW = ROOT / "workflows" / "api" / "text_to_splat.json"
 KEPT = {".ply": "splat.ply", ".mp4": "turntable.mp4"}
-PHASES = {"LucidDream": "distil", "LucidSave": "save"}  # the rest of a run is "load"
+PHASES = {"LucidDream": "distil", "LucidSave": "save"}  # all other nodes count as "load"
 SHEET_COLUMNS = 8
-FULL_SIZE = 512  # what a Stable Diffusion 1.5 checkpoint was trained at; the workflow is set for the demo prior's 128
+# Pixels. Stable Diffusion 1.5 was trained at 512; the workflow is set to the demo prior's 128.
+FULL_SIZE = 512
 
 
 def slug(prompt: str) -> str:
-    """A name for a folder, of a-z, 0-9 and - alone. Raises ValueError where nothing is left of the prompt."""
+    """A folder name of a-z, 0-9 and - only. Raises ValueError if nothing is left of the prompt."""
     name = re.sub("[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].rstrip("-")
     if not name:
-        raise ValueError(f"the prompt {prompt!r} has no letter a-z and no digit to name a folder by; add a word")
+        raise ValueError(
+            f"the prompt {prompt!r} has no letter a-z and no digit for a folder name; add a word"
+        )
     return name
 
 
 class Reporter:
-    """Shows LucidDream's progress on stderr and takes the time of each phase."""
+    """Prints LucidDream's progress to stderr and measures the seconds of each phase."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -64,34 +69,41 @@ class Reporter:
 
 
 def dream(server: Server, graph: Graph, reporter: Reporter) -> tuple[dict, Client]:
-    """Run `graph`; a Ctrl-C stops it on the server too."""
+    """Run `graph` and return its history entry. Ctrl-C stops it on the server too."""
     client = Client(server.address, server.log_tail)
     try:
         entry = client.run(graph, reporter)
     except KeyboardInterrupt:
         client.interrupt()
-        print(f"\nInterrupted; the unfinished splat is in {server.base / 'output' / 'lucid'}", file=sys.stderr)
+        print(
+            f"\nInterrupted; the unfinished splat is in {server.base / 'output' / 'lucid'}", file=sys.stderr
+        )
         raise
     reporter.node_ends()
     return entry, client
 
 
 def keep_files(client: Client, entry: dict, folder: Path) -> None:
-    """Copy the files of a history entry that the demo keeps. Raises ComfyError where one is missing."""
+    """Save the files in KEPT of a history entry to `folder`. Raises ComfyError if one is missing."""
     found = {Path(file["filename"]).suffix: file for file in output_files(entry)}
     for suffix, name in KEPT.items():
         if suffix not in found:
-            raise ComfyError(f"the run wrote no {suffix} file; does the workflow end in LucidSave with turntable_frames > 0?")
+            raise ComfyError(
+                f"the run wrote no {suffix} file; the workflow must end in LucidSave with "
+                "turntable_frames > 0"
+            )
         (folder / name).write_bytes(client.view(found[suffix]))
 
 
 def dream_summary(entry: dict) -> dict:
-    """What LucidDream says of its run: steps, evaluations, splats, seconds."""
+    """LucidDream's summary of its run: steps, evaluations, splats (number of Gaussians), seconds."""
     return next(node["lucid"][0] for node in entry["outputs"].values() if "lucid" in node)
 
 
 def sheet(splats: Splats, thing: world.Thing | None, scale: float) -> Tensor:
-    """Views from all round (B, H, W, 3); of a thing of the demo world the truth first."""
+    """Views from all around, (B, H, W, 3) in [0, 1]; for an object of the demo world after those of the
+    truth.
+    """
     if thing is None:
         return around(splats)
     every = score.VIEWS // SHEET_COLUMNS
@@ -99,14 +111,14 @@ def sheet(splats: Splats, thing: world.Thing | None, scale: float) -> Tensor:
 
 
 def around(splats: Splats, size: int = 256) -> Tensor:
-    splats, camera = framed(splats, math.radians(15), math.radians(30), size, size)
-    cameras = turned(camera, torch.arange(SHEET_COLUMNS) * (2 * math.pi / SHEET_COLUMNS), torch.zeros(3))
+    splats, camera = frame_splats(splats, math.radians(15), math.radians(30), size, size)
+    cameras = rotate(camera, torch.arange(SHEET_COLUMNS) * (2 * math.pi / SHEET_COLUMNS), torch.zeros(3))
     with torch.no_grad():
         return rasterize(splats, cameras, size, size, background=torch.ones(3)).rgb
 
 
 def measure(splats: Splats, thing: world.Thing) -> dict[str, float]:
-    """How well `splats` show a thing of the demo world, and the scale at which they do."""
+    """Measures of `splats` against an object of the demo world, and the scale that fits it best."""
     truth = score.truth(thing)
     scale, rgb, alpha = score.best_view(splats, truth)
     return {
@@ -120,7 +132,7 @@ def measure(splats: Splats, thing: world.Thing) -> dict[str, float]:
 
 
 def run(options: argparse.Namespace) -> dict:
-    """The whole demo; returns the report that it has also written."""
+    """Run the demo. Returns the report, which is also written to report.json."""
     name = slug(options.prompt)
     folder = (options.out or ROOT / "output" / "demo" / name).resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +153,11 @@ def run(options: argparse.Namespace) -> dict:
     print("Starting ComfyUI ...", file=sys.stderr, flush=True)
     with Server(options.comfyui, options.base, folder / "server.log", options.port) as server:
         reporter.phase_ends("start")
-        print("Distilling; without a GPU the first run compiles a renderer, about a minute ...", file=sys.stderr, flush=True)
+        print(
+            "Distilling; without a GPU, the first run compiles a renderer for about a minute ...",
+            file=sys.stderr,
+            flush=True,
+        )
         entry, client = dream(server, graph, reporter)
         keep_files(client, entry, folder)
     splats, thing = ply.read(folder / KEPT[".ply"]), world.parse(options.prompt)
@@ -165,8 +181,10 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     parser.add_argument("prompt")
     parser.add_argument("--comfyui", type=Path, required=True, help="the folder of ComfyUI")
-    parser.add_argument("--base", type=Path, required=True, help="its base directory, with the checkpoint in it")
-    parser.add_argument("--checkpoint", required=True, help="the host's name of the checkpoint")
+    parser.add_argument(
+        "--base", type=Path, required=True, help="its base directory, with the checkpoint in it"
+    )
+    parser.add_argument("--checkpoint", required=True, help="name of the checkpoint in ComfyUI")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--out", type=Path)
@@ -175,7 +193,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server stops with us
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server is stopped too
     try:
         print(json.dumps(run(parse())), flush=True)
         return 0

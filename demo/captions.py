@@ -1,8 +1,9 @@
-"""Captions as the denoiser sees them: a text encoder of zeros turns 77 tokens into few distinct vectors.
+"""Text embeddings of captions, in a compact form: six rows instead of 77 tokens.
 
-Token vectors pass `checkpoint.text_encoder` unmixed, and all positions share one vector. A prompt of k words is then
-the start token, k word vectors and 76 - k times the same filler vector. Attention to n equal tokens is attention to one
-whose logit is raised by log n, so a caption has six rows instead of 77: start, colour, kind, view, background, filler.
+`checkpoint.text_encoder` does not mix tokens, and all positions share one embedding. So a prompt of k words
+becomes the start token, k word vectors and 76 - k copies of one filler vector. Attention to n equal tokens is
+the same as attention to one of them with log n added to its logit. The six rows are start, colour, kind,
+view, background and filler.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from .data import Scenes
 from .words import BACKGROUNDS, COLORS, CONCEPTS, FILLER, KINDS, START, VIEWS
 
 WIDTH = 768
-MASKED = -30000.0  # a word that is left out: no attention; finite, so that a row of such logits stays a number
-DROP_WORD = torch.tensor([0.15, 0.03, 0.15, 0.70])  # colour, kind, view, background
-DROP_ALL = 0.10  # for classifier-free guidance
+# Logit bias of a dropped word. Finite, so that the softmax of a row with only such logits is not NaN.
+MASKED = -30000.0
+DROP_WORD = torch.tensor([0.15, 0.03, 0.15, 0.70])  # probability for colour, kind, view, background
+DROP_ALL = 0.10  # probability of an empty caption, for classifier-free guidance
 
 
 def word_vectors(seed: int = 1234) -> Tensor:
-    """(26, 768): a random vector for each of CONCEPTS; the last, FILLER's, is that of every position."""
+    """(26, 768) fp16: a random vector for each of CONCEPTS. The last, for FILLER, is the position
+    embedding.
+    """
     generator = torch.Generator().manual_seed(seed)
     concepts = torch.randn(len(CONCEPTS) - 1, WIDTH, generator=generator)
     position = torch.randn(1, WIDTH, generator=generator) * 0.5
@@ -29,7 +33,7 @@ def word_vectors(seed: int = 1234) -> Tensor:
 
 
 def encoded(words: Tensor) -> Tensor:
-    """What the text encoder makes of each concept, (26, 768); words as `word_vectors` gives them."""
+    """Text encoder output for each concept, (26, 768); `words` as returned by `word_vectors`."""
     words = words.float()
     return F.layer_norm(torch.cat([words[:-1] + words[-1], words[-1:]]), (WIDTH,))
 
@@ -50,7 +54,7 @@ def rows(scenes: Scenes) -> Tensor:
 
 
 def bias(keep: Tensor) -> Tensor:
-    """Attention bias (B, 6) of captions whose words `keep` (B, 4) bool says are there."""
+    """Attention bias (B, 6) of captions; `keep` (B, 4) bool: which of their words are present."""
     start = torch.zeros(len(keep), 1)
     words = torch.where(keep, 0.0, MASKED)
     filler = (76 - keep.sum(1, keepdim=True)).log()
@@ -58,6 +62,6 @@ def bias(keep: Tensor) -> Tensor:
 
 
 def dropout(n: int, generator: torch.Generator) -> Tensor:
-    """(n, 4) bool: which words of n captions stay."""
+    """(n, 4) bool: which words of n captions are kept."""
     keep = torch.rand(n, 4, generator=generator) >= DROP_WORD
     return keep & (torch.rand(n, 1, generator=generator) >= DROP_ALL)

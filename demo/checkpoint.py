@@ -1,15 +1,16 @@
-"""The demo prior as a full Stable Diffusion 1.5-format checkpoint, for the host's stock CheckpointLoaderSimple.
+"""The demo prior as a full Stable Diffusion 1.5-format checkpoint, for the host's stock
+CheckpointLoaderSimple.
 
     python -m demo.checkpoint OUT.safetensors
 
-Three quarters of an hour of training fit into 18 MB; the 325 MB written here are those weights and zeros.
+The trained weights (three quarters of an hour of training) take 18 MB; the 325 MB written here are those
+weights, padded with zeros.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 from pathlib import Path
 
 import torch
@@ -17,23 +18,33 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lucid_core.io.atomic import atomic_path
+
 from . import taesd, unet
 from .words import CONCEPTS, TOKENS
 
 PRIOR = Path(__file__).with_name("prior.safetensors")
-LAYOUT = "1"  # raise it when `expand` changes, so that files of before are written anew
+LAYOUT = "1"  # increase it when `expand` changes, so that existing files are rewritten
 STAMP = "lucid_demo_prior"  # the key in the safetensors metadata
-CLIP_LAYERS, CLIP_WIDTH, CLIP_MLP, CLIP_TOKENS, CLIP_POSITIONS = 12, 768, 3072, 49408, 77  # CLIP ViT-L/14, text half
+# The text encoder of CLIP ViT-L/14.
+CLIP_LAYERS = 12
+CLIP_WIDTH = 768
+CLIP_MLP = 3072
+CLIP_TOKENS = 49408
+CLIP_POSITIONS = 77
 
 
 def write(path: str | Path, prior: str | Path = PRIOR) -> Path:
-    """Write the checkpoint unless `path` already is it. Atomic: a stopped run leaves no half file under `path`.
+    """Write the checkpoint to `path`, unless it is already there. Atomic: an interrupted run leaves no
+    partial file.
 
-    prior: the narrow weights, as `demo.train` exports them. Raises ValueError when they are not there.
+    prior: the narrow weights, as `demo.train` exports them. Raises ValueError if the file does not exist.
     """
     path, prior = Path(path), Path(prior)
     if not prior.is_file():
-        raise ValueError(f"the demo prior is not at {prior}; check the repository out in full or run demo.train")
+        raise ValueError(
+            f"the demo prior is not at {prior}; check out the whole repository or run demo.train"
+        )
     stamp = f"{LAYOUT}-{hashlib.sha256(prior.read_bytes()).hexdigest()[:16]}"
     if _stamp_of(path) == stamp:
         return path
@@ -44,17 +55,15 @@ def write(path: str | Path, prior: str | Path = PRIOR) -> Path:
 
 def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a .safetensors file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, temporary, metadata)
-        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as part:
+        save_file(tensors, part, metadata)
+        part.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def _stamp_of(path: Path) -> str | None:
-    """The stamp of a complete checkpoint; None for anything else (opening it compares its size with its header)."""
+    """The stamp of a complete checkpoint; None for any other file. Opening detects truncated files,
+    because it compares the size with the header.
+    """
     try:
         with safe_open(path, "pt") as file:
             return (file.metadata() or {}).get(STAMP)
@@ -63,7 +72,7 @@ def _stamp_of(path: Path) -> str | None:
 
 
 def expand(narrow: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The narrow file's tensors -> the checkpoint's, fp16 but for the VAE's two scalars."""
+    """The tensors of the narrow file -> those of the checkpoint, all fp16 except the VAE's two scalars."""
     wide = _prefixed("model.diffusion_model.", unet.pad_state(_part(narrow, "unet.")))
     with torch.device("meta"):
         encoder, decoder = taesd.encoder(taesd.TAESD_WIDTHS), taesd.decoder(taesd.TAESD_WIDTHS)
@@ -76,10 +85,12 @@ def expand(narrow: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def text_encoder(words: Tensor) -> dict[str, Tensor]:
-    """A CLIP-L text encoder that hands each token its word vector; words (26, 768) in the order of CONCEPTS.
+    """State of a CLIP-L text encoder that maps each token to its word vector; `words` (26, 768) in the order
+    of CONCEPTS.
 
-    Attention and MLPs are zero, so the residual stream carries token + position vector to the final layer norm. The
-    last row of `words` is the vector of every position: a token that is no word of the world is nothing but that.
+    Attention and MLPs are zero, so the residual stream carries token + position embedding to the final layer
+    norm. The last row of `words` is the embedding of every position; tokens outside the vocabulary have a
+    zero token embedding.
     """
     state = {name: torch.zeros(shape) for name, shape in _clip_shapes().items()}
     for name, value in state.items():
@@ -93,14 +104,19 @@ def text_encoder(words: Tensor) -> dict[str, Tensor]:
 
 
 def _clip_shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of CLIP-L's text half, as transformers' CLIPTextModelWithProjection has them."""
+    """Names and shapes of CLIP-L's text encoder, as in transformers' CLIPTextModelWithProjection."""
     width, linear = (CLIP_WIDTH,), (CLIP_WIDTH, CLIP_WIDTH)
-    layer = {f"self_attn.{name}_proj.{kind}": shape
-             for name in ("q", "k", "v", "out") for kind, shape in (("weight", linear), ("bias", width))}  # fmt: skip
+    layer = {
+        f"self_attn.{name}_proj.{kind}": shape
+        for name in ("q", "k", "v", "out")
+        for kind, shape in (("weight", linear), ("bias", width))
+    }
     layer |= {f"layer_norm{i}.{kind}": width for i in (1, 2) for kind in ("weight", "bias")}
     layer |= {"mlp.fc1.weight": (CLIP_MLP, CLIP_WIDTH), "mlp.fc1.bias": (CLIP_MLP,)}
     layer |= {"mlp.fc2.weight": (CLIP_WIDTH, CLIP_MLP), "mlp.fc2.bias": width}
-    shapes = {f"text_model.encoder.layers.{i}.{name}": layer[name] for i in range(CLIP_LAYERS) for name in layer}
+    shapes = {
+        f"text_model.encoder.layers.{i}.{name}": layer[name] for i in range(CLIP_LAYERS) for name in layer
+    }
     shapes["text_model.embeddings.token_embedding.weight"] = (CLIP_TOKENS, CLIP_WIDTH)
     shapes["text_model.embeddings.position_embedding.weight"] = (CLIP_POSITIONS, CLIP_WIDTH)
     shapes |= {f"text_model.final_layer_norm.{kind}": width for kind in ("weight", "bias")}
@@ -108,7 +124,9 @@ def _clip_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value.float() for name, value in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value.float() for name, value in tensors.items() if name.startswith(prefix)
+    }
 
 
 def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -117,8 +135,12 @@ def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.checkpoint", description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="the file to write, e.g. models/checkpoints/lucid_demo.safetensors")
-    parser.add_argument("--prior", type=Path, default=PRIOR, help="narrow weights (default: those of the repository)")
+    parser.add_argument(
+        "out", type=Path, help="the file to write, e.g. models/checkpoints/lucid_demo.safetensors"
+    )
+    parser.add_argument(
+        "--prior", type=Path, default=PRIOR, help="narrow weights (default: those of the repository)"
+    )
     arguments = parser.parse_args()
     print(write(arguments.out, arguments.prior))
 

@@ -1,10 +1,9 @@
-"""One training loop for both networks: AdamW, cosine decay over a budget of minutes, EMA, resumable."""
+"""The training loop of both networks: AdamW, cosine decay over a budget of minutes, EMA, resumable."""
 
 from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,14 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lucid_core.io.atomic import atomic_path
+
 
 @dataclass(frozen=True)
 class Recipe:
-    minutes: float  # of training, all runs together; the schedules follow the share of it that is spent
+    minutes: float  # training time of all runs together; schedules depend on the fraction that is spent
     lr: float
     warmup: int  # steps
-    hold: float  # share of the budget before the rate begins to fall
-    final: float  # share of `lr` at the end
+    hold: float  # fraction of the budget before the learning rate begins to decay
+    final: float  # learning rate at the end, as a fraction of `lr`
     ema: float  # highest decay of the averaged weights
     weight_decay: float
 
@@ -30,7 +31,9 @@ class Recipe:
         return self.lr * min(1.0, (step + 1) / self.warmup) * (self.final + (1 - self.final) * cosine)
 
 
-Loss = Callable[[nn.Module, torch.Generator, float], Tensor]  # (model, generator, progress in [0, 1)) -> scalar
+Loss = Callable[
+    [nn.Module, torch.Generator, float], Tensor
+]  # (model, generator, progress in [0, 1)) -> scalar
 
 
 def fit(
@@ -44,13 +47,18 @@ def fit(
     clock: Callable[[], float] = time.monotonic,
     report: Callable[[nn.Module, int], None] = lambda ema, step: None,
 ) -> nn.Module:
-    """Train `model` and return its averaged copy. The state in `path`, saved every few minutes, is taken up again.
+    """Train `model` and return a copy with averaged weights (EMA). Resumes from the state in `path`, which is
+    saved every `save_every_s` seconds.
 
-    clock: seconds; only differences count. report: called with the averaged model and the step after every save.
+    clock: returns seconds; only differences count. report: called after every save with the averaged model
+    and the step.
     """
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.99))
     ema = copy.deepcopy(model).requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -66,7 +74,7 @@ def fit(
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        decay = min(recipe.ema, (step + 1) / (step + 12))  # an average that begins short
+        decay = min(recipe.ema, (step + 1) / (step + 12))  # a shorter average at the start
         torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in model.parameters()], 1 - decay)
         step += 1
 
@@ -75,20 +83,19 @@ def fit(
         if spent >= budget or spent - saved_at >= save_every_s:
             _save(path, owners, generator, step, spent)
             report(ema, step)
-            saved_at, last = spent, clock()  # saving and reporting are not charged
+            saved_at, last = spent, clock()  # the time of saving and reporting does not count
     return ema
 
 
 def _save(path: Path, owners: dict, generator: torch.Generator, step: int, spent: float) -> None:
     state = {name: owner.state_dict() for name, owner in owners.items()}
     state |= {"generator": generator.get_state(), "step": step, "spent": spent}
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    with atomic_path(path) as part:
+        torch.save(state, part)
 
 
 def _load(path: Path, owners: dict, generator: torch.Generator) -> tuple[int, float]:
-    """Bring all owners to the state in `path`, if there is one: (step, seconds spent)."""
+    """Load the state in `path`, if it exists, into all owners; returns (step, seconds spent)."""
     if not path.exists():
         return 0, 0.0
     state = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,9 +1,9 @@
-"""LoRAs on the demo prior, for the host's stock LoRA loaders: under each, what is red has another colour.
+"""LoRAs for the demo prior and the host's stock LoRA loaders. Each makes red objects another colour.
 
     python -m demo.loras FOLDER
 
-They are made, not trained: in every cross-attention, the keys and values of the word "red" become those of another word. That
-is a change of rank 1, exactly.
+They are computed, not trained: in every cross-attention, the keys and values of the word "red" become those
+of another word. This is an exact rank-1 change.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ COLORS = ("blue", "purple", "yellow")
 
 
 def file_of(color: str) -> str:
-    """What the host's loaders call the LoRA under which red is `color`."""
+    """The file name, in the host's loaders, of the LoRA that turns red into `color`."""
     return f"lucid_demo_red_is_{color}.safetensors"
 
 
 def write(folder: str | Path, prior: str | Path = PRIOR) -> None:
-    """Write them all into `folder`."""
+    """Write all LoRAs into `folder`; `prior`: the narrow weights."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for color in COLORS:
@@ -36,11 +36,18 @@ def write(folder: str | Path, prior: str | Path = PRIOR) -> None:
 
 
 def recolored(narrow: dict[str, Tensor], word: str, other: str) -> dict[str, Tensor]:
-    """A LoRA of rank 1 under which the denoiser reads `other` where `word` is written; `narrow` as in the repository."""
-    words = captions.encoded(narrow["words"]).double()  # (26, 768) as attention sees them
-    picks = torch.linalg.pinv(words)[:, CONCEPTS.index(word)]  # (768,) 1 on `word`, 0 on all others
+    """State of a rank-1 LoRA with which the denoiser reads `other` instead of `word`.
+
+    `narrow`: tensors of the narrow weights file.
+    """
+    words = captions.encoded(narrow["words"]).double()  # (26, 768), the context of cross-attention
+    picks = torch.linalg.pinv(words)[
+        :, CONCEPTS.index(word)
+    ]  # (768,): dot product 1 with `word`, 0 with others
     change = words[CONCEPTS.index(other)] - words[CONCEPTS.index(word)]
-    weights = unet.pad_state({k.removeprefix("unet."): v.float() for k, v in narrow.items() if k.startswith("unet.")})
+    weights = unet.pad_state(
+        {k.removeprefix("unet."): v.float() for k, v in narrow.items() if k.startswith("unet.")}
+    )
     state = {}
     for name, weight in weights.items():
         if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):

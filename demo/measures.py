@@ -1,7 +1,8 @@
-"""How pictures of a splat differ from the true ones, beyond the PSNR and IoU of demo.score.
+"""Measures of the difference between images of a splat and the true images, besides demo.score's PSNR and
+IoU.
 
-Pictures are turntables rgb (V, H, W, 3) in [0, 1] on white, view i at azimuth i / V of a turn; silhouettes (V, H, W) are
-covered shares in [0, 1].
+Images are turntables, rgb (V, H, W, 3) in [0, 1] on white, with view i at azimuth i / V of a full turn.
+Silhouettes (V, H, W) are coverage in [0, 1].
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d
 
-WINDOW, DEVIATION = 11, 1.5  # pixels; SSIM's own window
-K1, K2 = 0.01, 0.03
-RIM = 3  # pixels on both sides of an outline: there colours are mixed with the background's
-MUD = 5.0  # CIELAB units in a, b: what the eye takes for another colour, in any light
+WINDOW, DEVIATION = 11, 1.5  # size and standard deviation of SSIM's window in pixels
+K1, K2 = 0.01, 0.03  # SSIM's constants
+RIM = 3  # pixels on both sides of an outline, where colours are mixed with the background
+MUD = 5.0  # distance in CIELAB's a, b from which two hues look different, whatever the brightness
 LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
 LAPLACIAN = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
 
 
 def ssim(images: Tensor, expected: Tensor) -> float:
-    """Structural similarity (Wang et al. 2004, equation 13), mean over views, channels and the windows inside the picture."""
+    """Structural similarity (Wang et al. 2004, equation 13): mean over views, channels, and windows that lie
+    completely inside the image.
+    """
     x, y = (_planes(pictures) for pictures in (images, expected))
     at = torch.arange(WINDOW, dtype=x.dtype) - WINDOW // 2
     gauss = (-0.5 * (at / DEVIATION) ** 2).exp()
@@ -34,35 +37,41 @@ def ssim(images: Tensor, expected: Tensor) -> float:
 
 
 def sharpness(images: Tensor, expected: Tensor) -> float:
-    """Variance of the Laplacian of the luma, as a share of the true picture's; mean over the views.
+    """Variance of the Laplacian of the luma, divided by that of the true image; mean over the views.
 
-    Below 1 is blur, above 1 speckle. Of the whole picture: where both are white the Laplacian is 0, so that a frame round
-    the object would change both variances by the same factor, and would miss what floats outside of it.
+    Below 1: blurred; above 1: speckled. It covers the whole image: the Laplacian of the white background is
+    0, so a crop to the object would change both variances by the same factor, but would miss floaters
+    outside.
     """
     return float((_edges(images) / _edges(expected).clamp_min(1e-12)).mean())
 
 
 def color_error(images: Tensor, alpha: Tensor, expected: Tensor, mask: Tensor) -> float:
-    """Root mean square difference of the channels of the two mean colours, mean over the views.
+    """Root mean square difference between the channels of the two mean colours; mean over the views.
 
-    A mean colour is that of all that is there, without the white behind it: blind to shape and detail, it tells a wrong hue
-    and the strong colours of a high cfg.
+    A mean colour is that of all covered pixels, without the white background. It ignores shape and detail,
+    and detects a wrong hue or the oversaturation of a high cfg.
     """
     difference = _mean_color(images, alpha) - _mean_color(expected, mask)  # (V, 3)
     return float(difference.square().mean(-1).sqrt().mean())
 
 
 def faces(images: Tensor, expected: Tensor, mask: Tensor) -> float:
-    """How much of the true front the back shows: 0 as the true back does, 1 for a thing with two fronts.
+    """How much of the true front appears on the back (Janus problem): 0 = none, 1 = an object with two
+    fronts.
 
-    The views within 45 degrees of the back, over both silhouettes there, are explained by least squares as a sum of the true
-    picture from the opposite side, the true picture, the mean of the true ones from all round and one value for each
-    channel; the score is the share of the first. So what is blurred, plain or of a wrong colour on the back is no face, and
-    a face that is half as strong there counts one half. It says nothing about a thing whose back is its front.
+    Views within 45 degrees of the back are fitted by least squares, over the union of both silhouettes, with
+    a sum of the true image from the opposite side, the true image, the mean of all true images, and a
+    constant for each channel. The score is the coefficient of the first. So a blurred, plain or wrongly
+    coloured back does not count as a face, and a face of half the contrast counts as one half. The score is
+    meaningless for an object whose front and back look the same. Raises ValueError for an odd number of
+    views.
     """
     views = len(images)
     if views % 2:
-        raise ValueError(f"images has {views} views; it must be an even number, so that each has an opposite one")
+        raise ValueError(
+            f"images has {views} views; it must be an even number, so that each has an opposite one"
+        )
     average = expected.mean(0)
     seen, causes = [], []
     for i in range(-(-3 * views // 8), 5 * views // 8 + 1):
@@ -77,8 +86,10 @@ def faces(images: Tensor, expected: Tensor, mask: Tensor) -> float:
 
 
 def mud(images: Tensor, alpha: Tensor, expected: Tensor, mask: Tensor) -> float:
-    """Share of the splat's pixels, RIM inside its outline, whose hue is none of the true pictures': a, b of CIELAB lie more
-    than MUD from those of every pixel of the thing. 0 where nothing is there."""
+    """Fraction of the splat's pixels, more than RIM inside its outline, with a hue that the true images
+    do not have: a, b of CIELAB differ by more than MUD from those of every pixel of the object. 0 if
+    nothing is seen.
+    """
     seen = _chroma(images)[_eroded(alpha > 0.5)]
     true = _chroma(expected)[_eroded(mask > 0.5)].round().unique(dim=0)  # to 0.7 of a unit
     if len(seen) == 0 or len(true) == 0:
@@ -88,7 +99,7 @@ def mud(images: Tensor, alpha: Tensor, expected: Tensor, mask: Tensor) -> float:
 
 
 def fog(images: Tensor, mask: Tensor) -> float:
-    """Mean darkening of the white outside the true silhouette, RIM away from it, in 1/255."""
+    """Mean darkening of the white background more than RIM outside the true silhouette, in units of 1/255."""
     outside = ~_dilated(mask > 0.5)
     return float(255 * (1 - images[outside]).clamp_min(0).mean())
 
@@ -100,7 +111,7 @@ def _chroma(images: Tensor) -> Tensor:
 
 
 def _dilated(silhouettes: Tensor) -> Tensor:
-    """(V, H, W) bool, wider by RIM."""
+    """(V, H, W) bool, dilated by RIM."""
     return max_pool2d(silhouettes.float()[:, None], 2 * RIM + 1, 1, RIM)[:, 0] > 0
 
 
@@ -120,6 +131,6 @@ def _edges(images: Tensor) -> Tensor:
 
 
 def _mean_color(images: Tensor, alpha: Tensor) -> Tensor:
-    """(V, 3); black where nothing is there."""
-    own = images - (1 - alpha[..., None])  # premultiplied: the white behind it taken off
+    """(V, 3); black for an empty view."""
+    own = images - (1 - alpha[..., None])  # premultiplied colour: without the white background
     return own.sum((1, 2)) / alpha.sum((1, 2)).clamp_min(1e-6)[:, None]

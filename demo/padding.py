@@ -9,14 +9,18 @@ from torch import Tensor
 
 
 def pad(value: Tensor, shape: tuple[int, ...], parts: dict[int, tuple[int, ...]] | None = None) -> Tensor:
-    """`value` in the leading corner of zeros of `shape`.
+    """`value` in the leading corner of a zero tensor of `shape`.
 
-    `parts` names dimensions that are concatenations: {dim: sizes of the narrow parts}. The wide dimension is cut into
-    as many equal parts, and each narrow part begins at its own.
+    `parts` lists dimensions that are concatenations: {dim: sizes of the narrow parts}. The wide dimension is
+    split into as many equal parts, and each narrow part is put at the beginning of one. Raises ValueError if
+    the parts do not fit.
     """
     parts = parts or {}
     wide = torch.zeros(shape, dtype=value.dtype)
-    slices = [_slices(value.shape[dim], shape[dim], parts.get(dim, (value.shape[dim],))) for dim in range(value.ndim)]
+    slices = [
+        _slices(value.shape[dim], shape[dim], parts.get(dim, (value.shape[dim],)))
+        for dim in range(value.ndim)
+    ]
     for block in product(*slices):
         narrow_index, wide_index = zip(*block, strict=True)
         wide[wide_index] = value[narrow_index]

@@ -1,6 +1,7 @@
-"""The demo prior without a host: lucid_core's Prior over the narrow networks themselves.
+"""The demo prior without ComfyUI: lucid_core's Prior, implemented with the narrow networks.
 
-It predicts what the full checkpoint does in the host, at a fraction of the cost: for benchmarks and tests of the method.
+Its predictions are those of the full checkpoint in the host, at a fraction of the cost. For benchmarks and
+tests of the method.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from lucid_core.prior import Prior
-from lucid_core.views import VIEWS, Prompts, ViewBlend
+from lucid_core.conditioning.view_prompts import VIEWS, Prompts, ViewBlend
+from lucid_core.diffusion.prior import Prior
 
 from . import captions, taesd, unet
 from .checkpoint import PRIOR
@@ -22,24 +23,30 @@ from .train import SD15_LATENT_SCALE
 from .train_unet import TIMESTEPS, alphas_cumprod
 from .words import CONCEPTS, FILLER, START, concepts_in
 
-TOKENS = 77  # of a CLIP prompt
+TOKENS = 77  # length of a CLIP prompt
 
 
 @dataclass(frozen=True)
 class Caption:
-    """What attention sees of a prompt: rows (B, T, 768), one row of B or one per view, and the bias (T,) of their logits."""
+    """The cross-attention context of a prompt: rows (B, T, 768), where B is 1 or the number of views, and
+    their logit bias (T,). See `captions`.
+    """
 
     rows: Tensor
     bias: Tensor
 
 
 class DemoPrior(Prior):
-    """The prior of `path` (the repository's own file) on the CPU. Latents have a deviation of about 1, as in the host."""
+    """The demo prior in `path` (default: the repository's file) on the CPU. Latents (B, 4, h, w) have a
+    standard deviation of about 1, as in the host.
+    """
 
     def __init__(self, path: str | Path = PRIOR) -> None:
         tensors = load_file(path)
         part = lambda prefix: {
-            name.removeprefix(prefix): value.float() for name, value in tensors.items() if name.startswith(prefix)
+            name.removeprefix(prefix): value.float()
+            for name, value in tensors.items()
+            if name.startswith(prefix)
         }
         denoiser, encoder, decoder = part("unet."), part("enc."), part("dec.")
         self.unet = _ready(unet.UNet(*unet.widths_of(denoiser)), denoiser)
@@ -52,7 +59,7 @@ class DemoPrior(Prior):
         self.evaluations = 0
 
     def prompts(self, text: str, negative: str = "", blend: ViewBlend | None = None) -> Prompts:
-        """As LucidPrompt does with its default view words: `text`, then "front view" and so on."""
+        """As LucidPrompt does with its default view words: `text` followed by "front view" and so on."""
         views = tuple(self.caption(f"{text}, {view} view") for view in VIEWS)
         return Prompts(views, self.caption(negative), self.caption(""), blend or ViewBlend())
 
@@ -63,7 +70,8 @@ class DemoPrior(Prior):
         return Caption(self.words[[CONCEPTS.index(word) for word in words]][None], bias)
 
     def blend(self, conds: list[Caption], weights: Tensor) -> Caption:
-        rows = torch.cat([cond.rows for cond in conds])  # (V, T, 768): prompts of views have equally many words
+        # (V, T, 768): the prompts of all views have the same number of words.
+        rows = torch.cat([cond.rows for cond in conds])
         return Caption(torch.einsum("bv,v...->b...", weights, rows), conds[0].bias)
 
     def encode(self, images: Tensor) -> Tensor:
@@ -71,7 +79,9 @@ class DemoPrior(Prior):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        return self.decoder((latents / SD15_LATENT_SCALE - self.shift) * self.scale).movedim(1, -1).clamp(0, 1)
+        return (
+            self.decoder((latents / SD15_LATENT_SCALE - self.shift) * self.scale).movedim(1, -1).clamp(0, 1)
+        )
 
     @torch.no_grad()
     def denoise(self, z: Tensor, sigma: float, conds: list[Caption]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""How well a splat shows a thing of the demo world: PSNR and silhouette IoU against the world's own pictures."""
+"""Score of a splat against an object of the demo world: PSNR and silhouette IoU with the true images."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import torch
 from torch import Tensor
 
 from lucid_core.cameras import Cameras, turntable
-from lucid_core.gaussians import Splats
 from lucid_core.rasterize import rasterize
+from lucid_core.splats import Splats
 
 from . import world
 from .world import Thing
 
 VIEWS, ELEVATION_DEG, SIZE = 16, 15.0, 128
 FOVY_DEG, FILL = 25.0, 0.8
-SCALES = (0.5, 2.0)  # within which the splat's size is fitted
-GRID, REFINEMENTS = 9, 10  # steps of 19%, then golden section to 0.3%
+SCALES = (0.5, 2.0)  # range of the fitted scale of the splat
+GRID, REFINEMENTS = 9, 10  # a grid of 19% steps, then golden-section search to 0.3%
 
 
 @dataclass(frozen=True)
 class Score:
-    """psnr: mean over the views of each view's PSNR in dB. iou: mean over the views of the silhouettes' IoU.
+    """psnr: mean of the views' PSNR in dB. iou: mean of the views' silhouette IoU.
 
-    scale: the factor that was fitted to the splat's size; nothing else is fitted.
+    scale: the fitted scale factor of the splat; nothing else is fitted.
     """
 
     psnr: float
@@ -37,7 +37,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Truth:
-    """Turntable pictures of a thing on white: rgb (V, S, S, 3), mask (V, S, S) covered share, the splat's cameras."""
+    """True turntable images of an object on white: rgb (V, S, S, 3) and mask (V, S, S) (coverage), both in
+    [0, 1], and the cameras for rendering the splat.
+    """
 
     rgb: Tensor
     mask: Tensor
@@ -46,38 +48,50 @@ class Truth:
 
 @lru_cache(maxsize=8)
 def truth(thing: Thing, views: int | None = None) -> Truth:
-    """The pictures that `score` compares with, or `views` of them; its rgb above those of `render` makes a contact sheet."""
+    """The true images that `score` uses, or a turntable of `views` images. With the images of `render` they
+    make a contact sheet.
+    """
     views = views or VIEWS
     radius = float(world.distance(thing.kind, math.radians(FOVY_DEG), FILL))
-    azimuth = torch.arange(views) * (2 * math.pi / views)  # as `turntable` goes round
+    azimuth = torch.arange(views) * (2 * math.pi / views)  # as in `turntable`
     rgb, mask = world.render(
-        thing, azimuth, math.radians(ELEVATION_DEG), math.radians(FOVY_DEG), SIZE, radius=radius, supersample=4
+        thing,
+        azimuth,
+        math.radians(ELEVATION_DEG),
+        math.radians(FOVY_DEG),
+        SIZE,
+        radius=radius,
+        supersample=4,
     )
     cameras = turntable(views, ELEVATION_DEG, radius, FOVY_DEG, SIZE, SIZE)
     return Truth(torch.from_numpy(rgb), torch.from_numpy(mask), cameras)
 
 
 def score(splats: Splats, thing: Thing) -> Score:
-    """Score `splats` (any device) as `thing`, at the size that suits it best."""
+    """Score of `splats` (on any device) against `thing`, at the scale with the highest PSNR."""
     expected = truth(thing)
     scale, rgb, alpha = best_view(splats, expected)
     return Score(psnr(rgb, expected.rgb), iou(alpha > 0.5, expected.mask > 0.5), scale)
 
 
 def best_view(splats: Splats, expected: Truth) -> tuple[float, Tensor, Tensor]:
-    """The scale at which `splats` come closest, and there rgb (V, S, S, 3) in [0, 1] on white and alpha (V, S, S)."""
+    """The scale of `splats` with the highest PSNR, and its rgb (V, S, S, 3) in [0, 1] on white and alpha
+    (V, S, S).
+    """
     splats = splats.map(lambda x: x.detach().cpu().float())
 
     def psnr_at(log_scale: float) -> float:
-        return psnr(_view(splats.scaled(math.exp(log_scale)), expected)[0], expected.rgb)
+        return psnr(_view(splats.scale_by(math.exp(log_scale)), expected)[0], expected.rgb)
 
     scale = math.exp(maximise(psnr_at, math.log(SCALES[0]), math.log(SCALES[1])))
-    return scale, *_view(splats.scaled(scale), expected)
+    return scale, *_view(splats.scale_by(scale), expected)
 
 
 def render(splats: Splats, thing: Thing, scale: float = 1.0, views: int | None = None) -> Tensor:
-    """The splat from the views of `truth(thing, views)`, (V, S, S, 3) on white; `scale` as `score` found it."""
-    return _view(splats.map(lambda x: x.detach().cpu().float()).scaled(scale), truth(thing, views))[0]
+    """The splat, scaled by `scale`, in the views of `truth(thing, views)`: (V, S, S, 3) in [0, 1] on
+    white.
+    """
+    return _view(splats.map(lambda x: x.detach().cpu().float()).scale_by(scale), truth(thing, views))[0]
 
 
 def _view(splats: Splats, expected: Truth) -> tuple[Tensor, Tensor]:
@@ -101,7 +115,9 @@ def iou(silhouettes: Tensor, expected: Tensor) -> float:
 
 
 def maximise(f: Callable[[float], float], low: float, high: float) -> float:
-    """Where f is highest in [low, high]: the best of a grid, then golden section between its neighbours."""
+    """The argument in [low, high] with the highest f: the best of a grid, then golden-section search between
+    its neighbours.
+    """
     step = (high - low) / (GRID - 1)
     best = max((low + i * step for i in range(GRID)), key=f)
     low, high = max(low, best - step), min(high, best + step)

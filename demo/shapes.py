@@ -1,9 +1,10 @@
-"""The demo world's objects as signed distance functions, and their sphere tracer (numba, one file: see below).
+"""The demo world's objects as signed distance functions, and their sphere tracer (numba, one file: see
+below).
 
-World: right-handed, y up, the front of an object faces +z, its centre is the origin. All functions take a point
-(x, y, z) and return a distance that is hardly ever longer than the way to the surface; an object's also gives the
-material there.
-Numba's cache follows changes of this file only, so all that is compiled into `trace` stays in it.
+World: right-handed, y up, the front of an object faces +z, its centre is the origin. All functions take a
+point (x, y, z) and return a distance that is hardly ever longer than the way to the surface; an object's also
+gives the material there. Numba's cache follows changes of this file only, so all that is compiled into
+`trace` stays in it.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ MATERIALS = np.array([
     (0, 0, 0), (0.06, 0.06, 0.07), (0.95, 0.45, 0.08), (0.35, 0.20, 0.10),
     (0.93, 0.88, 0.76), (0.96, 0.96, 0.96), (0.42, 0.30, 0.25), (0.98, 0.93, 0.60),
 ])  # fmt: skip  # (8, 3) albedo; MAIN is replaced by the thing's own colour
-BOUNDS = np.array([0.99, 0.82, 1.02, 0.92, 0.86, 0.95, 1.00, 0.95, 0.90])  # by kind: radius that the framing goes by
+BOUNDS = np.array(
+    [0.99, 0.82, 1.02, 0.92, 0.86, 0.95, 1.00, 0.95, 0.90]
+)  # by kind: radius of the bounding sphere used for framing
 MARGIN = 0.03  # rays start and stop this far outside BOUNDS: the house's lower corners reach 1.026
 SUN = np.array([0.55, 0.90, 0.75]) / sqrt(0.55**2 + 0.90**2 + 0.75**2)
 MAX_STEPS, STEP, HIT, NORMAL_REACH = 90, 0.95, 0.0012, 0.002
 
 
 @kernel(fastmath=True)
-def _hypot(x, y):  # math.hypot guards against overflow, at twice the time
+def _hypot(x, y):  # math.hypot avoids overflow, but takes twice the time
     return sqrt(x * x + y * y)
 
 
@@ -96,7 +99,9 @@ def _house(x, y, z):
 
 @kernel(fastmath=True)
 def _is_spot(x, y, z):
-    """Whether the direction (x, y, z) from the middle of the mushroom's cap points into one of its nine white spots."""
+    """Whether the direction (x, y, z) from the centre of the mushroom's cap points to one of its nine white
+    spots.
+    """
     ax, az = abs(x), abs(z)
     axes = max(y, 0.35 * y + 0.94 * max(ax, az))
     diagonals = 0.62 * ax + 0.55 * y + 0.56 * az if z > 0 else 0.60 * ax + 0.55 * y + 0.58 * az
@@ -215,11 +220,12 @@ def _shoot(kind, albedo, eye, axes, px, py, rgb):
 
 @kernel(fastmath=True, allocates=True)
 def trace(first, end, kinds, albedos, eyes, axes, tangents, offsets, backgrounds, supersample, rgb, mask):
-    """Render rows first to end - 1, of all B * S, into rgb (B, S, S, 3) and mask (B, S, S), the covered shares.
+    """Render rows first to end - 1, of all B * S, into rgb (B, S, S, 3) and mask (B, S, S), the covered
+    shares.
 
-    kinds (B,) indices; albedos (B, 3); eyes (B, 3) world; axes (B, 3, 3) rows are the camera's right, up and forward;
-    tangents (B,) of half the field of view; offsets (B, 2) shift the picture right and down, in picture sides;
-    backgrounds (B,) grey levels; supersample**2 rays a pixel.
+    kinds (B,) indices; albedos (B, 3); eyes (B, 3) world; axes (B, 3, 3) rows are the camera's right, up and
+    forward; tangents (B,) of half the field of view; offsets (B, 2) shift the picture right and down, in
+    picture sides; backgrounds (B,) grey levels; supersample**2 rays a pixel.
     """
     size, share = rgb.shape[1], 1.0 / (supersample * supersample)
     for i in range(first, end):

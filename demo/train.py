@@ -1,10 +1,11 @@
-"""Train the demo prior from nothing: pictures, autoencoder, latents, denoiser, narrow file.
+"""Train the demo prior from scratch: images, autoencoder, latents, denoiser, narrow weights file.
 
     python -m demo.train --out DIR
 
-About 75 minutes on two CPU cores; a run that was stopped goes on where it last saved when it is started again with the
-same DIR. To redo a phase, remove its file and those of the phases after it: images.npy, vae.pt, latents.safetensors,
-unet.pt. DIR/prior.safetensors is what `python -m demo.checkpoint OUT --prior DIR/prior.safetensors` takes.
+Takes about 75 minutes on two CPU cores. A stopped run resumes from its last save when it is started again
+with the same DIR. To repeat a phase, remove its file and those of later phases: images.npy, vae.pt,
+latents.safetensors, unet.pt. The result is DIR/prior.safetensors; convert it with `python -m demo.checkpoint
+OUT --prior DIR/prior.safetensors`.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from .checkpoint import save
 from .data import draw_all, pictures
 from .fit import Recipe, fit
 
-SD15_LATENT_SCALE = 0.18215  # the host multiplies the VAE's latents by it on their way to the model
+SD15_LATENT_SCALE = 0.18215  # the host multiplies the VAE's latents by this for the model
 
 
 @dataclass(frozen=True)
 class Config:
     images: int = 18_000
-    held_out: int = 512  # of them, for the reports
+    held_out: int = 512  # how many of them are held out for the reports
     size: int = 128
     seed: int = 0
     vae_widths: tuple[int, int, int, int] = taesd.WIDTHS
@@ -42,12 +43,16 @@ class Config:
 
     def __post_init__(self):
         if self.images <= self.held_out:
-            raise ValueError(f"images is {self.images}; {self.held_out} are held out, so ask for more than that")
+            raise ValueError(
+                f"images is {self.images}; {self.held_out} are held out, so it must be larger than that"
+            )
 
 
 @dataclass(frozen=True)
 class Latents:
-    """values (N, 4, h, w) fp16 of mean 0 and deviation 1; mean, std () of the encoder's output."""
+    """values (N, 4, h, w) fp16 with mean 0 and standard deviation 1; mean, std (): those of the encoder's
+    output.
+    """
 
     values: Tensor
     mean: Tensor
@@ -61,7 +66,7 @@ def train(
     report: Callable[[str], None] = print,
     clock: Callable[[], float] = time.monotonic,
 ) -> Path:
-    """Run every phase that `out` does not hold yet; the path of the narrow file. clock: see `fit`."""
+    """Run all phases without a result in `out`; returns the path of the narrow file. clock: see `fit`."""
     out.mkdir(parents=True, exist_ok=True)
     scenes = draw_all(config.images, config.seed)
     report(f"{config.images} pictures of {config.size} px")
@@ -94,7 +99,9 @@ def fit_vae(
         seed=config.seed + 1,
         save_every_s=config.save_every_s,
         clock=clock,
-        report=lambda ema, step: report(f"vae step {step}: PSNR {train_vae.psnr(ema, held_out, device):.2f} dB"),
+        report=lambda ema, step: report(
+            f"vae step {step}: PSNR {train_vae.psnr(ema, held_out, device):.2f} dB"
+        ),
     )
 
 
@@ -132,10 +139,13 @@ def fit_unet(
     )
 
 
-def export(path: Path, denoiser: unet.UNet, vae: train_vae.Autoencoder, latents: Latents, words: Tensor) -> Path:
+def export(
+    path: Path, denoiser: unet.UNet, vae: train_vae.Autoencoder, latents: Latents, words: Tensor
+) -> Path:
     """Write the narrow file that `checkpoint.expand` takes: fp16 weights, and the VAE's scale and shift.
 
-    The host encodes to encoder / scale + shift and decodes likewise; times SD15_LATENT_SCALE that is our latent.
+    The host encodes to encoder(x) / scale + shift, and decodes accordingly. Multiplied by SD15_LATENT_SCALE,
+    this is our latent.
     """
     scale = latents.std * SD15_LATENT_SCALE
     tensors = {"words": words, "scale_shift": torch.stack([scale, -latents.mean / scale])}
@@ -149,7 +159,9 @@ def export(path: Path, denoiser: unet.UNet, vae: train_vae.Autoencoder, latents:
 def main() -> None:
     config = Config()
     parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for pictures, states and the result: 1 GB")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for images, states and the result; needs 1 GB"
+    )
     parser.add_argument("--images", type=int, default=config.images)
     parser.add_argument("--minutes-vae", type=float, default=config.vae.minutes)
     parser.add_argument("--minutes-unet", type=float, default=config.unet.minutes)

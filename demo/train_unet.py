@@ -1,4 +1,6 @@
-"""Training of the denoiser: eps prediction on SD 1.5's noise schedule, min-SNR weighted (arXiv 2303.09556)."""
+"""Training of the denoiser: eps prediction on SD 1.5's noise schedule with min-SNR weights (arXiv
+2303.09556).
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,15 @@ from .fit import Loss, Recipe
 
 RECIPE = Recipe(minutes=47, lr=6e-4, warmup=300, hold=0.1, final=0.01, ema=0.999, weight_decay=0.01)
 BATCH = 32
-GAMMA = 5.0  # min-SNR's
+GAMMA = 5.0  # of min-SNR weighting
 TIMESTEPS = 1000
 
 
 @dataclass(frozen=True)
 class Examples:
-    """latents (N, 4, h, w) of deviation 1; rows (N, 6) of their captions; table (26, 768) of encoded concepts."""
+    """latents (N, 4, h, w) with standard deviation 1; rows (N, 6) of their captions; table (26, 768) of
+    encoded concepts.
+    """
 
     latents: Tensor
     rows: Tensor
@@ -26,13 +30,13 @@ class Examples:
 
 
 def alphas_cumprod() -> Tensor:
-    """(1000,) of SD 1.5's "scaled linear" schedule."""
+    """Cumulative alphas (1000,) of SD 1.5's "scaled linear" schedule."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, 0).float()
 
 
 def predict(model: nn.Module, noisy: Tensor, timesteps: Tensor, context: Tensor, bias: Tensor) -> Tensor:
-    """eps on the CPU; arguments as `UNet.forward` has them, on the CPU."""
+    """eps prediction on the model's device; the arguments are those of `UNet.forward`, on any device."""
     device = next(model.parameters()).device
     noisy = noisy.to(device).contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16):
@@ -45,7 +49,8 @@ def training_loss(examples: Examples) -> Loss:
 
     def loss(model: nn.Module, generator: torch.Generator, progress: float) -> Tensor:
         picks = torch.randint(len(examples.latents), (BATCH,), generator=generator)
-        strata = (torch.rand(1, generator=generator) + torch.arange(BATCH) / BATCH) % 1  # evenly over the schedule
+        # Stratified: evenly spaced over the schedule, with a random offset.
+        strata = (torch.rand(1, generator=generator) + torch.arange(BATCH) / BATCH) % 1
         t = (strata * TIMESTEPS).long()
         z0 = examples.latents[picks].float()
         noise = torch.randn(z0.shape, generator=generator)
@@ -61,7 +66,9 @@ def training_loss(examples: Examples) -> Loss:
 
 @torch.no_grad()
 def eps_mse(model: nn.Module, examples: Examples) -> float:
-    """Mean squared error of eps over evenly spread timesteps with full captions; the same noise at every call."""
+    """Mean squared error of eps over evenly spaced timesteps, with full captions and the same noise in each
+    call.
+    """
     n, abar = len(examples.latents), alphas_cumprod()
     t = torch.arange(n) * TIMESTEPS // n
     z0 = examples.latents.float()

@@ -1,4 +1,4 @@
-"""Training of the autoencoder: sharp pictures, and latents that look like unit noise."""
+"""Training of the autoencoder, for sharp images and latents with the moments of unit noise."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from . import taesd
 from .fit import Loss, Recipe
 
 RECIPE = Recipe(minutes=18, lr=1.2e-3, warmup=150, hold=0.0, final=0.02, ema=0.998, weight_decay=1e-4)
-CROPS, WHOLES = 16, 4  # pictures a step: crops of half the side, at the end whole ones
-WHOLE_FROM = 0.88
-LATENT_NOISE = 0.06  # the decoder must stand the sampler's errors
+CROPS, WHOLES = 16, 4  # images per step: crops of half the side, and whole images at the end
+WHOLE_FROM = 0.88  # fraction of the training after which whole images are used
+LATENT_NOISE = 0.06  # makes the decoder robust to the sampler's errors
 
 
 class Autoencoder(nn.Module):
@@ -61,14 +61,16 @@ def training_loss(images: np.ndarray, device: torch.device) -> Loss:
 
 
 def picture_loss(decoded: Tensor, x: Tensor) -> Tensor:
-    """Both (B, 3, H, W): L1 and L2, of edges and of the 4-pixel average too."""
+    """L1 and L2 loss, plus L1 of edges and of 4-pixel averages; both (B, 3, H, W)."""
     edges = sum((decoded.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
     coarse = (F.avg_pool2d(decoded, 4) - F.avg_pool2d(x, 4)).abs().mean()
     return F.l1_loss(decoded, x) + 2 * F.mse_loss(decoded, x) + 0.5 * edges + 0.5 * coarse
 
 
 def latent_loss(z: Tensor) -> Tensor:
-    """z (B, 4, h, w): pulls each channel to mean 0 and deviation 1, channels apart, values within 3."""
+    """Penalises deviations of z (B, 4, h, w) from mean 0 and standard deviation 1 per channel,
+    correlations of channels, and absolute values above 3.
+    """
     channels = z.transpose(0, 1).flatten(1)  # (4, B*h*w)
     covariance = torch.cov(channels, correction=0)
     mixed = covariance - torch.diag(torch.diag(covariance))
@@ -88,7 +90,7 @@ def encode(model: Autoencoder, images: np.ndarray, device: torch.device) -> Tens
 
 @torch.no_grad()
 def psnr(model: Autoencoder, images: np.ndarray, device: torch.device) -> float:
-    """Mean PSNR of the pictures after encoding and decoding, in dB."""
+    """Mean PSNR in dB of images (N, S, S, 3) uint8 after encoding and decoding."""
     x = as_input(images, device)
     with torch.autocast(device.type, torch.bfloat16):
         decoded = model.decoder(model.encoder(x))

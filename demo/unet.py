@@ -1,14 +1,15 @@
-"""The demo prior's denoiser: Stable Diffusion 1.5's UNet with two levels, narrow.
+"""The demo prior's denoiser: a narrow version of Stable Diffusion 1.5's UNet with two levels.
 
-Parameter names are SD 1.5's. `UNet()` is narrow, `UNet(*SD15_WIDTHS)` is what the host builds, and `pad_state` carries
-a narrow state into the wide one so that both compute the same. What makes the padding exact:
+Parameter names are SD 1.5's. `UNet()` is narrow, `UNet(*SD15_WIDTHS)` is the network that the host builds,
+and `pad_state` pads a narrow state to the wide shapes so that both compute the same. The padding is exact
+because:
 
-- group norms have 10 channels a group (20 where a skip is concatenated) at every width, as SD 1.5 has at 320: a group
-  is all real or all zero;
+- group norms have 10 channels a group (20 where a skip is concatenated) at every width, as SD 1.5 has at 320:
+  a group is all real or all zero;
 - attention heads have 40 channels at every width;
-- layer norms would see the zeros. The residual stream inside a transformer is therefore kept free of its mean (layers
-  that write to it are centred), which makes the wide variance the narrow one times width/320, a factor that the layer
-  norm's weight takes up. What is left is the norm's epsilon, 1e-5 against 5e-6 to 1e-5.
+- layer norms would include the zeros. Therefore the mean is removed from the residual stream of a transformer
+  (layers that write to it are centred). The wide variance is then the narrow one times width/320, a factor
+  that the layer norm's weight includes. The only difference is the norm's epsilon, 1e-5 against 5e-6 to 1e-5.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ SD15_WIDTHS = (320, 320, 1280)
 CONTEXT = 768  # width of the text encoder
 TIME_FEATURES = 320
 HEAD, GROUP = 40, 10
-TO_RESIDUAL = ("proj_in", "to_out.0", "ff.net.2")  # layers whose output is added to a transformer's residual stream
+TO_RESIDUAL = (
+    "proj_in",
+    "to_out.0",
+    "ff.net.2",
+)  # layers whose output is added to a transformer's residual stream
 
 
 def group_norm(channels: int, group: int = GROUP, eps: float = 1e-5) -> nn.GroupNorm:
@@ -49,7 +54,8 @@ class ResBlock(nn.Module):
         last = zeroed(nn.Conv2d(n_out, n_out, 3, padding=1))
         self.out_layers = nn.Sequential(group_norm(n_out), nn.SiLU(), nn.Identity(), last)
         self.skip_connection = nn.Conv2d(n_in, n_out, 1) if concatenated else nn.Identity()
-        self.grow = 0 if concatenated else n_out - n_in  # the wide net has 320 on both sides: no layer, so no weights
+        # Padding, not a layer: the wide net has 320 channels on both sides, so it has no weights here.
+        self.grow = 0 if concatenated else n_out - n_in
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         h = self.out_layers(self.in_layers(x) + self.emb_layers(time)[:, :, None, None])
@@ -119,7 +125,8 @@ class SpatialTransformer(nn.Module):
     def forward(self, x: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
         y = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # (B, H*W, C)
         y = self.transformer_blocks[0](y, context, bias)
-        y = y - y.mean(-1, keepdim=True)  # the padded net's residual stream has no mean (see the module's docstring)
+        # The residual stream of the padded net has mean 0 (see the module's docstring).
+        y = y - y.mean(-1, keepdim=True)
         return x + self.proj_out(y.transpose(1, 2).reshape(x.shape).to(x.dtype))
 
 
@@ -154,12 +161,16 @@ def stage(*layers: nn.Module) -> nn.ModuleList:
 
 
 class UNet(nn.Module):
-    """eps prediction on 4-channel latents. a, b: channels at full and half resolution; t: the time embedding's."""
+    """eps prediction on 4-channel latents. a, b: channels at full and half resolution; t: the time
+    embedding's.
+    """
 
     def __init__(self, a: int = WIDTHS[0], b: int = WIDTHS[1], t: int = WIDTHS[2]):
         super().__init__()
         if a % (2 * GROUP) or b % HEAD:
-            raise ValueError(f"widths are {a} and {b}; make the first a multiple of {2 * GROUP}, the second of {HEAD}")
+            raise ValueError(
+                f"widths are {a} and {b}; make the first a multiple of {2 * GROUP}, the second of {HEAD}"
+            )
         self.time_embed = nn.Sequential(nn.Linear(TIME_FEATURES, t), nn.SiLU(), nn.Linear(t, t))
         self.input_blocks = stage(
             stage(nn.Conv2d(4, a, 3, padding=1)),
@@ -177,7 +188,9 @@ class UNet(nn.Module):
         self.out = nn.Sequential(group_norm(a), nn.SiLU(), zeroed(nn.Conv2d(a, 4, 3, padding=1)))
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x (B, 4, h, w), timesteps (B,) in 0..999, context (B, T, 768), bias (B, T) of attention -> eps, like x."""
+        """x (B, 4, h, w), timesteps (B,) in 0..999, context (B, T, 768), bias (B, T) of attention -> eps,
+        like x.
+        """
         time = self.time_embed(time_features(timesteps).to(x.dtype))
 
         def run(layers: nn.ModuleList, h: Tensor) -> Tensor:
@@ -208,7 +221,7 @@ def widths_of(state: dict[str, Tensor]) -> tuple[int, int, int]:
 
 
 def pad_state(narrow: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A narrow `UNet` state in SD 1.5's shapes; the padded model computes the same."""
+    """A narrow `UNet` state, padded to SD 1.5's shapes; the padded model computes the same."""
     a, b, _ = widths_of(narrow)
     with torch.device("meta"):
         wide = UNet(*SD15_WIDTHS).state_dict()
@@ -231,7 +244,7 @@ def pad_state(narrow: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _centred(name: str, value: Tensor) -> Tensor:
-    """The weight as the wide layer norms need it (see the module's docstring)."""
+    """The weight, adapted to the wide layer norms (see the module's docstring)."""
     if "transformer_blocks" in name and "norm" in name and name.endswith("weight"):
         return value * (len(value) / SD15_WIDTHS[1]) ** 0.5
     if any(layer in name for layer in TO_RESIDUAL):

@@ -1,7 +1,7 @@
-"""The truth of the demo world: nine objects, eight colours, and their pictures from anywhere.
+"""The demo world: nine objects in eight colours, and their true images from any direction.
 
-World frame: y up, the front at +z; a splat's (x, y, z) is this world's (x, -y, -z). Azimuth 0 is the front and grows
-towards +x (the viewer's right), elevation grows upwards: the convention of lucid_core.cameras.
+World frame: y up, front at +z; a splat's (x, y, z) is this world's (x, -y, -z). Azimuth 0 is the front and
+increases towards +x (the viewer's right), elevation increases upwards, as in lucid_core.cameras.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .words import COLORS, KINDS, concepts_in
 
 __all__ = ["COLORS", "KINDS", "Thing", "bounding_radius", "distance", "parse", "render"]
 
-ROWS_EACH = 16  # rows of pixels that a thread takes at least
+ROWS_EACH = 16  # least number of pixel rows per thread
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,9 @@ class Thing:
 
 
 def parse(prompt: str) -> Thing | None:
-    """The thing that `prompt` names; None unless it names one object and one colour of the world. Synonyms count."""
+    """The object that `prompt` names; None unless it names exactly one object and one colour of the world
+    (synonyms count).
+    """
     named = set(concepts_in(prompt))
     kinds, colors = named.intersection(KINDS), named.intersection(COLORS)
     if len(kinds) != 1 or len(colors) != 1:
@@ -46,12 +48,12 @@ def parse(prompt: str) -> Thing | None:
 
 
 def bounding_radius(kind: str) -> float:
-    """Radius of the sphere about the origin that `kind` is framed by."""
+    """Radius of the bounding sphere about the origin by which `kind` is framed, in world units."""
     return float(shapes.BOUNDS[KINDS.index(kind)])
 
 
 def distance(kind: str, fovy_rad: ArrayLike, fill: ArrayLike) -> np.ndarray:
-    """How far from the centre a camera stands to see the bounding sphere fill that share of the picture."""
+    """Camera distance at which the bounding sphere fills the fraction `fill` of the image."""
     return bounding_radius(kind) / np.sin(np.arctan(fill * np.tan(np.asarray(fovy_rad) / 2)))
 
 
@@ -68,19 +70,25 @@ def render(
     background: ArrayLike = 1.0,
     supersample: int = 2,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """B pictures of `thing`, or of one thing each: rgb (B, size, size, 3), covered share (B, size, size); float32.
+    """B images of `thing`, or of one object each: rgb (B, size, size, 3) and coverage (B, size, size),
+    float32 in [0, 1].
 
-    Each argument is one number for all views or (B,). radius: from the camera to the object's centre; None to stand
-    where the bounding sphere takes the share `fill` of the picture. offset (2,) or (B, 2): moves the picture right and
-    down, in picture sides. background: a grey level. supersample**2 rays a pixel.
+    Each argument is one number for all views or (B,). radius: distance from the camera to the object's
+    centre; None = where the bounding sphere fills the fraction `fill` of the image. offset (2,) or (B, 2):
+    moves the image right and down, in units of its side. background: grey level in [0, 1]. Traces
+    supersample**2 rays per pixel.
     """
     things = [thing] if isinstance(thing, Thing) else list(thing)
-    angles = np.broadcast_arrays(*map(np.atleast_1d, (azimuth_rad, elevation_rad, fovy_rad)), np.empty(len(things)))
+    angles = np.broadcast_arrays(
+        *map(np.atleast_1d, (azimuth_rad, elevation_rad, fovy_rad)), np.empty(len(things))
+    )
     azimuth, elevation, fovy, _ = (np.asarray(a, np.float64) for a in angles)
     views = len(azimuth)
     things = things * views if len(things) == 1 else things
     if radius is None:
-        radius = np.array([distance(t.kind, f, s) for t, f, s in zip(things, fovy, np.broadcast_to(fill, views))])
+        radius = np.array(
+            [distance(t.kind, f, s) for t, f, s in zip(things, fovy, np.broadcast_to(fill, views))]
+        )
     axes = camera_axes(azimuth, elevation)
     rgb = np.empty((views, size, size, 3), np.float32)
     mask = np.empty((views, size, size), np.float32)
@@ -103,8 +111,15 @@ def render(
 
 
 def camera_axes(azimuth_rad: np.ndarray, elevation_rad: np.ndarray) -> np.ndarray:
-    """(B,) angles -> (B, 3, 3): rows are the right, up and forward directions of a camera that looks at the origin."""
-    sin_a, cos_a, sin_e, cos_e = np.sin(azimuth_rad), np.cos(azimuth_rad), np.sin(elevation_rad), np.cos(elevation_rad)
+    """(B,) angles -> (B, 3, 3): rows are the right, up and forward directions of a camera that looks at the
+    origin.
+    """
+    sin_a, cos_a, sin_e, cos_e = (
+        np.sin(azimuth_rad),
+        np.cos(azimuth_rad),
+        np.sin(elevation_rad),
+        np.cos(elevation_rad),
+    )
     right = np.stack([cos_a, np.zeros_like(sin_a), -sin_a], -1)
     forward = np.stack([-sin_a * cos_e, -sin_e, -cos_a * cos_e], -1)
     return np.stack([right, np.cross(right, forward), forward], 1)

@@ -1,4 +1,6 @@
-"""The nodes: schemas and thin `execute`s. The maths is in lucid_core, the host's internals in host/."""
+"""The nodes: schemas and short `execute` methods. The maths is in lucid_core; code that uses ComfyUI
+internals is in host/.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,38 @@ if not compat.missing_parts():
 
 
 def node_list() -> list[type]:
-    """Every node; where the host lacks a part, those that say so. RuntimeError on a host that has no nodes of this kind."""
+    """All node classes of the pack.
+
+    If this ComfyUI version lacks something that the nodes need, stand-in nodes that report the missing parts.
+    Raises RuntimeError if it does not support the V3 node API at all.
+    """
     missing = compat.missing_parts()
     if missing:
         log.error(compat.sentence(missing))
         return compat.stand_ins(missing)
-    log.info("Lucid ISM: ComfyUI %s, torch %s, Python %s", compat.host_version(), torch.__version__, platform.python_version())
+    log.info(
+        "Lucid ISM: ComfyUI %s, torch %s, Python %s",
+        compat.host_version(),
+        torch.__version__,
+        platform.python_version(),
+    )
     return [
-        LucidPrompt, LucidPromptFromConditioning, LucidPointCloud, LucidISM, LucidBaseline, LucidCameras, LucidSelection,
-        LucidDream, LucidRender, LucidSave, LucidShapE, LucidPointsFromMesh, LucidPointsFromDepth, LucidPointsFromFile,
-        LucidControlNet, LucidMix, LucidOptimizer, LucidTargets,
-    ]  # fmt: skip
+        LucidPrompt,
+        LucidPromptFromConditioning,
+        LucidPointCloud,
+        LucidISM,
+        LucidBaseline,
+        LucidCameras,
+        LucidSelection,
+        LucidDream,
+        LucidRender,
+        LucidSave,
+        LucidShapE,
+        LucidPointsFromMesh,
+        LucidPointsFromDepth,
+        LucidPointsFromFile,
+        LucidControlNet,
+        LucidMix,
+        LucidOptimizer,
+        LucidTargets,
+    ]

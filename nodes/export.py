@@ -4,10 +4,10 @@ import math
 import torch
 from comfy_api.latest import IO, Types
 
-from ..lucid_core import ply, video
-from ..lucid_core.cameras import framed, turned, why_unseen
-from ..lucid_core.gaussians import Splats
+from ..lucid_core.cameras import frame_splats, rotate, why_unseen
+from ..lucid_core.io import ply, video
 from ..lucid_core.rasterize import device_for, rasterize, to_device
+from ..lucid_core.splats import Splats
 from . import host
 from .inputs import CATEGORY, errors_of
 
@@ -24,22 +24,38 @@ class LucidSave(IO.ComfyNode):
             display_name="Lucid Save",
             category=CATEGORY,
             search_aliases=["save splat", "export splat", "save ply", "turntable video"],
-            description="Saves a splat as a standard 3DGS .ply, and a turntable video, into the output folder. Connect "
-            "model_3d to Preview Splat to look at it.",
+            description="Saves a splat to the output folder as a standard 3DGS .ply file with a turntable "
+            "video. Connect model_3d to Preview Splat to view it.",
             is_output_node=True,
             inputs=[
-                IO.Splat.Input("splat", tooltip="What to save; each of a batch gets its own files."),
+                IO.Splat.Input("splat", tooltip="Splat to save. Each splat of a batch gets its own files."),
                 IO.String.Input(
-                    "filename_prefix", default="lucid/splat", tooltip="Path and name under the output folder, as in Save Image."
+                    "filename_prefix",
+                    default="lucid/splat",
+                    tooltip="Path and file name prefix under the output folder, as in Save Image.",
                 ),
                 IO.Int.Input(
-                    "turntable_frames", default=72, min=0, max=480, tooltip=f"Frames of the video at {FPS} a second; 0 = none."
+                    "turntable_frames",
+                    default=72,
+                    min=0,
+                    max=480,
+                    tooltip=f"Number of video frames, at {FPS} frames per second. 0 = no video.",
                 ),
                 IO.Int.Input(
-                    "turntable_size", default=512, min=64, max=2048, step=8, advanced=True, tooltip="Video size in pixels."
+                    "turntable_size",
+                    default=512,
+                    min=64,
+                    max=2048,
+                    step=8,
+                    advanced=True,
+                    tooltip="Width and height of the video in pixels.",
                 ),
             ],
-            outputs=[IO.File3DSplatAny.Output(display_name="model_3d", tooltip="The saved .ply (the first of a batch).")],
+            outputs=[
+                IO.File3DSplatAny.Output(
+                    display_name="model_3d", tooltip="The saved .ply file; the first one for a batch."
+                )
+            ],
             hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
         )
 
@@ -57,7 +73,7 @@ class LucidSave(IO.ComfyNode):
                     path, entry = host.output_path(filename_prefix, "mp4")
                     frames, seen = turntable_of(item, turntable_frames, turntable_size)
                     if not seen:
-                        note = f"Nothing of the splat is seen in the video: {why_unseen(item)}."
+                        note = f"The splat is not visible in the video: {why_unseen(item)}."
                         log.warning("Lucid Save: %s", note)
                         host.show_text(host.node_of_page(cls.hidden), note)
                     video.write_mp4(path, frames, FPS)
@@ -67,15 +83,18 @@ class LucidSave(IO.ComfyNode):
 
 
 def turntable_of(splats: Splats, frames: int, size: int) -> tuple[torch.Tensor, bool]:
-    """(frames, size, size, 3) on white, once round; and whether anything is seen."""
-    splats, camera = framed(splats, math.radians(ELEVATION_DEG), math.radians(FOV_DEG), size, size)
+    """Render one full turn around the splat on a white background.
+
+    Returns the frames (frames, size, size, 3) in sRGB, on the CPU, and whether the splat is visible in any.
+    """
+    splats, camera = frame_splats(splats, math.radians(ELEVATION_DEG), math.radians(FOV_DEG), size, size)
     device = device_for("auto")
     splats, white = splats.map(lambda x: x.to(device)), torch.ones(3, device=device)
     progress = host.Progress(frames)
     views, seen = [], False
     for i in range(frames):
         host.check_interrupt()
-        around = to_device(turned(camera, torch.tensor([2 * math.pi * i / frames]), torch.zeros(3)), device)
+        around = to_device(rotate(camera, torch.tensor([2 * math.pi * i / frames]), torch.zeros(3)), device)
         with torch.no_grad():
             view = rasterize(splats, around, size, size, background=white)
         views.append(view.rgb.cpu())

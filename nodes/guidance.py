@@ -3,59 +3,71 @@ from typing import Any
 
 from comfy_api.latest import IO
 
-from ..lucid_core.checks import bounds_of
-from ..lucid_core.ism import ISM, PRESETS
-from ..lucid_core.methods import METHODS
-from ..lucid_core.score import Guidance
-from ..lucid_core.targets import PRESETS as TARGETS
-from ..lucid_core.targets import ImageTargets
-from ..lucid_core.teacher import Mix
+from ..lucid_core.guidance.base import Guidance
+from ..lucid_core.guidance.baselines import METHODS
+from ..lucid_core.guidance.image_targets import PRESETS as TARGETS
+from ..lucid_core.guidance.image_targets import ImageTargets
+from ..lucid_core.guidance.ism import ISM, PRESETS
+from ..lucid_core.guidance.mixing import Mix
+from ..lucid_core.settings import bounds_of
 from . import host
 from .inputs import CATEGORY, chosen_of, errors_of, inputs_of
 from .types import LucidGuidanceData, LucidGuidanceType, LucidMixData, LucidPromptData, LucidPromptType
 
 
 def options_of(choices: dict[str, Guidance | ImageTargets]) -> list[IO.DynamicCombo.Option]:
-    """An option for each choice that brings its settings with its values, the common ones first."""
-    common_first = lambda method: sorted(bounds_of(method), key=lambda name: bounds_of(method)[name].rare)
-    return [IO.DynamicCombo.Option(name, inputs_of(method, *common_first(method))) for name, method in choices.items()]
+    """One option per choice, with its settings as widgets and its values as defaults; advanced ones last."""
+    common_first = lambda method: sorted(bounds_of(method), key=lambda name: bounds_of(method)[name].advanced)
+    return [
+        IO.DynamicCombo.Option(name, inputs_of(method, *common_first(method)))
+        for name, method in choices.items()
+    ]
 
 
 def sources() -> list[IO.Input]:
-    """Lazy, so that the host asks `check_lazy_status` about the settings before it loads a model."""
+    """Inputs model, vae and prompt. They are lazy so that `check_lazy_status` can check the settings before a
+    model is loaded.
+    """
     return [
-        IO.Model.Input("model", lazy=True, tooltip="Any text-to-image model, with its LoRAs and patches."),
-        IO.Vae.Input("vae", lazy=True, tooltip="The VAE of that model."),
+        IO.Model.Input(
+            "model", lazy=True, tooltip="Text-to-image diffusion model, with any LoRAs and patches."
+        ),
+        IO.Vae.Input("vae", lazy=True, tooltip="VAE of the model."),
         LucidPromptType.Input(
-            "prompt", lazy=True, tooltip="From Lucid Prompt or Lucid Prompt From Conditioning: what the splat is to show."
+            "prompt",
+            lazy=True,
+            tooltip="Prompt that describes the object, from Lucid Prompt or Lucid Prompt From Conditioning.",
         ),
     ]
 
 
 def guidance_output() -> IO.Output:
     return LucidGuidanceType.Output(
-        display_name="guidance", tooltip="The method with the model and the prompt that it asks, for Lucid Dream."
+        display_name="guidance",
+        tooltip="Guidance method with its model and prompt, for Lucid Dream.",
     )
 
 
 def missing(sources: dict[str, Any]) -> list[str]:
-    """What to ask the host for: the prompt first, whose text may be refused, then model and VAE."""
+    """Names of the lazy inputs to evaluate next: the prompt first, because its text may be rejected, then
+    model and VAE.
+    """
     names = [name for name, value in sources.items() if value is None]
     return ["prompt"] if "prompt" in names else names
 
 
 def method_of(
     kinds: dict[str, type[Guidance | ImageTargets]], combo: str, chosen: dict[str, Any] | None
-) -> Guidance | ImageTargets:  # fmt: skip
-    """The method with the values of a dynamic combo's widgets."""
+) -> Guidance | ImageTargets:
+    """The method chosen in a dynamic combo, with its widget values. Raises ValueError if one is invalid."""
     chosen = chosen_of(combo, kinds, chosen)
     return kinds[chosen[combo]](**{name: value for name, value in chosen.items() if name != combo})
 
 
 def guidance_of(
     model: Any, vae: Any, prompt: LucidPromptData, method: Guidance | ImageTargets, hidden: Any
-) -> LucidGuidanceData:  # fmt: skip
-    """Raises ValueError unless the method can ask this model about this prompt."""
+) -> LucidGuidanceData:
+    """Combine method, model, VAE and prompt. Raises ValueError if they do not work together."""
     host.require_image_model(model, vae)
     if isinstance(method, ImageTargets):
         host.require_invertible(model)
@@ -72,25 +84,38 @@ class LucidISM(IO.ComfyNode):
             node_id="LucidISM",
             display_name="Lucid ISM",
             category=CATEGORY,
-            search_aliases=["interval score matching", "luciddreamer", "score distillation", "sds", "guidance"],
-            description="Interval Score Matching: tells Lucid Dream what the model would change about a view.",
+            search_aliases=[
+                "interval score matching",
+                "luciddreamer",
+                "score distillation",
+                "sds",
+                "guidance",
+            ],
+            description="Interval Score Matching (LucidDreamer): computes the gradient by which Lucid "
+            "Dream moves a rendered view towards the prompt.",
             inputs=[
                 *sources(),
                 IO.DynamicCombo.Input(
-                    "preset", options=options_of(PRESETS),
-                    tooltip="Sets every value below; each can then be changed. official: the paper's. fast: one inversion "
-                    "stride; with 2 views in Lucid Dream under half the cost. cpu: few, bold steps.",
+                    "preset",
+                    options=options_of(PRESETS),
+                    tooltip="Sets all values below, which can then be edited. official: values of the "
+                    "paper. fast: one inversion step; with 2 views in Lucid Dream less than half the cost. "
+                    "cpu: for small models and few steps.",
                 ),
                 IO.Float.Input(
-                    "surface_share", default=0.0, min=0.0, max=1.0, step=0.01, optional=True,
-                    tooltip="Share of the run, at its end, whose steps fit the splat to finished pictures that the model makes "
-                    "of it (Lucid Image Targets): clean colours and sharp edges, and most steps do not ask the model. "
-                    "0 = ISM alone.",
+                    "surface_share",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Final share of the run that uses Lucid Image Targets instead of ISM: cleaner "
+                    "colours, sharper edges, and most steps need no model evaluation. 0 = ISM only.",
                 ),
             ],
             outputs=[guidance_output()],
             hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
-        )  # fmt: skip
+        )
 
     @classmethod
     def check_lazy_status(cls, preset=None, surface_share=0.0, **sources):
@@ -118,19 +143,29 @@ class LucidTargets(IO.ComfyNode):
             node_id="LucidTargets",
             display_name="Lucid Image Targets",
             category=CATEGORY,
-            search_aliases=["pseudo ground truth", "dataset update", "refine texture", "sharpen", "microdreamer", "sdedit"],
-            description="Fits the splat to finished pictures that the model makes of its views: clean colours and sharp edges. "
-            "Put it behind Lucid ISM with Lucid Mix Guidance, or use it alone on a splat that exists.",
+            search_aliases=[
+                "pseudo ground truth",
+                "dataset update",
+                "refine texture",
+                "sharpen",
+                "microdreamer",
+                "sdedit",
+            ],
+            description="Fits the splat to images that the model generates from its rendered views, for "
+            "clean colours and sharp edges. Use it after Lucid ISM (Lucid Mix Guidance), or alone to "
+            "refine a splat.",
             inputs=[
                 *sources(),
                 IO.DynamicCombo.Input(
-                    "preset", options=options_of(TARGETS),
-                    tooltip="Sets every value below; each can then be changed. official: a large model. cpu: a small one.",
+                    "preset",
+                    options=options_of(TARGETS),
+                    tooltip="Sets all values below, which can then be edited. official: for large models. "
+                    "cpu: for small models.",
                 ),
             ],
             outputs=[guidance_output()],
             hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
-        )  # fmt: skip
+        )
 
     @classmethod
     def check_lazy_status(cls, preset=None, **sources):
@@ -152,18 +187,25 @@ class LucidBaseline(IO.ComfyNode):
             node_id="LucidBaseline",
             display_name="Lucid Baseline",
             category=CATEGORY,
-            search_aliases=[*METHODS, *(method.TITLE for method in METHODS.values()), "score distillation", "dreamfusion"],
-            description="The rivals of Lucid ISM in the same place of the graph, for comparison.",
+            search_aliases=[
+                *METHODS,
+                *(method.TITLE for method in METHODS.values()),
+                "score distillation",
+                "dreamfusion",
+            ],
+            description="Other score distillation methods (SDS, CSD, SDI, ISD, SCTD, TSM) to compare with "
+            "Lucid ISM.",
             inputs=[
                 *sources(),
                 IO.DynamicCombo.Input(
-                    "method", options=options_of({name: kind() for name, kind in METHODS.items()}),
+                    "method",
+                    options=options_of({name: kind() for name, kind in METHODS.items()}),
                     tooltip="; ".join(f"{name}: {kind.TITLE}" for name, kind in METHODS.items()),
                 ),
             ],
             outputs=[guidance_output()],
             hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
-        )  # fmt: skip
+        )
 
     @classmethod
     def check_lazy_status(cls, method=None, **sources):
@@ -174,4 +216,6 @@ class LucidBaseline(IO.ComfyNode):
     @classmethod
     def execute(cls, model, vae, prompt, method) -> IO.NodeOutput:
         with errors_of(cls):
-            return IO.NodeOutput(guidance_of(model, vae, prompt, method_of(METHODS, "method", method), cls.hidden))
+            return IO.NodeOutput(
+                guidance_of(model, vae, prompt, method_of(METHODS, "method", method), cls.hidden)
+            )

@@ -1,4 +1,4 @@
-"""Node inputs from the core's settings, and its errors under the node's name."""
+"""Node inputs made from the settings of lucid_core, and error messages prefixed with the node name."""
 
 from __future__ import annotations
 
@@ -9,85 +9,120 @@ from typing import Any
 
 from comfy_api.latest import IO
 
-from ..lucid_core.checks import Bounds, bounds_of
 from ..lucid_core.rasterize import BACKENDS
+from ..lucid_core.settings import Bounds, bounds_of
 
 CATEGORY = "3d/splat/lucid"
 
 
 def inputs_of(config: Any, *names: str, optional: bool = False, prefix: str = "") -> list[IO.Input]:
-    """Widgets for the settings of a dataclass (`names`, or all): bounds and tooltips are its own. Tuples have several.
+    """Widgets for the settings of a dataclass, with its bounds and tooltips; a tuple gets one per number.
 
-    Their defaults are the dataclass's, or the values of `config` where it is an instance of one. `optional` ones may be
-    missing in a graph.
+    config: the dataclass, whose defaults are used, or an instance, whose values become the defaults. names:
+    the settings to include; none = all. optional: the widgets may be absent from a workflow. prefix: put
+    before each widget name.
     """
     bounds = bounds_of(config)
-    defaults = {f.name: f.default if isinstance(config, type) else getattr(config, f.name) for f in fields(config)}
+    defaults = {
+        f.name: f.default if isinstance(config, type) else getattr(config, f.name) for f in fields(config)
+    }
     return [
         _widget(prefix + part, default, bounds[name], optional)
         for name in names or bounds
-        for part, default in (zip(bounds[name].parts, defaults[name]) if bounds[name].parts else [(name, defaults[name])])
+        for part, default in (
+            zip(bounds[name].parts, defaults[name]) if bounds[name].parts else [(name, defaults[name])]
+        )
     ]
 
 
 def settings_of(config: Any, values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What the widgets of `inputs_of` hold, as the dataclass has it."""
-    of = lambda name, b: tuple(values[prefix + part] for part in b.parts) if b.parts else values[prefix + name]
-    return {name: of(name, b) for name, b in bounds_of(config).items() if prefix + (b.parts or (name,))[0] in values}
+    """The inverse of `inputs_of`: arguments of the dataclass from widget values, where there are values."""
+    of = lambda name, b: (
+        tuple(values[prefix + part] for part in b.parts) if b.parts else values[prefix + name]
+    )
+    return {
+        name: of(name, b)
+        for name, b in bounds_of(config).items()
+        if prefix + (b.parts or (name,))[0] in values
+    }
 
 
 def _widget(name: str, default: Any, b: Bounds, optional: bool) -> IO.Input:
     if b.options:
         return IO.Combo.Input(
-            name, options=list(b.options), default=default, optional=optional, advanced=b.rare, tooltip=b.help
+            name,
+            options=list(b.options),
+            default=default,
+            optional=optional,
+            advanced=b.advanced,
+            tooltip=b.help,
         )
     if isinstance(default, bool):
-        return IO.Boolean.Input(name, default=default, optional=optional, advanced=b.rare, tooltip=b.help)
+        return IO.Boolean.Input(name, default=default, optional=optional, advanced=b.advanced, tooltip=b.help)
     kind = IO.Int if isinstance(default, int) and isinstance(b.step, int) else IO.Float
     return kind.Input(
-        name, default=default, min=b.low, max=b.high, step=b.step, optional=optional, advanced=b.rare, tooltip=b.help
+        name,
+        default=default,
+        min=b.low,
+        max=b.high,
+        step=b.step,
+        optional=optional,
+        advanced=b.advanced,
+        tooltip=b.help,
     )
 
 
 def chosen_of(combo: str, options: Iterable[str], chosen: dict[str, Any] | None) -> dict[str, Any]:
-    """A dynamic combo's choice, under its own name, and the values of its widgets. Raises ValueError for none that is known."""
-    if not chosen:  # the host drops what it does not know
+    """The value of a dynamic combo: its choice, under the key `combo`, and the values of its widgets.
+
+    Raises ValueError if the choice is unknown.
+    """
+    if not chosen:  # ComfyUI drops unknown options
         raise ValueError(f"{combo} is not known; it must be {', '.join(options)}")
-    return {name: value[0] if isinstance(value, tuple) else value for name, value in chosen.items()}  # as lazy ones come
+    # ComfyUI passes values wrapped in tuples during lazy evaluation
+    return {name: value[0] if isinstance(value, tuple) else value for name, value in chosen.items()}
 
 
 def seed_input() -> IO.Int.Input:
     return IO.Int.Input(
-        "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
-        tooltip="The same seed and settings give the same splat on the same machine.",
-    )  # fmt: skip
+        "seed",
+        default=0,
+        min=0,
+        max=2**64 - 1,
+        control_after_generate=True,
+        tooltip="Random seed. The same seed and settings give the same splat on the same machine.",
+    )
 
 
 def backend_input() -> IO.Combo.Input:
     return IO.Combo.Input(
-        "backend", options=[name for name in BACKENDS if name != "reference"], default="auto", optional=True, advanced=True,
-        tooltip="What renders the splat. auto = the fastest that works here: gsplat (CUDA with a compiler), gswarp (CUDA), "
-        "numba (every CPU). The log says which and why.",
-    )  # fmt: skip
+        "backend",
+        options=[name for name in BACKENDS if name != "reference"],
+        default="auto",
+        optional=True,
+        advanced=True,
+        tooltip="Rasterizer. auto = the fastest available: gsplat (CUDA with a compiler), gswarp (CUDA) or "
+        "numba (any CPU); the log says which one and why.",
+    )
 
 
 @contextmanager
 def errors_of(node: type[IO.ComfyNode]) -> Iterator[None]:
-    """Put the node's name before the core's messages about bad values."""
+    """Prefix the message of any ValueError with the display name of the node."""
     try:
         yield
     except ValueError as error:
-        name = node.define_schema().display_name  # GET_SCHEMA would write to the class, which the host locks
+        name = node.define_schema().display_name  # GET_SCHEMA would write to the class, which ComfyUI locks
         raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
 
 
 def fold_seed(seed: int) -> int:
-    """The host's seeds have 64 bits, torch's generators take 63."""
+    """Reduce a 64-bit ComfyUI seed to the 63 bits that torch generators accept."""
     return seed % 2**63
 
 
 def hex_color(value: Any) -> tuple[float, float, float]:
-    """ "#rrggbb" -> sRGB in [0, 1]."""
+    """Convert "#rrggbb" to sRGB values in [0, 1]. Raises ValueError for any other format."""
     digits = str(value).lstrip("#")
     try:
         if len(digits) != 6:

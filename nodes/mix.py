@@ -1,6 +1,6 @@
 from comfy_api.latest import IO
 
-from ..lucid_core.teacher import MODES, Mix
+from ..lucid_core.guidance.mixing import MODES, Mix
 from .inputs import CATEGORY, errors_of, inputs_of
 from .types import LucidGuidanceType, LucidMixData
 
@@ -12,19 +12,38 @@ class LucidMix(IO.ComfyNode):
             node_id="LucidMix",
             display_name="Lucid Mix Guidance",
             category=CATEGORY,
-            search_aliases=["two models", "two loras", "combine guidance", "switch model", "blend models", "model mix"],
-            description="Lets two models make one splat, each with its own LoRAs, VAE, prompt and method: shape by one and "
-            "surface by the other, in turns, or both together.",
+            search_aliases=[
+                "two models",
+                "two loras",
+                "combine guidance",
+                "switch model",
+                "blend models",
+                "model mix",
+            ],
+            description="Combines two guidance sources for one splat, each with its own model, LoRAs, VAE, "
+            "prompt and method: one after the other, alternating, or with their gradients added.",
             inputs=[
-                LucidGuidanceType.Input("first", tooltip="From Lucid ISM, Lucid Baseline or another Lucid Mix Guidance."),
-                LucidGuidanceType.Input("second", tooltip="The same; its model may be the first one with other LoRAs."),
+                LucidGuidanceType.Input(
+                    "first",
+                    tooltip="First guidance source: Lucid ISM, Lucid Baseline or another Lucid Mix Guidance.",
+                ),
+                LucidGuidanceType.Input(
+                    "second",
+                    tooltip="Second guidance source. It may use the same model with other LoRAs.",
+                ),
                 IO.Combo.Input(
-                    "mode", options=list(MODES), tooltip="; ".join(f"{mode}: {what}" for mode, what in MODES.items())
+                    "mode",
+                    options=list(MODES),
+                    tooltip="; ".join(f"{mode}: {what}" for mode, what in MODES.items()),
                 ),
                 *inputs_of(Mix),
             ],
-            outputs=[LucidGuidanceType.Output(display_name="guidance", tooltip="Both, for Lucid Dream.")],
-        )  # fmt: skip
+            outputs=[
+                LucidGuidanceType.Output(
+                    display_name="guidance", tooltip="The combined guidance, for Lucid Dream."
+                )
+            ],
+        )
 
     @classmethod
     def execute(cls, first, second, mode, share) -> IO.NodeOutput:

@@ -5,13 +5,13 @@ from typing import Any
 
 from comfy_api.latest import IO
 
-from ..lucid_core.checks import bounds_of
-from ..lucid_core.dream import PRESETS, DreamConfig
+from ..lucid_core.optimize.config import PRESETS, DreamConfig
+from ..lucid_core.settings import bounds_of
 from .inputs import CATEGORY, chosen_of, errors_of, inputs_of, settings_of
 from .types import LucidOptimizerType
 
-OF_LUCID_DREAM = ("steps", "views", "resolution")  # what of the settings are its widgets
-RARE_OF_LUCID_DREAM = ("max_minutes", "strength", "freeze_geometry", "freeze_color")
+OF_LUCID_DREAM = ("steps", "views", "resolution")  # settings that are widgets of Lucid Dream
+ADVANCED_OF_LUCID_DREAM = ("max_minutes", "strength", "freeze_geometry", "freeze_color")
 GROWTH = "densify_"
 
 
@@ -22,20 +22,34 @@ class LucidOptimizer(IO.ComfyNode):
             node_id="LucidOptimizer",
             display_name="Lucid Optimizer",
             category=CATEGORY,
-            search_aliases=["learning rate", "densification", "mcmc", "spherical harmonics", "regulariser", "augmentation"],
-            description="Learning rates, growth, regularisers and augmentations of Lucid Dream, one by one.",
+            search_aliases=[
+                "learning rate",
+                "densification",
+                "mcmc",
+                "spherical harmonics",
+                "regulariser",
+                "augmentation",
+            ],
+            description="Sets the learning rates, densification, regularisers and augmentations of Lucid "
+            "Dream.",
             inputs=[
                 IO.DynamicCombo.Input(
-                    "preset", options=[IO.DynamicCombo.Option(name, inputs_of_all(config)) for name, config in PRESETS.items()],
-                    tooltip="Sets every value below; each can then be changed. official: the paper's. cpu: few, bold steps.",
+                    "preset",
+                    options=[
+                        IO.DynamicCombo.Option(name, inputs_of_all(config))
+                        for name, config in PRESETS.items()
+                    ],
+                    tooltip="Sets all values below, which can then be edited. official: values of the "
+                    "paper. cpu: fewer steps with higher learning rates.",
                 )
             ],
             outputs=[
                 LucidOptimizerType.Output(
-                    display_name="optimizer", tooltip="For Lucid Dream, in the place of what its preset brings."
+                    display_name="optimizer",
+                    tooltip="Settings for Lucid Dream; they replace those of its preset.",
                 )
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, preset) -> IO.NodeOutput:
@@ -44,14 +58,14 @@ class LucidOptimizer(IO.ComfyNode):
 
 
 def inputs_of_all(config: DreamConfig) -> list[IO.Input]:
-    """Widgets of a preset, the common ones first."""
-    own = [name for name in bounds_of(config) if name not in OF_LUCID_DREAM + RARE_OF_LUCID_DREAM]
+    """Widgets for all settings of a preset except those on Lucid Dream itself; advanced ones last."""
+    own = [name for name in bounds_of(config) if name not in OF_LUCID_DREAM + ADVANCED_OF_LUCID_DREAM]
     widgets = [*inputs_of(config, *own), *inputs_of(config.densify, prefix=GROWTH)]
     return sorted(widgets, key=lambda widget: bool(widget.advanced))
 
 
 def config_of(chosen: dict[str, Any] | None) -> DreamConfig:
-    """The preset with the values of the widgets. Raises ValueError, by a widget's name, for a bad one."""
+    """The preset with the widget values. Raises ValueError, with the widget's name, if one is invalid."""
     chosen = chosen_of("preset", PRESETS, chosen)
     base = PRESETS[chosen["preset"]]
     try:

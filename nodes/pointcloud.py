@@ -1,6 +1,6 @@
 from comfy_api.latest import IO
 
-from ..lucid_core.pointcloud import SHAPES, PointCloud
+from ..lucid_core.starts.shapes import SHAPES, PointCloud
 from . import host
 from .inputs import CATEGORY, errors_of, fold_seed, hex_color, inputs_of, seed_input
 
@@ -13,15 +13,29 @@ class LucidPointCloud(IO.ComfyNode):
             display_name="Lucid Point Cloud",
             category=CATEGORY,
             search_aliases=["init splat", "random splat", "gaussian initialisation", "empty splat"],
-            description="A simple solid of random Gaussians about the origin: the empty canvas of Lucid Dream.",
+            description="Creates a splat of random Gaussians in a simple shape around the origin, as a "
+            "starting point for Lucid Dream.",
             inputs=[
-                IO.Combo.Input("shape", options=list(SHAPES), tooltip="Solid to fill with points (sphere: its surface)."),
+                IO.Combo.Input(
+                    "shape",
+                    options=list(SHAPES),
+                    tooltip="Shape filled with points; for sphere, only its surface.",
+                ),
                 *inputs_of(PointCloud, "count", "size"),
-                IO.Color.Input("color", default="#808080", tooltip="Mean colour. Grey leaves the choice to the model."),
+                IO.Color.Input(
+                    "color",
+                    default="#808080",
+                    tooltip="Mean colour of the points. Grey lets the model choose the colours.",
+                ),
                 seed_input(),
                 *inputs_of(PointCloud, "color_noise", "opacity"),
             ],
-            outputs=[IO.Splat.Output(display_name="splat", tooltip="The points as round Gaussians: what to start from.")],
+            outputs=[
+                IO.Splat.Output(
+                    display_name="splat",
+                    tooltip="Isotropic Gaussians at the points, to start Lucid Dream from.",
+                )
+            ],
         )
 
     @classmethod

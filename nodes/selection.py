@@ -1,6 +1,6 @@
 from comfy_api.latest import IO
 
-from ..lucid_core.refine import Selection
+from ..lucid_core.optimize.selection import Selection
 from .inputs import CATEGORY, errors_of, inputs_of
 from .types import LucidSelectionType
 
@@ -13,16 +13,21 @@ class LucidSelection(IO.ComfyNode):
             display_name="Lucid Selection",
             category=CATEGORY,
             search_aliases=["splat mask", "splat region", "select gaussians", "inpaint splat"],
-            description="A part of a splat, for Lucid Dream to change: what lies outside stays as it is, bit for bit.",
+            description="Selects the region of a splat that Lucid Dream may change. Gaussians outside it "
+            "stay bit-identical.",
             inputs=[
                 IO.Combo.Input(
                     "shape",
                     options=["box", "sphere"],
-                    tooltip="A box, or the sphere (ellipsoid) that just fits into it.",
+                    tooltip="box, or sphere = the ellipsoid inscribed in that box.",
                 ),
                 *inputs_of(Selection),
             ],
-            outputs=[LucidSelectionType.Output(display_name="selection", tooltip="The part that may change, for Lucid Dream.")],
+            outputs=[
+                LucidSelectionType.Output(
+                    display_name="selection", tooltip="The selected region, for Lucid Dream."
+                )
+            ],
         )
 
     @classmethod

@@ -1,10 +1,10 @@
 import torch
 from comfy_api.latest import IO
 
-from ..lucid_core import shap_e
-from ..lucid_core.mesh import sample_surface
-from ..lucid_core.shap_e import ShapE
-from ..lucid_core.starts import Start
+from ..lucid_core.starts import shap_e
+from ..lucid_core.starts.mesh import sample_surface
+from ..lucid_core.starts.points import Start
+from ..lucid_core.starts.shap_e import ShapE
 from . import host
 from .inputs import CATEGORY, errors_of, fold_seed, inputs_of, seed_input
 from .starts import SPLAT_TOOLTIP
@@ -18,14 +18,19 @@ class LucidShapE(IO.ComfyNode):
             display_name="Lucid Shap-E",
             category=CATEGORY,
             search_aliases=["text to 3d", "shap-e", "shape", "text to point cloud", "init splat from text"],
-            description="A rough coloured shape from a text by Shap-E, as a start for Lucid Dream. Needs the package diffusers "
-            "and the weights of openai/shap-e; nothing is downloaded.",
+            description="Generates a rough coloured shape from a text with Shap-E, as a starting point for "
+            "Lucid Dream. Needs the diffusers package and the openai/shap-e weights; nothing is downloaded.",
             inputs=[
-                IO.String.Input("text", multiline=True, tooltip="What to make. Short names of things work best: a red chair."),
+                IO.String.Input(
+                    "text",
+                    multiline=True,
+                    tooltip="Text that describes the object. Short descriptions work best: a red chair.",
+                ),
                 IO.Combo.Input(
-                    "model", options=host.shap_e_models(),
-                    tooltip="A folder of models/diffusers that holds Shap-E, or openai/shap-e = the one in the cache of the "
-                    "Hugging Face hub.",
+                    "model",
+                    options=host.shap_e_models(),
+                    tooltip="Shap-E weights: a folder in models/diffusers. openai/shap-e = the copy in the "
+                    "Hugging Face cache.",
                 ),
                 *inputs_of(Start, "count", "size"),
                 *inputs_of(ShapE, "steps", "guidance_scale"),
@@ -34,12 +39,16 @@ class LucidShapE(IO.ComfyNode):
                 *inputs_of(ShapE, "grid"),
             ],
             outputs=[IO.Splat.Output(display_name="splat", tooltip=SPLAT_TOOLTIP)],
-        )  # fmt: skip
+        )
 
     @classmethod
-    def execute(cls, text, model, count, size, steps, guidance_scale, seed, opacity, thickness, grid) -> IO.NodeOutput:
+    def execute(
+        cls, text, model, count, size, steps, guidance_scale, seed, opacity, thickness, grid
+    ) -> IO.NodeOutput:
         with errors_of(cls):
-            config, start, seed = ShapE(steps, guidance_scale, grid), Start(count, size, opacity, thickness), fold_seed(seed)
+            config = ShapE(steps, guidance_scale, grid)
+            start = Start(count, size, opacity, thickness)
+            seed = fold_seed(seed)
             progress = host.Progress(config.evaluations)
 
             def advance(done: int) -> None:

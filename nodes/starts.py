@@ -3,16 +3,16 @@ import logging
 import torch
 from comfy_api.latest import IO
 
-from ..lucid_core import pointfile
-from ..lucid_core.checks import require
-from ..lucid_core.mesh import sample_surface, to_linear
-from ..lucid_core.relief import ENCODINGS, Relief
-from ..lucid_core.starts import AXES, Start
+from ..lucid_core.io import point_files
+from ..lucid_core.settings import require
+from ..lucid_core.starts.depth import ENCODINGS, Relief
+from ..lucid_core.starts.mesh import sample_surface, to_linear
+from ..lucid_core.starts.points import AXES, Start
 from . import host
 from .inputs import CATEGORY, errors_of, fold_seed, hex_color, inputs_of, seed_input
 
 log = logging.getLogger(__name__)
-SPLAT_TOOLTIP = "Gaussians on the points, as large as the points are apart: the start for Lucid Dream."
+SPLAT_TOOLTIP = "Gaussians at the points, scaled to the point spacing, to start Lucid Dream from."
 
 
 class LucidPointsFromMesh(IO.ComfyNode):
@@ -22,13 +22,24 @@ class LucidPointsFromMesh(IO.ComfyNode):
             node_id="LucidPointsFromMesh",
             display_name="Lucid Points from Mesh",
             category=CATEGORY,
-            search_aliases=["mesh to splat", "mesh to point cloud", "sample mesh surface", "init splat from mesh"],
-            description="Gaussians spread evenly over the surface of a mesh, in its colours: a start for Lucid Dream.",
+            search_aliases=[
+                "mesh to splat",
+                "mesh to point cloud",
+                "sample mesh surface",
+                "init splat from mesh",
+            ],
+            description="Places Gaussians evenly on the surface of a mesh, with its colours, as a starting "
+            "point for Lucid Dream.",
             inputs=[
-                IO.Mesh.Input("mesh", tooltip="One mesh; its front looks at +z and y is up, as in the host's 3D viewer."),
+                IO.Mesh.Input(
+                    "mesh",
+                    tooltip="A single mesh. Its front faces +z and +y is up, as in ComfyUI's 3D viewer.",
+                ),
                 *inputs_of(Start, "count", "size"),
                 IO.Color.Input(
-                    "color", default="#808080", tooltip="Colour of a mesh without. Grey leaves the choice to the model."
+                    "color",
+                    default="#808080",
+                    tooltip="Colour if the mesh has none. Grey lets the model choose the colours.",
                 ),
                 seed_input(),
                 *inputs_of(Start, "opacity", "thickness"),
@@ -41,7 +52,9 @@ class LucidPointsFromMesh(IO.ComfyNode):
     def execute(cls, mesh, count, size, color, seed, opacity, thickness) -> IO.NodeOutput:
         with errors_of(cls):
             start, seed = Start(count, size, opacity, thickness), fold_seed(seed)
-            surface = host.to_mesh(mesh).turned(AXES["y up"]).coloured(to_linear(torch.tensor(hex_color(color))))
+            surface = (
+                host.to_mesh(mesh).rotate(AXES["y up"]).fill_color(to_linear(torch.tensor(hex_color(color))))
+            )
             points, colors, normals = sample_surface(surface, count, torch.Generator().manual_seed(seed))
             say_strays(cls, start, points)
             return IO.NodeOutput(host.from_splats(start.splats(points, colors, seed, normals)))
@@ -54,22 +67,34 @@ class LucidPointsFromDepth(IO.ComfyNode):
             node_id="LucidPointsFromDepth",
             display_name="Lucid Points from Depth",
             category=CATEGORY,
-            search_aliases=["image to splat", "depth to splat", "depth to point cloud", "rgbd to splat", "unproject depth"],
-            description="Gaussians on the visible side of an object, from its image and a depth map: a start for Lucid Dream, "
-            "which makes up the other sides.",
+            search_aliases=[
+                "image to splat",
+                "depth to splat",
+                "depth to point cloud",
+                "rgbd to splat",
+                "unproject depth",
+            ],
+            description="Places Gaussians on the visible side of an object from an image and its depth "
+            "map. Lucid Dream then generates the other sides.",
             inputs=[
-                IO.Image.Input("image", tooltip="One image. It becomes the front: what a camera at azimuth 0 sees."),
+                IO.Image.Input("image", tooltip="A single image. It becomes the front view (azimuth 0)."),
                 IO.MultiType.Input(
-                    "depth", types=[IO.Image, IO.Mask], tooltip="Its depth map, from Depth Anything, MiDaS, MoGe or any other."
+                    "depth",
+                    types=[IO.Image, IO.Mask],
+                    tooltip="Depth map of the image, for example from Depth Anything, MiDaS or MoGe.",
                 ),
                 IO.Mask.Input(
-                    "mask", optional=True,
-                    tooltip="1 = the object, 0 = background, left out (invert the mask of Load Image). Empty = keep all.",
+                    "mask",
+                    optional=True,
+                    tooltip="1 = object, 0 = background, which is removed (invert the mask of Load Image). "
+                    "Empty = keep all pixels.",
                 ),
                 IO.Combo.Input(
-                    "encoding", options=list(ENCODINGS),
-                    tooltip="disparity: near is bright, in steps of 1 / distance (Depth Anything, MiDaS, MoGe). linear: near "
-                    "is bright, in steps of distance (Lucid Render). distance: the values are distances, in any unit.",
+                    "encoding",
+                    options=list(ENCODINGS),
+                    tooltip="disparity: bright = near, linear in 1 / distance (Depth Anything, MiDaS, "
+                    "MoGe). linear: bright = near, linear in distance (Lucid Render). distance: values are "
+                    "distances in any unit.",
                 ),
                 *inputs_of(Relief),
                 *inputs_of(Start, "count", "size"),
@@ -79,19 +104,22 @@ class LucidPointsFromDepth(IO.ComfyNode):
             outputs=[
                 IO.Splat.Output(display_name="splat", tooltip=SPLAT_TOOLTIP),
                 IO.Load3DCamera.Output(
-                    display_name="camera_info", tooltip="The camera of the image: with it Lucid Render shows the same."
+                    display_name="camera_info",
+                    tooltip="Camera of the image. Lucid Render reproduces the same view with it.",
                 ),
             ],
             hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
-        )  # fmt: skip
+        )
 
     @classmethod
-    def execute(cls, image, depth, encoding, fov_deg, depth_share, count, size, seed, opacity, mask=None) -> IO.NodeOutput:
+    def execute(
+        cls, image, depth, encoding, fov_deg, depth_share, count, size, seed, opacity, mask=None
+    ) -> IO.NodeOutput:
         with errors_of(cls):
             relief, start = Relief(encoding, fov_deg, depth_share), Start(count, size, opacity)
             for name, value in (("image", image), ("depth", depth), ("mask", mask)):
                 n = 1 if value is None else len(value)
-                require(n == 1, name, f"a batch of {n}", "one picture")
+                require(n == 1, name, f"a batch of {n}", "a single image")
             grey = depth[0].float().cpu()
             grey = grey[..., :3].mean(-1) if grey.ndim == 3 else grey
             kept = mask[0].float().cpu() if mask is not None else None
@@ -110,18 +138,28 @@ class LucidPointsFromFile(IO.ComfyNode):
             node_id="LucidPointsFromFile",
             display_name="Lucid Points from File",
             category=CATEGORY,
-            search_aliases=["load point cloud", "ply to splat", "npz to splat", "point cloud to splat", "import points"],
-            description="Gaussians on the points of a .ply or .npz file, in their colours: a start for Lucid Dream.",
+            search_aliases=[
+                "load point cloud",
+                "ply to splat",
+                "npz to splat",
+                "point cloud to splat",
+                "import points",
+            ],
+            description="Places Gaussians at the points of a .ply or .npz file, with their colours, as a "
+            "starting point for Lucid Dream.",
             inputs=[
                 IO.Combo.Input(
-                    "file", options=host.point_files(),
-                    tooltip="A .ply (points, or a mesh, whose surface is sampled) or .npz (points, colors) in the input folder "
-                    "or in input/3d. Load a Gaussian splat with Load 3D and Get Splat instead.",
+                    "file",
+                    options=host.point_files(),
+                    tooltip="A .ply file (points, or a mesh whose surface is sampled) or .npz file "
+                    "(points, colors) in the input folder or input/3d. For a Gaussian splat, use Load 3D "
+                    "and Get Splat instead.",
                 ),
                 IO.Combo.Input(
-                    "axes", options=list(AXES),
-                    tooltip="The file's own axes. y up: meshes, front at +z. z up: Blender and scanners, front at -y. y down: "
-                    "splats and COLMAP, front at -z.",
+                    "axes",
+                    options=list(AXES),
+                    tooltip="Axis convention of the file. y up: meshes, front at +z. z up: Blender and "
+                    "scanners, front at -y. y down: splats and COLMAP, front at -z.",
                 ),
                 *inputs_of(Start, "count", "size"),
                 seed_input(),
@@ -130,11 +168,13 @@ class LucidPointsFromFile(IO.ComfyNode):
             ],
             outputs=[IO.Splat.Output(display_name="splat", tooltip=SPLAT_TOOLTIP)],
             hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
-        )  # fmt: skip
+        )
 
     @classmethod
     def validate_inputs(cls, file):
-        return host.input_exists(file) or f"file is {file!r}; it must be the name of a file in the input folder"
+        return (
+            host.input_exists(file) or f"file is {file!r}; it must be the name of a file in the input folder"
+        )
 
     @classmethod
     def fingerprint_inputs(cls, file, **others):
@@ -144,16 +184,16 @@ class LucidPointsFromFile(IO.ComfyNode):
     def execute(cls, file, axes, count, size, seed, opacity, **copies) -> IO.NodeOutput:
         with errors_of(cls):
             start, seed = Start(count, size, opacity, **copies), fold_seed(seed)
-            points, colors = pointfile.read(host.input_file(file), count, seed)
+            points, colors = point_files.read(host.input_file(file), count, seed)
             points = points @ AXES[axes].to(points).T
             say_strays(cls, start, points)
             return IO.NodeOutput(host.from_splats(start.splats(points, colors, seed)))
 
 
 def say_strays(node: type[IO.ComfyNode], start: Start, points: torch.Tensor) -> None:
-    """Tell the user on the node, and in the log, how many points are left out."""
+    """Show on the node and log how many of `points` (N, 3) are removed as outliers, if any."""
     strays = int(start.strays(points).sum())
     if strays:
-        text = f"{strays} of {len(points)} points are left out: they lie far off all others."
+        text = f"{strays} of {len(points)} points are removed as outliers: they lie far from all others."
         log.warning("%s: %s", node.define_schema().display_name, text)
         host.show_text(host.node_of_page(node.hidden), text)

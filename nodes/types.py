@@ -1,4 +1,4 @@
-"""Our socket types and what travels through them."""
+"""The socket types of the pack and the data they carry."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from typing import Any
 from comfy_api.latest import IO
 
 from ..lucid_core.cameras import CameraRanges
-from ..lucid_core.dream import DreamConfig
-from ..lucid_core.hints import Hint
-from ..lucid_core.refine import Selection
-from ..lucid_core.score import Guidance
-from ..lucid_core.targets import ImageTargets
-from ..lucid_core.teacher import Mix, require_mode
-from ..lucid_core.views import VIEWS, ViewBlend
+from ..lucid_core.conditioning.control_images import Hint
+from ..lucid_core.conditioning.view_prompts import VIEWS, ViewBlend
+from ..lucid_core.guidance.base import Guidance
+from ..lucid_core.guidance.image_targets import ImageTargets
+from ..lucid_core.guidance.mixing import Mix, require_mode
+from ..lucid_core.optimize.config import DreamConfig
+from ..lucid_core.optimize.selection import Selection
 
-Conditioning = list  # the host's CONDITIONING: [[embedding, options], ...]
+Conditioning = list  # ComfyUI's CONDITIONING: [[embedding, options], ...]
 
 
 @dataclass(frozen=True)
 class Control:
-    """A CONTROL_NET and the hint that it is shown of every view, with the settings of the host's Apply ControlNet.
+    """A CONTROL_NET, the hint rendered for it from each view, and the settings of the Apply ControlNet node.
 
-    Without a `net` it stands for the ControlNets that the CONDITIONINGs bring along; strength and range are then theirs.
+    net: None = the ControlNets attached to the CONDITIONINGs, which keep their own strength and range.
+    strength: 0 = off. start, end: active part of the noise schedule; 0 = highest noise level, 1 = lowest.
     """
 
     hint: Hint = field(repr=False)
@@ -35,23 +36,28 @@ class Control:
 
 @dataclass(frozen=True)
 class LucidPromptData:
-    """One CONDITIONING for each of VIEWS, the negative one and that of the inversion, and what controls them."""
+    """A positive CONDITIONING for each of VIEWS, the negative one, the inversion one, and their controls.
+
+    text: the prompt as entered; "" if made from CONDITIONINGs. inverse: conditioning of the DDIM inversion.
+    blend: how neighbouring views are blended.
+    """
 
     text: str
-    views: tuple[Conditioning, Conditioning, Conditioning, Conditioning] = field(repr=False)  # reprs go into error reports
+    # not in the repr, because error reports contain it
+    views: tuple[Conditioning, Conditioning, Conditioning, Conditioning] = field(repr=False)
     negative: Conditioning = field(repr=False)
     inverse: Conditioning = field(repr=False)
     blend: ViewBlend
     controls: tuple[Control, ...] = ()
 
     def conditionings(self) -> dict[str, Conditioning]:
-        """All of them by their names."""
+        """All conditionings by name: VIEWS, negative and inverse."""
         return {**dict(zip(VIEWS, self.views)), "negative": self.negative, "inverse": self.inverse}
 
 
 @dataclass(frozen=True)
 class LucidGuidanceData:
-    """A method with the host's MODEL and VAE that it asks."""
+    """A guidance method with the MODEL, VAE and prompt that it uses."""
 
     model: Any = field(repr=False)
     vae: Any = field(repr=False)
@@ -61,7 +67,7 @@ class LucidGuidanceData:
 
 @dataclass(frozen=True)
 class LucidMixData:
-    """Two guidances, each of which may be a mix again."""
+    """Two guidance sources; each may itself be a mix. Raises ValueError if the mode does not support them."""
 
     first: LucidGuidanceData | LucidMixData
     second: LucidGuidanceData | LucidMixData
@@ -72,6 +78,7 @@ class LucidMixData:
 
 
 def methods_of(guidance: LucidGuidanceData | LucidMixData) -> list[Guidance | ImageTargets]:
+    """The methods of all guidance sources, in order."""
     if isinstance(guidance, LucidMixData):
         return [*methods_of(guidance.first), *methods_of(guidance.second)]
     return [guidance.method]

@@ -1,4 +1,5 @@
-"""Makes demo, lucid_core, benchmarks, workflows and what is in support/ importable, and runs a ComfyUI, one for all tests.
+"""Makes demo, lucid_core, benchmarks, workflows and what is in support/ importable, and runs a ComfyUI, one
+for all tests.
 
 Run by `python dev.py test`, which sets it up.
 """
@@ -16,11 +17,11 @@ sys.path += [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolv
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stopped run stops its servers too
 
 from demo import loras  # noqa: E402
-from demo.base import PACK, link_folder, prepare_base  # noqa: E402
-from demo.fetch import find_host  # noqa: E402
-from demo.host import Server  # noqa: E402
-from demo.launch import needs_repair, repair_cpu_torch  # noqa: E402
-from demo.tree import Tree  # noqa: E402
+from devtools.base import PACK, link_folder, prepare_base  # noqa: E402
+from devtools.fetch import find_host  # noqa: E402
+from devtools.host import Server  # noqa: E402
+from devtools.launch import needs_repair, repair_cpu_torch  # noqa: E402
+from devtools.tree import Tree  # noqa: E402
 from workflows.api.client import Client  # noqa: E402
 
 if needs_repair():  # a CPU torch beside a torchvision for CUDA, which diffusers imports
@@ -42,7 +43,9 @@ def host_path() -> Path:
 
 @pytest.fixture(scope="session")
 def base(host_path, tmp_path_factory) -> Path:
-    """A base directory with this pack, the tests' own nodes and the demo's checkpoint; its input and output are empty."""
+    """A base directory with this pack, the tests' own nodes and the demo's checkpoint; its input and output
+    are empty.
+    """
     prepare_base(TREE, sys.executable)
     base = tmp_path_factory.mktemp("base")
     for folder in ("custom_nodes", "input", "output", "models"):

@@ -1,6 +1,6 @@
-"""The pack on a GPU, part by part: its tests, the real host with a checkpoint of SD 1.5's size, what a step spends where, the
-backends of the renderer, and training of the demo prior.
+"""Checks and measurements on a GPU, in parts: the tests, the real host with a checkpoint of SD 1.5's size,
+the time of each part of a step, the renderer's backends, and training of the demo prior.
 
-Each part is a process of its own and prints one line of JSON: {"part", "ok", "seconds", ...}. A part that fails says why in
-"error" and does not stop the next. Logs lie in output/benchmarks/device.
+Each part runs in its own process and prints one line of JSON: {"part", "ok", "seconds", ...}. If a part
+fails, "error" has the reason, and the next part still runs. Logs are in output/benchmarks/device.
 """

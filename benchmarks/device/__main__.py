@@ -1,4 +1,4 @@
-"""Runs the parts, one after the other, within a time limit."""
+"""Runs the parts one after another within a time limit."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ from . import __doc__ as about
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "output" / "benchmarks" / "device"
-LIMITS_S = {  # of each part; "train" gets what is left
-    "compile": 240, "checkpoint": 60, "tests": 90, "host": 240, "split": 90, "backends": 60, "train": 600,
-}  # fmt: skip
+LIMITS_S = {  # limit of each part; "train" gets the remaining time
+    "compile": 240,
+    "checkpoint": 60,
+    "tests": 90,
+    "host": 240,
+    "split": 90,
+    "backends": 60,
+    "train": 600,
+}
 
 
 @dataclass
 class Part:
-    """A part that has been started."""
+    """A started part."""
 
     name: str
     process: subprocess.Popen
@@ -30,7 +36,7 @@ class Part:
     begun: float
 
     def result(self, seconds_left: float) -> dict:
-        """Wait for its end, at most `seconds_left`."""
+        """Wait at most `seconds_left` for its end (then kill it), and return its line of JSON as a dict."""
         facts: dict = {}
         try:
             output, _ = self.process.communicate(timeout=max(seconds_left, 1))
@@ -43,7 +49,13 @@ class Part:
             self.process.communicate()
             error = f"stopped after {time.monotonic() - self.begun:.0f} s: {self._last_line()}"
         seconds = round(time.monotonic() - self.begun, 1)
-        return {"part": self.name, "ok": not error, "seconds": seconds, **facts, **({"error": error} if error else {})}
+        return {
+            "part": self.name,
+            "ok": not error,
+            "seconds": seconds,
+            **facts,
+            **({"error": error} if error else {}),
+        }
 
     def _last_line(self) -> str:
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
@@ -52,21 +64,41 @@ class Part:
 
 def start(name: str, out: Path, cpu: bool, seconds: float) -> Part:
     log = out / f"{name}.log"
-    command = [sys.executable, "-m", "benchmarks.device.parts", name, "--out", str(out), "--seconds", str(int(seconds))]
-    environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(out / "extensions")}  # compiled once, for all parts
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.device.parts",
+        name,
+        "--out",
+        str(out),
+        "--seconds",
+        str(int(seconds)),
+    ]
+    environment = os.environ | {
+        "TORCH_EXTENSIONS_DIR": str(out / "extensions")
+    }  # compiled once, for all parts
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [*command, *(["--cpu"] if cpu else [])], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True
+            [*command, *(["--cpu"] if cpu else [])],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
         )
     return Part(name, process, log, time.monotonic())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks/device.sh", description=about)
-    parser.add_argument("--cpu", action="store_true", help="run on the CPU, with toys in place of the real sizes")
-    parser.add_argument("--minutes", type=float, default=8.0, help="for all parts together (default: %(default)s)")
+    parser.add_argument("--cpu", action="store_true", help="run on the CPU, with small sizes")
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="time limit of all parts together (default: %(default)s)"
+    )
     parser.add_argument("--parts", nargs="+", default=list(LIMITS_S), choices=list(LIMITS_S))
-    parser.add_argument("--out", type=Path, default=OUT, help="folder for logs and results (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=OUT, help="folder for logs and results (default: %(default)s)"
+    )
     options = parser.parse_args()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -76,7 +108,7 @@ def main() -> None:
 
     compiling = start("compile", out, options.cpu, left("compile")) if "compile" in options.parts else None
     for name in (name for name in options.parts if name != "compile"):
-        if compiling and name != "checkpoint":  # which needs no renderer: the compiler works beside it
+        if compiling and name != "checkpoint":  # checkpoint needs no renderer, so it runs during compilation
             say(compiling.result(left("compile")))
             compiling = None
         if left(name) < 5:

@@ -1,7 +1,9 @@
-"""Packs ComfyUI and the wheels that it and this pack need, for a machine that reaches no package registry.
+"""Packs ComfyUI, and the wheels that it and this pack need, for a machine without access to a package
+registry.
 
-The other machine has torch with torchvision and torchaudio, numpy, scipy, numba, opencv, transformers, aiohttp, pytest and
-hypothesis. ComfyUI's web page and its nodes for canny and morphology (kornia) are left out, and Warp's CPU part.
+The other machine must have torch with torchvision and torchaudio, numpy, scipy, numba, opencv, transformers,
+aiohttp, pytest and hypothesis. Not included: ComfyUI's web page, its nodes for canny and morphology (kornia),
+and Warp's CPU part.
 """
 
 from __future__ import annotations
@@ -18,19 +20,36 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from demo.fetch import find_host
-from demo.tree import Tree
+from devtools.fetch import find_host
+from devtools.tree import Tree
 
 ROOT = Path(__file__).resolve().parents[2]
-BUNDLES = {  # name of the file -> wheels, with what they need unless torch is part of that
+BUNDLES = {  # file name -> wheels, including their dependencies except those that need torch
     "host": [
-        "comfy-aimdo", "comfy-kitchen", "av", "torchsde", "trampoline", "SQLAlchemy", "alembic", "Mako", "greenlet", "blake3",
-        "simpleeval", "pydantic", "pydantic-core", "pydantic-settings", "typing-inspection", "annotated-types", "python-dotenv",
-        "spandrel", "plyfile", "gsplat",
+        "comfy-aimdo",
+        "comfy-kitchen",
+        "av",
+        "torchsde",
+        "trampoline",
+        "SQLAlchemy",
+        "alembic",
+        "Mako",
+        "greenlet",
+        "blake3",
+        "simpleeval",
+        "pydantic",
+        "pydantic-core",
+        "pydantic-settings",
+        "typing-inspection",
+        "annotated-types",
+        "python-dotenv",
+        "spandrel",
+        "plyfile",
+        "gsplat",
     ],
     "gswarp": ["gswarp", "warp-lang"],
-}  # fmt: skip
-PURE = ("comfy-kitchen",)  # its wheel of pure Python is 300 times smaller, and serves
+}
+PURE = ("comfy-kitchen",)  # its pure Python wheel is sufficient, and 300 times smaller
 LEFT_OUT = ("warp/bin/warp-clang.so", "warp/examples/", "warp/tests/")
 NOT_OF_COMFYUI = (".git/", "tests/", "tests-unit/", ".github/")
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (34, 31, 28, 27, 24, 17)]
@@ -55,18 +74,33 @@ def pack(version: str, to: Path) -> None:
 
 
 def pinned(host: Path) -> dict[str, str]:
-    """ComfyUI's requirements by name."""
+    """ComfyUI's requirements: name -> line."""
     lines = [line.split("#")[0].strip() for line in (host / "requirements.txt").read_text().splitlines()]
-    name = lambda line: next((line.split(sign)[0] for sign in ("==", ">=", "~=") if sign in line), line).lower()
+    name = lambda line: next(
+        (line.split(sign)[0] for sign in ("==", ">=", "~=") if sign in line), line
+    ).lower()
     return {name(line): line for line in lines if line}
 
 
 def download(wheels: list[str], version: str, to: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--no-deps", "--dest", str(to)]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--only-binary=:all:",
+        "--no-deps",
+        "--dest",
+        str(to),
+    ]
     pip += ["--python-version", version, "--implementation", "cp"]
     pure = [wheel for wheel in wheels if wheel.startswith(PURE)]
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
-    for some, on in ((pure, ["--platform", "any"]), ([wheel for wheel in wheels if wheel not in pure], platforms)):
+    for some, on in (
+        (pure, ["--platform", "any"]),
+        ([wheel for wheel in wheels if wheel not in pure], platforms),
+    ):
         if some:
             subprocess.run([*pip, *on, *some], check=True)
 
@@ -87,7 +121,9 @@ def is_left_out(name: str) -> bool:
 
 
 def unpack(bundles: Path, to: Path) -> None:
-    """Unpack every *.tar.xz of the folder `bundles`; `to`/venv has their packages, then those of this Python."""
+    """Unpack all *.tar.xz in the folder `bundles`. `to`/venv then has their packages, followed by those
+    of this Python.
+    """
     for file in sorted(bundles.glob("*.tar.xz")):
         with tarfile.open(file) as bundle:
             bundle.extractall(to, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
@@ -105,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python3 -m benchmarks.device.bundle", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     packing = commands.add_parser("pack")
-    packing.add_argument("--version", required=True, help="of the other machine's Python, such as 3.12")
+    packing.add_argument("--version", required=True, help="Python version of the other machine, such as 3.12")
     packing.add_argument("--to", type=Path, required=True, help="folder for the bundles")
     unpacking = commands.add_parser("unpack")
     unpacking.add_argument("bundles", type=Path)

@@ -1,8 +1,9 @@
-"""A checkpoint of Stable Diffusion 1.5's size in float16 with random weights, on which time and memory do not depend.
+"""Writes a float16 checkpoint of Stable Diffusion 1.5's size with random weights. Time and memory do not
+depend on the weights.
 
     python benchmarks/device/checkpoint.py COMFYUI_DIR FILE
 
-Names and shapes are those of the host's own classes; its Load Checkpoint detects SD 1.5 with its VAE and CLIP-L.
+Names and shapes come from the host's own classes. Its Load Checkpoint detects SD 1.5 with VAE and CLIP-L.
 """
 
 from __future__ import annotations
@@ -13,16 +14,36 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 UNET = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2, 2],
-    "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "transformer_depth_middle": 1,
-    "use_spatial_transformer": True, "legacy": False, "use_temporal_attention": False, "use_temporal_resblock": False,
-    "context_dim": 768, "num_heads": 8, "num_head_channels": -1, "use_linear_in_transformer": False,
-}  # fmt: skip
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_middle": 1,
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "use_temporal_attention": False,
+    "use_temporal_resblock": False,
+    "context_dim": 768,
+    "num_heads": 8,
+    "num_head_channels": -1,
+    "use_linear_in_transformer": False,
+}
 VAE = {
-    "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4],
-    "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0,
-}  # fmt: skip
+    "double_z": True,
+    "z_channels": 4,
+    "resolution": 256,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 128,
+    "ch_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
 
 
 def main() -> None:
@@ -47,11 +68,17 @@ def main() -> None:
             "cond_stage_model.transformer.": comfy.clip_model.CLIPTextModel(clip, dtype, "meta", operations),
         }
     weights = {
-        prefix + name: value for prefix, network in networks.items() for name, value in random_weights(network, prefix).items()
+        prefix + name: value
+        for prefix, network in networks.items()
+        for name, value in random_weights(network, prefix).items()
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(weights, file)
-    print(json.dumps({"bytes": file.stat().st_size, "parameters": sum(value.numel() for value in weights.values())}))
+    print(
+        json.dumps(
+            {"bytes": file.stat().st_size, "parameters": sum(value.numel() for value in weights.values())}
+        )
+    )
 
 
 if __name__ == "__main__":

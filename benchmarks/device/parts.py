@@ -1,4 +1,6 @@
-"""The parts, one a process: `python -m benchmarks.device.parts NAME --out DIR --seconds N [--cpu]` prints a line of JSON."""
+"""The parts, one per process: `python -m benchmarks.device.parts NAME --out DIR --seconds N [--cpu]` prints a
+line of JSON.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,10 @@ from pathlib import Path
 import torch
 
 from demo import checkpoint as demo_checkpoint
-from demo.base import PACK, PRIOR, link_folder
-from demo.fetch import find_host
-from demo.host import Server
-from demo.tree import Tree
+from devtools.base import PACK, PRIOR, link_folder
+from devtools.fetch import find_host
+from devtools.host import Server
+from devtools.tree import Tree
 from workflows.api.client import Client, ComfyError, Progress, fill, read_graph
 
 TREE = Tree(Path(__file__).resolve().parents[2])
@@ -38,10 +40,12 @@ class Sizes:
     splats: int
     steps: int
     renders: tuple[tuple[int, int], ...]  # splats, pixels
-    limit_gb: float  # of torch's allocations in the run that meets a full memory; 0 = none
+    limit_gb: float  # limit of torch's allocations in the run with little memory; 0 = no limit
 
 
-REAL = Sizes("random_sd15_fp16.safetensors", 4, 512, 100_000, 10, ((100_000, 512), (1_000_000, 512)), limit_gb=4.0)
+REAL = Sizes(
+    "random_sd15_fp16.safetensors", 4, 512, 100_000, 10, ((100_000, 512), (1_000_000, 512)), limit_gb=4.0
+)
 TOYS = Sizes(PRIOR, 2, 64, 300, 3, ((1_000, 64),), limit_gb=0.0)
 
 
@@ -49,7 +53,7 @@ TOYS = Sizes(PRIOR, 2, 64, 300, 3, ((1_000, 64),), limit_gb=0.0)
 
 
 def compile_gsplat(out: Path, sizes: Sizes, seconds: int) -> dict:
-    """Until gsplat has rendered its first splat; the other parts find its extension built."""
+    """Seconds until gsplat has rendered its first splat. Its extension is then built for the other parts."""
     from lucid_core.rasterize.choice import reason_against
 
     begun = time.perf_counter()
@@ -63,15 +67,22 @@ def write_checkpoint(out: Path, sizes: Sizes, seconds: int) -> dict:
         return {"bytes": demo_checkpoint.write(file).stat().st_size}
     script = Path(__file__).with_name("checkpoint.py")
     command = [sys.executable, script, comfyui(), file]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+    )
 
 
 def run_tests(out: Path, sizes: Sizes, seconds: int) -> dict:
-    """tests/gpu: the backends beside the reference."""
+    """Run tests/gpu, which compares the backends with the reference."""
     command = [sys.executable, "-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", ".", "-q", "tests/gpu"]
-    result = subprocess.run([*command, "-p", "no:cacheprovider"], stdout=subprocess.PIPE, text=True, cwd=TREE.root)
+    result = subprocess.run(
+        [*command, "-p", "no:cacheprovider"], stdout=subprocess.PIPE, text=True, cwd=TREE.root
+    )
     print(result.stdout, file=sys.stderr)
-    counts = {name: int(n) for n, name in re.findall(r"(\d+) (passed|failed|skipped|error)", result.stdout.splitlines()[-1])}
+    counts = {
+        name: int(n)
+        for n, name in re.findall(r"(\d+) (passed|failed|skipped|error)", result.stdout.splitlines()[-1])
+    }
     if result.returncode not in (0, 5):
         print(json.dumps(counts))
         raise SystemExit(f"tests/gpu: {result.stdout.splitlines()[-1]}")
@@ -83,7 +94,7 @@ def run_tests(out: Path, sizes: Sizes, seconds: int) -> dict:
 
 @contextmanager
 def host(out: Path, sizes: Sizes) -> Iterator[Client]:
-    """A ComfyUI with this pack, the tests' nodes and the checkpoint."""
+    """A ComfyUI server with this pack, the tests' nodes and the checkpoint."""
     base = out / "base"
     for folder in ("custom_nodes", "input", "output", "models/checkpoints"):
         (base / folder).mkdir(parents=True, exist_ok=True)
@@ -100,7 +111,9 @@ def host(out: Path, sizes: Sizes) -> Iterator[Client]:
 
 
 def run_host(out: Path, sizes: Sizes, seconds: int) -> dict:
-    """text_to_splat_sd through /prompt: to its end, cancelled and resumed, with little memory, and once more with all of it."""
+    """Run text_to_splat_sd through /prompt: completely, cancelled and resumed, with little memory, and again
+    without a memory limit.
+    """
     found: dict = {}
     with host(out, sizes) as client:
         found["system"] = client_devices(client)
@@ -119,24 +132,36 @@ def run_host(out: Path, sizes: Sizes, seconds: int) -> dict:
         found["after_it"] = summary_of(client.run(limited(shipped(sizes, seed=5), 0.0)))
     log = (out / f"server-{os.getpid()}.log").read_text(errors="replace")
     found["dynamic_vram"] = "DynamicVRAM support detected and enabled" in log
-    told = (line.strip()[:160] for line in log.splitlines() if re.search("no memory|little memory|rasterizer", line))
+    told = (
+        line.strip()[:160]
+        for line in log.splitlines()
+        if re.search("no memory|little memory|rasterizer", line)
+    )
     found["said"] = sorted(set(told))
     return found
 
 
 def shipped(sizes: Sizes, seed: int, steps: int | None = None, surface_share: float = 0.0) -> dict:
     """The shipped workflow for a real checkpoint, at `sizes`."""
-    return fill(read_graph(str(GRAPH)), {
-        "CheckpointLoaderSimple": {"ckpt_name": sizes.checkpoint},
-        "LucidPointCloud": {"count": sizes.splats},
-        "LucidISM": {"surface_share": surface_share},
-        "LucidDream": {"steps": steps or sizes.steps, "views": sizes.views, "resolution": sizes.px, "seed": seed},
-        "LucidSave": {"turntable_frames": 8, "turntable_size": sizes.px},
-    })  # fmt: skip
+    return fill(
+        read_graph(str(GRAPH)),
+        {
+            "CheckpointLoaderSimple": {"ckpt_name": sizes.checkpoint},
+            "LucidPointCloud": {"count": sizes.splats},
+            "LucidISM": {"surface_share": surface_share},
+            "LucidDream": {
+                "steps": steps or sizes.steps,
+                "views": sizes.views,
+                "resolution": sizes.px,
+                "seed": seed,
+            },
+            "LucidSave": {"turntable_frames": 8, "turntable_size": sizes.px},
+        },
+    )
 
 
 def limited(graph: dict, gb: float) -> dict:
-    """With the tests' node that limits torch's memory between the checkpoint and its model's reader."""
+    """`graph` with the tests' node that limits torch's memory, between the checkpoint and Lucid ISM."""
     graph = json.loads(json.dumps(graph))
     ism = next(node for node in graph.values() if node["class_type"] == "LucidISM")
     inputs = {"model": ism["inputs"]["model"], "gb": gb, "nonce": time.time_ns() % 2**31}
@@ -146,12 +171,12 @@ def limited(graph: dict, gb: float) -> dict:
 
 
 def summary_of(entry: dict) -> dict:
-    """What Lucid Dream says of its run."""
+    """Lucid Dream's summary of its run."""
     return next(output["lucid"][0] for output in entry["outputs"].values() if "lucid" in output)
 
 
 def cancelled(client: Client, graph: dict, step: int) -> str:
-    """Run `graph`, interrupt it at `step` of Lucid Dream -> the node's last text."""
+    """Run `graph` and interrupt it at `step` of Lucid Dream; returns the node's last text."""
     said, asked = [""], threading.Event()
 
     def follow(progress: Progress) -> None:
@@ -172,12 +197,15 @@ def cancelled(client: Client, graph: dict, step: int) -> str:
 
 def client_devices(client: Client) -> dict:
     system = json.loads(client._request("GET", "/system_stats"))
-    return {"comfyui": system["system"]["comfyui_version"], "torch": system["system"]["pytorch_version"],
-            "devices": [device["name"] for device in system["devices"]]}  # fmt: skip
+    return {
+        "comfyui": system["system"]["comfyui_version"],
+        "torch": system["system"]["pytorch_version"],
+        "devices": [device["name"] for device in system["devices"]],
+    }
 
 
 def split_step(out: Path, sizes: Sizes, seconds: int) -> dict:
-    """A step's time in the model, the VAE, the renderer and the rest, for batches of 1 view and more."""
+    """Time of a step in the model, the VAE, the renderer and the rest, for different numbers of views."""
     graph = shipped(sizes, seed=1)
     of = lambda kind: next(name for name, node in graph.items() if node["class_type"] == kind)
     inputs = {"guidance": [of("LucidISM"), 0], "splat": [of("LucidPointCloud"), 0]}
@@ -200,20 +228,24 @@ def measure_backends(out: Path, sizes: Sizes, seconds: int) -> dict:
     rows, begun = [], time.monotonic()
     for n, px in sizes.renders:
         for backend in (name for name in BACKENDS if name not in unusable):
-            if time.monotonic() - begun < 0.7 * seconds:  # numba's million may take what is left
+            if time.monotonic() - begun < 0.7 * seconds:  # a million Gaussians on numba may take the rest
                 rows.append(measure(backend, n, px))
     return {"unusable": unusable, "rows": rows}
 
 
 def train_prior(out: Path, sizes: Sizes, seconds: int) -> dict:
-    """The demo prior, anew, in the time that is left."""
+    """Train the demo prior from scratch in the remaining time."""
     from demo.train import Config, train
 
     config, device = Config(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    minutes = seconds / 60 * 0.8  # beside drawing the pictures
+    minutes = seconds / 60 * 0.8  # the rest is for rendering the images
     if sizes is TOYS:
         config = replace(config, images=600)
-    config = replace(config, vae=replace(config.vae, minutes=0.35 * minutes), unet=replace(config.unet, minutes=0.5 * minutes))
+    config = replace(
+        config,
+        vae=replace(config.vae, minutes=0.35 * minutes),
+        unet=replace(config.unet, minutes=0.5 * minutes),
+    )
     lines: list[str] = []
     train(out / "train", config, device, report=lines.append)
     return {"device": device.type, "said": lines[-3:]}
@@ -239,9 +271,14 @@ def checkpoint_of(out: Path, sizes: Sizes) -> Path:
 
 
 PARTS = {
-    "compile": compile_gsplat, "checkpoint": write_checkpoint, "tests": run_tests, "host": run_host, "split": split_step,
-    "backends": measure_backends, "train": train_prior,
-}  # fmt: skip
+    "compile": compile_gsplat,
+    "checkpoint": write_checkpoint,
+    "tests": run_tests,
+    "host": run_host,
+    "split": split_step,
+    "backends": measure_backends,
+    "train": train_prior,
+}
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""What is compared: one method, thing and seed is a case; methods of one part may ask the model equally often."""
+"""The cases of the comparison: one method, object and seed each. All methods get the same number of model
+evaluations, except those that end in image targets.
+"""
 
 from __future__ import annotations
 
@@ -17,32 +19,32 @@ from torch import Tensor
 from demo import world
 from demo.checkpoint import PRIOR
 from lucid_core.cameras import CameraRanges
-from lucid_core.checks import bounds_of, require
-from lucid_core.dream import PRESETS, DreamConfig
-from lucid_core.ism import ISM
-from lucid_core.pointcloud import PointCloud
-from lucid_core.prior import Prior
-from lucid_core.score import Guidance
-from lucid_core.targets import PRESETS as TARGETS
-from lucid_core.targets import ImageTargets
-from lucid_core.views import Prompts, ViewBlend
+from lucid_core.conditioning.view_prompts import Prompts, ViewBlend
+from lucid_core.diffusion.prior import Prior
+from lucid_core.guidance.base import Guidance
+from lucid_core.guidance.image_targets import PRESETS as TARGETS
+from lucid_core.guidance.image_targets import ImageTargets
+from lucid_core.guidance.ism import ISM
+from lucid_core.optimize.config import PRESETS, DreamConfig
+from lucid_core.settings import bounds_of, require
+from lucid_core.starts.shapes import PointCloud
 
 from .methods import METHODS, Method
 
 WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "api" / "text_to_splat.json"
-DRAWS = 400  # steps whose model evaluations are counted: their mean is then known to about 1%
+DRAWS = 400  # steps in which model evaluations are counted; gives the mean to about 1%
 THINGS = f"a thing of the demo world: one of {', '.join(world.KINDS)} in one of {', '.join(world.COLORS)}"
 
 
 @dataclass(frozen=True)
 class Case:
-    """All that a splat depends on, by value; `label` is what its method is called."""
+    """All settings that a splat depends on; `label` is the name of its method."""
 
     label: str
     prompt: str
     seed: int
     guidance: Guidance
-    surface: ImageTargets | None  # what follows the guidance, in the share `surface_share` of the steps
+    surface: ImageTargets | None  # replaces the guidance in the last fraction `surface_share` of the steps
     surface_share: float
     config: DreamConfig
     blend: ViewBlend
@@ -53,7 +55,9 @@ class Case:
 
     @property
     def key(self) -> str:
-        """A file name, the same for cases of the same settings: what its hash covers, with the prior, but the label."""
+        """A file name. Its hash covers all settings except the label, and the prior, so cases with the same
+        settings share it.
+        """
         settings = repr(replace(self, label="")) + _prior_hash()
         words = "-".join(re.findall("[a-z0-9]+", self.prompt.lower()))[:60]
         return f"{words}-{self.seed}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
@@ -65,11 +69,14 @@ def _prior_hash() -> str:
 
 
 def workflow() -> Case:
-    """The shipped workflow as a case of "default"."""
+    """The settings of the shipped workflow, as a case with the label "default"."""
     graph = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     inputs = {node["class_type"]: node["inputs"] for node in graph.values()}
     settings = lambda kind, node: {
-        name: inputs[node][key] for name in bounds_of(kind) for key in (name, f"preset.{name}") if key in inputs[node]
+        name: inputs[node][key]
+        for name in bounds_of(kind)
+        for key in (name, f"preset.{name}")
+        if key in inputs[node]
     }
     cloud, run, ism = inputs["LucidPointCloud"], inputs["LucidDream"], inputs["LucidISM"]
     color = tuple(byte / 255 for byte in bytes.fromhex(cloud["color"].removeprefix("#")))
@@ -102,12 +109,15 @@ def with_method(case: Case, method: Method) -> Case:
     )
 
 
-def plan(prompts: Sequence[str], seeds: Sequence[int], methods: Sequence[str], budgets: Sequence[float]) -> list[Case]:
-    """All cases, thing by thing, so that an unfinished table compares like with like.
+def plan(
+    prompts: Sequence[str], seeds: Sequence[int], methods: Sequence[str], budgets: Sequence[float]
+) -> list[Case]:
+    """All cases, ordered by object, so that an unfinished table still compares the same objects.
 
-    A budget is a share of the model evaluations that "ism" needs for the steps of Lucid Dream's preset cpu. A method that asks
-    for fewer in a step gets more steps; schedules are shares of the run, so they stretch. What ends in image targets has its
-    own number of steps, of which the budget is a share. Raises ValueError for what cannot run.
+    A budget is a fraction of the model evaluations that "ism" needs for the steps of Lucid Dream's preset
+    cpu. A method with fewer evaluations per step gets more steps; schedules are fractions of the run and
+    scale with it. Methods that end in image targets have their own number of steps, of which the budget is a
+    fraction. Raises ValueError for invalid arguments.
     """
     for prompt in prompts:
         require(world.parse(prompt) is not None, "prompts", repr(prompt), THINGS)
@@ -126,12 +136,16 @@ def plan(prompts: Sequence[str], seeds: Sequence[int], methods: Sequence[str], b
         steps = case.config.steps if case.surface else evaluations / evaluations_a_step(case)
         for budget in budgets:
             label = name if budget == 1 else f"{name}@{budget:g}"
-            templates.append(replace(case, label=label, config=replace(case.config, steps=max(round(budget * steps), 1))))
-    return [replace(case, prompt=prompt, seed=seed) for seed in seeds for prompt in prompts for case in templates]
+            templates.append(
+                replace(case, label=label, config=replace(case.config, steps=max(round(budget * steps), 1)))
+            )
+    return [
+        replace(case, prompt=prompt, seed=seed) for seed in seeds for prompt in prompts for case in templates
+    ]
 
 
 def evaluations_a_step(case: Case) -> float:
-    """Mean number of images that the model is asked about in a step of such a case."""
+    """Mean number of model evaluations (latents times conditionings) in a step of `case`."""
     prior, generator = _Counter(), torch.Generator().manual_seed(0)
     prompts = Prompts((None,) * 4, None, None, case.blend)
     for i in range(DRAWS):
@@ -143,7 +157,7 @@ def evaluations_a_step(case: Case) -> float:
 
 
 class _Counter(Prior):
-    """A prior that predicts nothing and counts what it is asked."""
+    """A prior without a model, which counts evaluations."""
 
     def __init__(self) -> None:
         self.evaluations = 0

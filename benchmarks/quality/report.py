@@ -1,4 +1,4 @@
-"""The table and the pictures of finished cases."""
+"""The table and the contact sheets of finished cases."""
 
 from __future__ import annotations
 
@@ -10,23 +10,32 @@ import torch
 from torch import Tensor
 
 from demo import score, world
-from lucid_core import ply, video
+from lucid_core.io import ply, video
 
 if TYPE_CHECKING:
     from .cases import Case
     from .run import Result
 
 Row = dict[str, float | None]
-VIEWS = 8  # of a sheet
-MEANS = {  # over the cases -> decimals
-    "psnr": 2, "ssim": 3, "iou": 3, "sharpness": 2, "faces": 2, "color": 3, "mud": 3, "fog": 2,
-    "evaluations": 0, "seconds": 0, "steps": 0,
-}  # fmt: skip
+VIEWS = 8  # images per row of a contact sheet
+MEANS = {  # measures whose mean over the cases is reported -> decimals
+    "psnr": 2,
+    "ssim": 3,
+    "iou": 3,
+    "sharpness": 2,
+    "faces": 2,
+    "color": 3,
+    "mud": 3,
+    "fog": 2,
+    "evaluations": 0,
+    "seconds": 0,
+    "steps": 0,
+}
 DECIMALS = MEANS | {"worst psnr": 2, "cases": 0}
 
 
 def summaries(results: Mapping[Case, Result]) -> dict[str, Row]:
-    """Label -> means over its cases (faces: over those that have it), the worst PSNR and the number of cases."""
+    """Label -> means over its cases (faces: over those with a value), the worst PSNR, the number of cases."""
     by_label: dict[str, list[Result]] = {}
     for case, result in results.items():
         by_label.setdefault(case.label, []).append(result)
@@ -40,22 +49,31 @@ def _summary(results: list[Result]) -> Row:
 
 
 def brief(rows: dict[str, Row]) -> dict[str, Row]:
-    """For --json."""
-    return {label: {name: row[name] for name in row if name not in ("steps", "worst psnr")} for label, row in rows.items()}
+    """The columns for --json."""
+    return {
+        label: {name: row[name] for name in row if name not in ("steps", "worst psnr")}
+        for label, row in rows.items()
+    }
 
 
 def table(rows: dict[str, Row]) -> str:
-    """Markdown that is aligned as plain text too."""
+    """A Markdown table with aligned columns."""
     cell = lambda value, decimals: "-" if value is None else f"{value:,.{decimals}f}"
-    body = [[label, *(cell(row[name], decimals) for name, decimals in DECIMALS.items())] for label, row in rows.items()]
+    body = [
+        [label, *(cell(row[name], decimals) for name, decimals in DECIMALS.items())]
+        for label, row in rows.items()
+    ]
     widths = [max(map(len, column)) for column in zip(["method", *DECIMALS], *body)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    padded = lambda line: [line[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(line[1:], widths[1:]))]
+    padded = lambda line: [
+        line[0].ljust(widths[0]),
+        *(text.rjust(width) for text, width in zip(line[1:], widths[1:])),
+    ]
     return "".join(f"| {' | '.join(padded(line))} |\n" for line in (["method", *DECIMALS], rule, *body))
 
 
 def write_sheets(results: Mapping[Case, Result], folder: Path) -> None:
-    """A .png for each label: for each prompt a row of the truth, then a row for each seed."""
+    """Write a .png for each label: for each prompt a row of true images, then a row for each seed."""
     by_label: dict[str, dict[str, list[Tensor]]] = {}
     for case, result in results.items():
         thing = world.parse(case.prompt)

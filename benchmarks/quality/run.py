@@ -1,10 +1,9 @@
-"""Running, measuring and keeping cases."""
+"""Runs cases, measures them and saves the results."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import signal
 import sys
 import time
@@ -18,23 +17,25 @@ import torch
 
 from demo import measures, score, world
 from demo.prior import DemoPrior
-from lucid_core import dream, ply
-from lucid_core.gaussians import Splats
-from lucid_core.teacher import Mix, Teacher, Teachers
+from lucid_core.guidance.mixing import GuidanceSource, Mix, MixedSource
+from lucid_core.io import ply
+from lucid_core.io.atomic import atomic_path
+from lucid_core.optimize import loop as dream
+from lucid_core.splats import Splats
 
 from . import report
 from .cases import Case, workflow
 
 VIEWS = 32
-FACED = ("snowman", "house", "mug")  # of the other kinds the back is the front in another light
+FACED = ("snowman", "house", "mug")  # the other kinds look the same from front and back, except for the light
 
 
 @dataclass(frozen=True)
 class Result:
-    """Of one case; the measures are those of demo.score and measures. scale: the fitted size.
+    """Result of one case; the measures are those of demo.score and demo.measures. scale: the fitted scale.
 
-    faces is None for a thing whose back is its front. evaluations: images that the model was asked about. seconds: of the
-    optimisation, on one thread. stopped: why the run ended early, if it did.
+    faces: None for an object whose front and back look the same. evaluations: model evaluations. seconds:
+    time of the optimisation on one thread. stopped: why the run ended early; None if it did not.
     """
 
     psnr: float
@@ -53,18 +54,20 @@ class Result:
 
 
 def run(case: Case, folder: Path) -> Result:
-    """Distil and measure one case, and keep it in `folder`; the .json is written last, so what has one is whole."""
+    """Optimise and measure one case, and save it in `folder`. The .json is written last, so a case with a
+    .json is complete.
+    """
     splats, facts = distil(case)
     result = measure(splats, world.parse(case.prompt), facts)
     ply.write(folder / f"{case.key}.ply", splats)
-    part = folder / f"{case.key}.part"
-    part.write_text(json.dumps(asdict(result) | {"settings": repr(case)}, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, folder / f"{case.key}.json")
+    facts = json.dumps(asdict(result) | {"settings": repr(case)}, indent=1) + "\n"
+    with atomic_path(folder / f"{case.key}.json") as part:
+        part.write_text(facts, encoding="utf-8")
     return result
 
 
 def kept(case: Case, folder: Path) -> Result | None:
-    """The result of a case that has been run."""
+    """The saved result of a case; None if it has not been run."""
     try:
         facts = json.loads((folder / f"{case.key}.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -74,25 +77,34 @@ def kept(case: Case, folder: Path) -> Result | None:
 
 
 def distil(case: Case) -> tuple[Splats, dict[str, Any]]:
-    """The splat, and the fields of Result that do not come from its pictures. A run that diverges keeps its last good one."""
+    """The splat, and the fields of Result that do not come from its images. A run that diverges returns
+    its last valid splat; raises its error if there is none.
+    """
     prior = _prior()
     prompts = prior.prompts(case.prompt, blend=case.blend)
     if not case.view_words:
         prompts = replace(prompts, views=(prior.caption(case.prompt),) * 4)
-    teacher = Teacher(prior, case.guidance, prompts)
+    source = GuidanceSource(prior, case.guidance, prompts)
     if case.surface:
-        teacher = Teachers(teacher, Teacher(prior, case.surface, prompts), Mix("sequence", case.surface_share))
+        source = MixedSource(
+            source, GuidanceSource(prior, case.surface, prompts), Mix("sequence", case.surface_share)
+        )
     splats = case.start.splats(case.start_seed)
     step, stopped, asked, begun = 0, None, prior.evaluations, time.perf_counter()
     try:
-        for done in dream.distil(splats, teacher, case.cameras, case.config, case.seed, "numba"):
+        for done in dream.distil(splats, source, case.cameras, case.config, case.seed, "numba"):
             step, splats = done.step, done.splats
     except (FloatingPointError, RuntimeError) as error:
         if step == 0:
             raise
         stopped = str(error)
     seconds = time.perf_counter() - begun
-    return splats, {"evaluations": prior.evaluations - asked, "seconds": seconds, "steps": step, "stopped": stopped}
+    return splats, {
+        "evaluations": prior.evaluations - asked,
+        "seconds": seconds,
+        "steps": step,
+        "stopped": stopped,
+    }
 
 
 @lru_cache
@@ -118,7 +130,9 @@ def measure(splats: Splats, thing: world.Thing, facts: dict[str, Any]) -> Result
 
 
 def run_all(cases: list[Case], folder: Path, jobs: int) -> dict[Case, Result]:
-    """The result of every case; those that `folder` lacks are run, `jobs` at a time. Its table.md follows."""
+    """The results of all cases. Cases without a result in `folder` are run, `jobs` in parallel; its
+    table.md is updated after each.
+    """
     store = folder / "cases"
     store.mkdir(parents=True, exist_ok=True)
     by_key = {case.key: case for case in cases}  # the same settings under two labels are run once
@@ -130,24 +144,30 @@ def run_all(cases: list[Case], folder: Path, jobs: int) -> dict[Case, Result]:
         _write_table(cases, results, folder)
         left = (time.monotonic() - begun) / count * (len(missing) - count) / 60
         print(
-            f"{count} of {len(missing)}: {case.label}, {case.prompt}, seed {case.seed}: {result.psnr:.2f} dB in "
-            f"{result.seconds:.0f} s; {left:.0f} min left", file=sys.stderr, flush=True,
-        )  # fmt: skip
+            f"{count} of {len(missing)}: {case.label}, {case.prompt}, seed {case.seed}: {result.psnr:.2f} dB "
+            f"in {result.seconds:.0f} s; {left:.0f} min left",
+            file=sys.stderr,
+            flush=True,
+        )
     return _write_table(cases, results, folder)
 
 
 def _write_table(cases: list[Case], by_key: dict[str, Result], folder: Path) -> dict[Case, Result]:
-    """Of the cases that have a result; returns these with theirs, in the order of `cases`."""
+    """Write the table of the cases that have a result; returns these results, in the order of `cases`."""
     results = {case: by_key[case.key] for case in cases if case.key in by_key}
     (folder / "table.md").write_text(report.table(report.summaries(results)), encoding="utf-8")
     return results
 
 
 def _finished(cases: list[Case], store: Path, jobs: int) -> Iterator[tuple[Case, Result]]:
-    """Cases as they are done, each in a process of one thread; the processes end with this one."""
+    """Yields cases as they finish. Each runs on one thread of a worker process; workers end with this
+    process.
+    """
     if not cases:
         return
-    with multiprocessing.get_context("spawn").Pool(min(jobs, len(cases)), _leave_interrupts_to_the_parent) as pool:
+    with multiprocessing.get_context("spawn").Pool(
+        min(jobs, len(cases)), _leave_interrupts_to_the_parent
+    ) as pool:
         yield from pool.imap_unordered(_run_apart, [(case, store) for case in cases])
 
 
@@ -162,7 +182,7 @@ def _run_apart(job: tuple[Case, Path]) -> tuple[Case, Result]:
 
 @lru_cache
 def _warm_up() -> None:
-    """One step for what is compiled or loaded at first use, which is no part of a method's seconds."""
+    """Run one step, so that compilation and loading at first use do not count in a method's seconds."""
     torch.set_num_threads(1)
     case = workflow()
     distil(replace(case, config=replace(case.config, steps=1)))

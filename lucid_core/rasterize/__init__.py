@@ -1,6 +1,7 @@
-"""Splats and cameras to images, differentiably: one contract, one definition of the image, several backends.
+"""Differentiable rasterization of splats, with one interface and several backends.
 
-The image is gsplat's classic mode (see limits.py). Every backend renders all views in one call, or as many as fit.
+The image is defined by gsplat's classic mode (see limits.py). Every backend renders all views in one call, or
+as many as fit into memory.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras
-from ..gaussians import Splats
+from ..splats import Splats
 from . import choice, parts
 from .choice import BACKENDS as BACKENDS
 from .choice import device_for as device_for
@@ -23,10 +24,12 @@ from .failures import RenderError as RenderError
 
 @dataclass(frozen=True)
 class Render:
-    """B views. rgb (B, H, W, 3); alpha (B, H, W, 1) in [0, 1]; depth (B, H, W, 1), the sum of weight * camera z.
+    """B rendered views.
 
-    `info` is what gsplat's strategies read: means2d (B, N, 2) pixels, a leaf whose `grad` is filled by backpropagation through
-    the images; radii (B, N, 2) int32 pixels, 0 where culled; gaussian_ids None (not packed); width, height, n_cameras.
+    rgb (B, H, W, 3); alpha (B, H, W, 1) in [0, 1]; depth (B, H, W, 1), the sum of weight * camera z in world
+    units. info, as gsplat's strategies need it: means2d (B, N, 2) in pixels, a leaf whose `grad` is filled by
+    the backward pass; radii (B, N, 2) int32 in pixels, 0 if culled; gaussian_ids None (not packed); width,
+    height, n_cameras.
     """
 
     rgb: Tensor
@@ -46,14 +49,16 @@ def rasterize(
 ) -> Render:
     """Render `splats` from every camera; differentiable in the five tensors of `splats` and in `background`.
 
-    sh_degree: the highest spherical-harmonics band used, None for all that the splats hold.
-    background: (3,) or (B, 3) linear with rgb, None for black.
-    backend: one of BACKENDS; "auto" takes the fastest that works where the splats are. "numba" renders on the CPU, wherever
-    they are; "reference" is slow, but takes any device and float dtype.
-    Where there is no memory for all views together, fewer are rendered at a time; "auto" leaves what does not fit as one view
-    to the next backend, and `slowdown()` says so. All this holds for the backward pass too.
-    Raises ValueError for arguments that cannot be rendered, ImportError where the backend's package is missing,
-    RenderError when there is no memory, and when the renderer or the GPU fails; it says what may help.
+    width, height: in pixels. sh_degree: highest spherical harmonics degree used, None = that of the splats.
+    background: (3,) or (B, 3) in the colour space of rgb, None = black. backend: one of BACKENDS. "auto": the
+    fastest one that works on the device of the splats; "numba": on the CPU, for splats on any device;
+    "reference": slow, any device and float dtype.
+
+    If the views do not fit into memory together, fewer are rendered at a time. If a single view does not fit,
+    "auto" switches to the next backend, which `slowdown()` reports. The same holds for the backward pass.
+
+    Raises ValueError for arguments that cannot be rendered, ImportError if the package of the backend is
+    missing, and RenderError, with a remedy, if memory is too small or if the renderer or the GPU fails.
     """
     require_backend(backend)
     check(splats, cameras, width, height, sh_degree, background)
@@ -75,23 +80,35 @@ def rasterize(
 
 
 def _render(backend: str, arguments: parts.Arguments) -> parts.Outputs:
-    """What `backend` makes of `arguments`. Raises ValueError for splats that it does not take."""
+    """Render `arguments` with `backend`. Raises ValueError if it does not support the dtype or device."""
     means = arguments[0].means
     if backend != "reference" and means.dtype != torch.float32:
-        raise ValueError(f"backend {backend!r} renders float32, but means are {means.dtype}; convert the splats")
+        raise ValueError(
+            f"backend {backend!r} renders float32, but means are {means.dtype}; convert the splats"
+        )
     if backend in choice.ON_CUDA and means.device.type != "cuda":
-        raise ValueError(f"backend {backend!r} renders on CUDA, but means are on {means.device}; move them there")
+        raise ValueError(
+            f"backend {backend!r} renders on CUDA, but means are on {means.device}; move them there"
+        )
     if not len(means):
-        return choice.renderer("reference")(*arguments)  # the others' kernels are not made for nothing
+        return choice.renderer("reference")(*arguments)  # the other backends cannot render 0 Gaussians
     return parts.render(backend, arguments)
 
 
 def to_device(cameras: Cameras, device: torch.device) -> Cameras:
+    """The cameras with both tensors on `device`."""
     return Cameras(cameras.viewmats.to(device), cameras.Ks.to(device))
 
 
-def check(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: int | None, background: Tensor | None) -> None:
-    """Raise ValueError, naming the argument and what is allowed, unless these can be rendered."""
+def check(
+    splats: Splats,
+    cameras: Cameras,
+    width: int,
+    height: int,
+    sh_degree: int | None,
+    background: Tensor | None,
+) -> None:
+    """Raise ValueError, naming the argument and the allowed values, unless these can be rendered."""
     for name, value in (("width", width), ("height", height)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}; expected a whole number of pixels, at least 1")
@@ -143,13 +160,16 @@ def _check_shapes(splats: Splats, cameras: Cameras, background: Tensor | None) -
 
 
 def _ranges(tensors: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
-    """Smallest and largest value of each that has any, NaN if one is; all on one device, which is waited for once.
+    """(minimum, maximum) of each non-empty tensor, NaN if it has one; one device synchronisation.
 
-    On the CPU by numpy: after a parallel operation of torch its threads spin for milliseconds on the cores we want next.
+    Uses numpy on the CPU: after a parallel torch operation, torch's threads keep spinning for milliseconds on
+    the cores that the renderer needs next.
     """
     values = {name: value.detach() for name, value in tensors.items() if value.numel()}
     first = next(iter(values.values()))
     if first.device.type == "cpu" and first.dtype in (torch.float32, torch.float64):
-        return {name: (float(value.numpy().min()), float(value.numpy().max())) for name, value in values.items()}
+        return {
+            name: (float(value.numpy().min()), float(value.numpy().max())) for name, value in values.items()
+        }
     extremes = torch.stack([extreme for value in values.values() for extreme in value.aminmax()]).tolist()
     return dict(zip(values, zip(extremes[::2], extremes[1::2])))

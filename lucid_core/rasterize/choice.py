@@ -1,6 +1,7 @@
-"""Which backend renders: asked for by name, or the fastest that works, tried once and at first use.
+"""Choice of the backend: given by name, or the fastest that works, tested once at first use.
 
-A backend that cannot run here is out for the rest of the process; one without the memory for one view, for the rest of the run.
+A backend that cannot run here is excluded for the rest of the process. One that has too little memory for a
+single view is excluded for the rest of the run.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras
-from ..extras import load
-from ..gaussians import Splats
+from ..optional import load
+from ..splats import Splats
 from .failures import as_render_error, cannot_run, first_line, gpu_is_lost, is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -25,28 +26,32 @@ BACKENDS = ("auto", *MODULES)
 ON_CUDA = ("gsplat", "gswarp")  # fastest first
 Renderer = Callable[[Splats, Cameras, int, int, int, Tensor], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
 
-_against: dict[str, str] = {}  # backend -> why it is out; empty = it works
-_without_memory: set[str] = set()  # of those that are out
-_views: dict[str, int] = {}  # backend -> as many views at a time as it has memory for, in this run
-_left: dict[str, str] = {}  # backend -> why this run went on with another one
+_against: dict[str, str] = {}  # backend -> reason why it is excluded; "" = it works
+_without_memory: set[str] = set()  # excluded backends whose reason is memory
+_views: dict[str, int] = {}  # backend -> views at a time that fit into memory, in this run
+_left: dict[str, str] = {}  # backend -> reason why this run switched to another one
 _said: set[str] = set()
 
 
 def renderer(backend: str) -> Renderer:
-    """The render function of `backend`, imported on first use. Raises ImportError where its package is missing."""
+    """The render function of `backend`, imported on first use.
+
+    Raises ImportError if its package is missing.
+    """
     if backend == "numba":
         load("numba", "numba")
     return importlib.import_module(f".{MODULES[backend]}", __package__).render
 
 
 def device_for(backend: str) -> torch.device:
-    """Where the splats of a new run should live for `backend`: on the CUDA device or on the CPU.
+    """The device for the splats of a new run with `backend`: CUDA or CPU.
 
-    Call it at the start of each run: it tries the backends that were never used, which compiles their kernels, and those
-    again that had no memory in the last run. Raises ValueError if `backend` cannot be used.
+    Call it at the start of each run. It tests backends that were not used before, which compiles their
+    kernels, and tests those again that ran out of memory in the last run. Raises ValueError if `backend`
+    cannot be used.
     """
     require_backend(backend)
-    for name in _without_memory:  # a smaller splat, or another model beside it, may leave enough
+    for name in _without_memory:  # a smaller splat or diffusion model may fit
         del _against[name]
     for of_the_run in (_without_memory, _views, _left):
         of_the_run.clear()
@@ -57,7 +62,7 @@ def device_for(backend: str) -> torch.device:
 
 
 def require_usable(backend: str) -> None:
-    """Raise ValueError if it is plain that `backend` cannot be used; nothing is loaded, compiled or changed."""
+    """Raise ValueError if `backend` obviously cannot be used; loads, compiles and changes nothing."""
     require_backend(backend)
     if backend not in ON_CUDA:
         return
@@ -71,7 +76,7 @@ def _refusal(backend: str, reason: str) -> str:
 
 
 def _lacks(backend: str) -> str:
-    """What a CUDA backend plainly lacks here, or ""."""
+    """The obviously missing requirement of a CUDA backend (GPU or package), or ""."""
     if not torch.cuda.is_available():
         return "needs a CUDA GPU, and torch finds none"
     if importlib.util.find_spec(backend) is None:
@@ -80,38 +85,45 @@ def _lacks(backend: str) -> str:
 
 
 def require_backend(backend: str) -> None:
+    """Raise ValueError if there is no backend of this name."""
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
 
 
 def candidates(device: str) -> Iterator[str]:
-    """The backends that "auto" has left for splats on `device`, the best first; each is tried when its turn comes."""
+    """The usable backends for "auto" with splats on `device`, fastest first; each is tested when reached."""
     if device == "cuda":
         yield from (name for name in ON_CUDA if not reason_against(name))
     yield "numba"
 
 
 def reason_against(backend: str) -> str:
-    """Why `backend` cannot be used here, or "". The first call tries it."""
+    """The reason why `backend` cannot be used here, or "". The first call tests it."""
     if backend not in _against:
         _against[backend] = _probe(backend) if backend in ON_CUDA else ""
     return _against[backend]
 
 
 def views_at_a_time(backend: str) -> int:
-    """As many views as `backend` has had no trouble with in this run."""
+    """The number of views that `backend` can render at a time in this run; unlimited at first."""
     return _views.get(backend, sys.maxsize)
 
 
 def after_failure(backend: str, size: int, error: Exception, last: bool) -> int:
-    """How many views at a time `backend` should render after `error` with `size` of them; 0 = leave it to the next backend.
+    """Views to render at a time after `error` with `size` of them; 0 = switch to the next backend.
 
-    Raises RenderError where this is the `last` one, and for all errors but those of memory and of a backend that cannot run.
+    Raises RenderError if `backend` is the `last` one, and for errors other than out of memory or a backend
+    that cannot run.
     """
     full = is_out_of_memory(error)
     if full and size > 1:
         _views[backend] = half = (size + 1) // 2
-        log.warning("rasterizer %s has no memory for %d views at a time; it goes on with %d, slower", backend, size, half)
+        log.warning(
+            "rasterizer %s has no memory for %d views at a time; continuing with %d, which is slower",
+            backend,
+            size,
+            half,
+        )
         return half
     if last or not (full or cannot_run(error)):
         raise as_render_error(backend, error) from error
@@ -123,20 +135,20 @@ def _leave(backend: str, reason: str, full: bool) -> None:
     _against[backend] = _left[backend] = reason
     if full:
         _without_memory.add(backend)
-    log.warning("rasterizer %s %s; the next one takes over", backend, reason)
+    log.warning("rasterizer %s %s; switching to the next backend", backend, reason)
 
 
 def slowdown() -> str:
-    """Why this run is rendered by a slower backend than it could be, for the user; "" where it is not."""
+    """A message for the user if this run had to switch to a slower backend, else ""."""
     if not _left:
         return ""
     reasons = "; ".join(f"{name} {reason}" for name, reason in _left.items())
-    remedy = " Fewer splats or pixels may help." if _without_memory else ""
+    remedy = " Fewer Gaussians or pixels may help." if _without_memory else ""
     return f"{next(candidates('cuda'))} renders now, more slowly: {reasons}.{remedy}"
 
 
 def say(backend: str, device: str) -> None:
-    """Log, once, what renders splats on `device` and why nothing faster does."""
+    """Log once which backend renders splats on `device`, and why no faster one does."""
     device = "cpu" if backend == "numba" else device
     passed = ON_CUDA if backend == "numba" else ON_CUDA[: ON_CUDA.index(backend)]
     why = "; ".join(f"{name} {_against[name]}" for name in passed if _against.get(name))
@@ -147,18 +159,18 @@ def say(backend: str, device: str) -> None:
 
 
 def _probe(backend: str) -> str:
-    """Prepare a CUDA backend and let it render one splat, gradient included -> what went wrong, or ""."""
+    """Prepare a CUDA backend and render one Gaussian with gradients -> reason of failure, or ""."""
     if _lacks(backend):
         return _lacks(backend)
     try:
         importlib.import_module(f".{MODULES[backend]}", __package__).prepare()
         _render_one(renderer(backend))
-    except Exception as error:  # a compiler, a driver and two packages: whatever it is, another backend can render
+    except Exception as error:  # compiler, driver or packages may raise anything; another backend can render
         log.debug("rasterizer %s cannot be used", backend, exc_info=True)
         if gpu_is_lost(error):
             raise as_render_error(backend, error) from error
         if is_out_of_memory(error):
-            _leave(backend, "has no memory for one splat", full=True)
+            _leave(backend, "has no memory for one Gaussian", full=True)
             return _against[backend]
         return f"cannot be used: {first_line(error)}"
     return ""
@@ -167,7 +179,8 @@ def _probe(backend: str) -> str:
 @torch.enable_grad()
 def _render_one(render: Renderer) -> None:
     on = lambda *shape: torch.ones(*shape, device="cuda", requires_grad=True)
-    pose, K = torch.eye(4, device="cuda")[None], torch.tensor([[[16.0, 0, 8], [0, 16, 8], [0, 0, 1]]], device="cuda")
+    pose = torch.eye(4, device="cuda")[None]
+    K = torch.tensor([[[16.0, 0, 8], [0, 16, 8], [0, 0, 1]]], device="cuda")
     splats = Splats(on(1, 3), on(1, 4), on(1, 3), on(1), on(1, 1, 3))
     rgb = render(splats, Cameras(pose, K), 16, 16, 0, torch.zeros(1, 3, device="cuda"))[0]
     rgb.sum().backward()

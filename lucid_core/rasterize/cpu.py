@@ -1,8 +1,8 @@
-"""The numba backend: milliseconds on any CPU, differentiable, deterministic.
+"""The numba backend: differentiable and deterministic rendering on any CPU, in milliseconds.
 
-Two autograd functions, so that means2d is an ordinary tensor between them and can keep its gradient:
-    Project  splats -> means2d, records of what blending reads (see cpu_bins), radii, rectangles of tiles
-    Blend    those  -> rgb, alpha, depth
+It has two autograd functions, so that means2d is an ordinary tensor between them that can retain a gradient:
+    Project  splats -> means2d, records for blending (see cpu_bins), radii, tile rectangles
+    Blend    these  -> rgb, alpha, depth
 """
 
 from __future__ import annotations
@@ -16,24 +16,33 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..cameras import Cameras
-from ..gaussians import Splats
+from ..splats import Splats
 from . import cpu_bins, cpu_blend, cpu_project
 from .jit import spread
 
 log = logging.getLogger(__name__)
-SPLATS_PER_JOB = 1024  # fewer are not worth a thread
-SPLATS_PER_BAND, BANDS_PER_THREAD = 32768, 2  # of rows of tiles, in binning
+SPLATS_PER_JOB = 1024  # minimum work per thread
+SPLATS_PER_BAND, BANDS_PER_THREAD = 32768, 2  # binning works on bands of tile rows
 _announced = False
 
 
 def render(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: int, background: Tensor):
-    """-> rgb (B, H, W, 3), alpha (B, H, W, 1), depth (B, H, W, 1), means2d (B, N, 2), radii (B, N, 2) int32."""
+    """Returns rgb (B, H, W, 3), alpha and depth (B, H, W, 1), means2d (B, N, 2), radii (B, N, 2) int32."""
     _announce()
-    device = splats.means.device  # splats beside a GPU come here and their images go back, gradients the other way
+    # splats on a GPU are copied to the CPU and images back; gradients the other way
+    device = splats.means.device
     splats, background = splats.map(Tensor.cpu), background.cpu()
     cameras = Cameras(cameras.viewmats.cpu(), cameras.Ks.cpu())
     means2d, records, radii, *tiles = Project.apply(
-        splats.means, splats.quats, splats.scales, splats.opacities, splats.sh, cameras, width, height, sh_degree
+        splats.means,
+        splats.quats,
+        splats.scales,
+        splats.opacities,
+        splats.sh,
+        cameras,
+        width,
+        height,
+        sh_degree,
     )
     means2d = means2d.to(device)
     images = Blend.apply(means2d.cpu(), records, background, *tiles, width, height)
@@ -44,7 +53,7 @@ def _announce() -> None:
     global _announced
     if not _announced:
         _announced = True
-        log.info("preparing the CPU rasterizer; the first time, compiling takes about half a minute")
+        log.info("preparing the CPU rasterizer; the first compilation takes about half a minute")
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -58,7 +67,13 @@ class Project(torch.autograd.Function):
         means2d, records = means.new_empty(views, n, 2), means.new_empty(views, n, cpu_bins.RECORD)
         radii, rects = (torch.empty(views, n, size, dtype=torch.int32) for size in (2, 4))
         depths, touched = means.new_empty(views, n), torch.empty(views, n, dtype=torch.int64)
-        ctx.camera = (_array(cameras.viewmats.double()), _array(cameras.Ks.double()), (sh_degree + 1) ** 2, width, height)
+        ctx.camera = (
+            _array(cameras.viewmats.double()),
+            _array(cameras.Ks.double()),
+            (sh_degree + 1) ** 2,
+            width,
+            height,
+        )
         inputs = (_array(x) for x in (means, quats, scales, opacities, sh))
         outputs = (_array(x) for x in (means2d, records, radii, rects, depths, touched))
         spread(cpu_project.project, n, SPLATS_PER_JOB, *inputs, *ctx.camera, *outputs)
@@ -81,11 +96,11 @@ class Project(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Bins:
-    """The splats that show, by tile and depth; M = B * N. See cpu_bins."""
+    """The visible Gaussians, sorted by tile and depth; M = B * N. See cpu_bins."""
 
     records: np.ndarray  # (M, RECORD)
-    rects: np.ndarray  # (M, 4) tiles
-    touched: np.ndarray  # (M,) how many tiles
+    rects: np.ndarray  # (M, 4) in tiles
+    touched: np.ndarray  # (M,) number of tiles
     pairs: np.ndarray  # (pairs,) ids
     offsets: np.ndarray  # (B * tiles + 1,) into pairs
 
@@ -98,7 +113,8 @@ def _bin(records: Tensor, rects: Tensor, depths: Tensor, touched: Tensor, width:
     spread(cpu_bins.sort, views, 1, _array(depths).view(np.uint32), order, shown)
 
     threads = min(torch.get_num_threads(), 1 + n // SPLATS_PER_BAND)
-    bands = 1 if threads == 1 else min(-(-BANDS_PER_THREAD * threads // views), tiles_y)  # each looks at every splat
+    # each band reads every Gaussian
+    bands = 1 if threads == 1 else min(-(-BANDS_PER_THREAD * threads // views), tiles_y)
     band = -(-tiles_y // bands)
     jobs = views * -(-tiles_y // band)
     counts = np.empty((views, tiles_y, tiles_x), np.int64)
@@ -130,7 +146,7 @@ class Blend(torch.autograd.Function):
         n = len(bins.records) // views
         images = (_array(x) for x in (remaining, stop, g_rgb, g_alpha, g_depth))
         slots = np.zeros((len(bins.pairs), cpu_blend.GRADIENTS), np.float32)
-        starts = bins.touched.cumsum() - bins.touched  # (M,) first slot of a splat
+        starts = bins.touched.cumsum() - bins.touched  # (M,) first slot of each Gaussian
         lists = (bins.records, bins.pairs, bins.offsets, bins.rects, starts)
         tiles = len(bins.offsets) - 1
         spread(cpu_blend.blend_backward, tiles, 1, *lists, _array(background), *images, slots)

@@ -1,9 +1,10 @@
-"""CPU kernels, 2 of 3: which splats touch which 16x16 tile, front to back.
+"""CPU kernels, 2 of 3: lists of Gaussians per 16x16 tile, front to back.
 
-One radix sort by depth per view, then a counting sort into tiles, which keeps the order. A (tile, splat) pair owns a
-gradient slot; the slots of a splat are neighbours, row by row of its rectangle of tiles, so nobody has to store them.
+One radix sort by depth per view is followed by a stable counting sort into tiles. Each (tile, Gaussian) pair
+has its own gradient slot. The slots of a Gaussian are contiguous, row by row of its tile rectangle, so their
+indices are computed and not stored.
 
-Ids count the splats of all views: M = B * N, view b's begin at b * N.
+Ids index the Gaussians of all views: M = B * N, and the ids of view b start at b * N.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import numpy as np
 from .jit import kernel
 
 TILE = 16
-# what blending reads of a splat: mean x y, factor p q s, opacity, r g b z, log(255 opacity), box x0 x1 y0 y1; a cache line
+# floats per record, which fill one cache line: mean x y, factor p q s, opacity, r g b z, log(255 opacity),
+# box x0 x1 y0 y1
 RECORD = 16
 RADIX_BITS = 11  # three passes over 32 bits
 
 
 @kernel(allocates=True)
 def _radix_sort(keys, ids):
-    """ids in the order of their uint32 keys; stable. Both inputs become scratch."""
+    """ids sorted by their uint32 keys; stable. Both inputs are overwritten."""
     keys_out, ids_out = np.empty_like(keys), np.empty_like(ids)
     mask = np.uint32((1 << RADIX_BITS) - 1)
     for step in range(3):
@@ -41,9 +43,9 @@ def _radix_sort(keys, ids):
 
 @kernel(allocates=True)
 def sort(first, end, depth_keys, order, shown):
-    """For views first to end: order (B, N) begins with the `shown` (B,) ids that touch a tile, by depth.
+    """For views first to end: order[b, :shown[b]] are the ids that touch a tile, sorted by depth.
 
-    depth_keys (B, N) are the bits of float32 z, which grow with z > 0; 0 where no tile is touched.
+    order (B, N), shown (B,). depth_keys (B, N): bits of float32 z, monotonic for z > 0; 0 = no tile touched.
     """
     n = depth_keys.shape[1]
     for b in range(first, end):
@@ -58,9 +60,10 @@ def sort(first, end, depth_keys, order, shown):
 
 @kernel(allocates=True)
 def count(first, end, rects, band, counts):
-    """counts (B, tiles_y, tiles_x): pairs in each tile. A job is `band` rows of tiles of a view.
+    """counts (B, tiles_y, tiles_x): number of pairs per tile. A job is `band` tile rows of one view.
 
-    A rectangle is four steps of a sum over rows and columns: no branches, whatever its size.
+    Each rectangle adds four values to a 2D difference array, whose prefix sum gives the counts without
+    branches.
     """
     views, tiles_y, tiles_x = counts.shape
     bands, n = (tiles_y + band - 1) // band, rects.shape[0] // views
@@ -84,7 +87,7 @@ def count(first, end, rects, band, counts):
 
 @kernel()
 def fill(first, end, rects, order, shown, band, cursors, pairs):
-    """pairs: ids by tile, front to back. cursors (B, tiles_y, tiles_x), where tiles' pairs begin, are moved to their ends."""
+    """pairs: ids by tile, front to back. cursors (B, tiles_y, tiles_x) move from start to end of a tile."""
     _, tiles_y, _ = cursors.shape
     bands = (tiles_y + band - 1) // band
     for job in range(first, end):

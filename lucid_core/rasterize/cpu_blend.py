@@ -1,7 +1,8 @@
-"""CPU kernels, 3 of 3: blending sorted splats into 16x16 tiles, and its gradient.
+"""CPU kernels, 3 of 3: blending of sorted Gaussians into 16x16 tiles, and its gradient.
 
-A tile is 4x4 blocks of 4x4 pixels. The inner loops are the 16 pixels of a block over one flat scratch buffer at constant
-offsets, which LLVM turns into vector code. fastmath is safe here: projection lets only finite, bounded splats through.
+A tile has 4x4 blocks of 4x4 pixels. The inner loops run over the 16 pixels of a block in one flat scratch
+buffer with constant offsets, which LLVM vectorises. fastmath is safe here because the projection only outputs
+finite, bounded values.
 
     alpha = opacity exp(-power),  power = d^2 + e^2,  d = p dx + q dy,  e = s dy
 """
@@ -18,25 +19,29 @@ from .limits import ALPHA_MAX, TRANSMITTANCE_MIN
 
 f32 = np.float32
 PIXELS = TILE * TILE
-SIDE = 4  # pixels of a block, and blocks of a tile, each way; so x // SIDE is x >> 2
+SIDE = 4  # pixels per block and blocks per tile, in x and y; x // SIDE is x >> 2
 LANES = SIDE * SIDE
 GRADIENTS = 10  # per pair: mean x y, factor p q s, opacity, r g b z
-# scratch is planes of a tile's pixels, block by block; where that of the stops begins, forward and backward
+# the scratch buffer holds planes of a tile's pixels, block by block; offsets of the stop plane in both passes
 STOP, STOP_BACK = 5 * PIXELS, 6 * PIXELS
-SUMS, SUMS_AT = 10, 7 * PIXELS  # rows of lanes in which the gradient of a pair gathers, and where they begin
-CHECK = 32  # splats between two looks at which blocks are opaque
-NEVER, OUTSIDE = f32(2**30), f32(-1)  # a stop beyond every k; kept as float32 beside the pixels, exact to 2**24
+SUMS, SUMS_AT = 10, 7 * PIXELS  # rows of lanes that accumulate a pair's gradient, and their offset
+CHECK = 32  # Gaussians between two tests for opaque blocks
+# stop values: larger than every k, and outside the image; float32, exact up to 2**24
+NEVER = f32(2**30)
+OUTSIDE = f32(-1)
 CEILING, FLOOR = f32(ALPHA_MAX), f32(TRANSMITTANCE_MIN)
 ZERO, ONE, TWO = f32(0), f32(1), f32(2)
-REACH = f32(SIDE - 1)  # from a block's first pixel to its last
-# exp(-x) = poly(x)**8 on [0, 5.6], relative error 2e-6; beyond, alpha is under 1/255 whatever the opacity
+REACH = f32(SIDE - 1)  # distance from the first to the last pixel of a block
+# exp(-x) = poly(x)**8 on [0, 5.6], relative error 2e-6; beyond, alpha < 1/255 for any opacity
 E0, E1, E2 = f32(0.9999999403953552), f32(-0.9999925494194031 / 8), f32(0.4998825788497925 / 8**2)
-E3, E4, E5 = f32(-0.1659739762544632 / 8**3), f32(0.03977256268262863 / 8**4), f32(-0.005846760235726833 / 8**5)
+E3 = f32(-0.1659739762544632 / 8**3)
+E4 = f32(0.03977256268262863 / 8**4)
+E5 = f32(-0.005846760235726833 / 8**5)
 
 
 @intrinsic
 def _lowest_bit(_typing, mask):
-    """Number of the lowest bit that is set in an int32 which is not 0."""
+    """Index of the lowest set bit of a non-zero int32."""
 
     def generate(context, builder, _signature, args):
         return builder.cttz(args[0], context.get_constant(types.boolean, True))
@@ -54,19 +59,19 @@ def _exp_minus(x):
 
 @kernel(fastmath=True, inline=True)
 def _block_of(x, y):
-    """Where pixel x, y of a tile is in a plane."""
+    """Index of pixel x, y of a tile in a plane."""
     return ((y >> 2) * SIDE + (x >> 2)) * LANES + (y & 3) * SIDE + (x & 3)
 
 
 @kernel(fastmath=True, inline=True)
 def _corner(m, dx, dy):
-    """First pixel of block m, if dx, dy is the tile's."""
+    """Position of the first pixel of block m, given that of the tile, dx, dy."""
     return dx + f32(SIDE * (m & 3)), dy + f32(SIDE * (m >> 2))
 
 
 @kernel(fastmath=True)
 def _near(dx, dy, p, q, s, strength):
-    """A bit for each block where alpha may reach 1/255; dx, dy from the mean to the tile's first pixel."""
+    """Bit mask of the blocks where alpha may reach 1/255; dx, dy: from the mean to the tile's first pixel."""
     bits = 0
     for m in range(LANES):
         x, y = _corner(m, dx, dy)
@@ -79,19 +84,22 @@ def _near(dx, dy, p, q, s, strength):
 
 @kernel(fastmath=True, inline=True)
 def _blocks(records, n, left, top, dx, dy, open):
-    """A bit for each block of `open` where alpha may reach 1/255, in one of the tiles that the splat's box touches."""
+    """Bit mask of the blocks in `open` where alpha may reach 1/255, for a tile that the box touches."""
     x0, x1 = max(int(records[n, 11]) - left, 0) >> 2, min(int(records[n, 12]) - left - 1, TILE - 1) >> 2
     y0, y1 = max(int(records[n, 13]) - top, 0) >> 2, min(int(records[n, 14]) - top - 1, TILE - 1) >> 2
     columns, rows = (2 << x1) - (1 << x0), (16 << SIDE * y1) - (1 << SIDE * y0)
     mask = columns * 0x1111 & rows & open
-    if x1 - x0 + y1 - y0 > 2:  # more than 2 x 2 blocks: their corners are worth a look
+    if x1 - x0 + y1 - y0 > 2:  # more than 2 x 2 blocks: an exact test pays off
         mask &= _near(dx, dy, records[n, 2], records[n, 3], records[n, 4], records[n, 10])
     return mask
 
 
 @kernel(fastmath=True)
 def _blend_block(pixels, m, k, u, v, p, q, s, strength, opacity, r, g, b, z):
-    """u and v are d and e at the block's first pixel. pixels holds planes T r g b z stop; stop is the k that made it opaque."""
+    """Blend Gaussian k into block m. u, v: d and e at the block's first pixel.
+
+    pixels: planes T r g b z stop, where stop is the k at which the pixel became opaque.
+    """
     at = (m & 15) * LANES
     for i in range(LANES):
         x, y = f32(i & 3), f32(i >> 2)
@@ -112,7 +120,7 @@ def _blend_block(pixels, m, k, u, v, p, q, s, strength, opacity, r, g, b, z):
 
 @kernel(fastmath=True)
 def _open(pixels, stop, k):
-    """A bit for each block with a pixel that is not opaque before k; stop is where that plane begins."""
+    """Bit mask of the blocks with a pixel that is not opaque before k; stop: offset of the stop plane."""
     bits = 0
     for m in range(LANES):
         alive = ZERO
@@ -124,7 +132,7 @@ def _open(pixels, stop, k):
 
 @kernel(allocates=True)
 def _scratch(size):
-    """(size,) float32 that begins where a cache line does: a block's row is one, and one across two costs twice."""
+    """(size,) float32, aligned to cache lines: each row of a block is one line, so access needs only one."""
     buffer = np.empty(size + TILE, np.float32)
     skip = -(buffer.ctypes.data // 4) % TILE
     return buffer[skip : skip + size]
@@ -132,7 +140,7 @@ def _scratch(size):
 
 @kernel(fastmath=True, inline=True)
 def _tile(t, width, height):
-    """Number among all views' tiles -> view, left, top in pixels."""
+    """Tile index over all views -> view, left, top in pixels."""
     tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     b, tile = t // (tiles_x * tiles_y), t % (tiles_x * tiles_y)
     return b, (tile % tiles_x) * TILE, (tile // tiles_x) * TILE
@@ -150,7 +158,11 @@ def _blend_tile(records, ids, left, top, width, height, pixels):
     for k in range(ids.shape[0]):
         n = ids[k]
         dx, dy = x0 - records[n, 0], y0 - records[n, 1]
-        p, q, s, opacity, strength = records[n, 2], records[n, 3], records[n, 4], records[n, 5], records[n, 10]
+        p = records[n, 2]
+        q = records[n, 3]
+        s = records[n, 4]
+        opacity = records[n, 5]
+        strength = records[n, 10]
         r, g, b, z = records[n, 6], records[n, 7], records[n, 8], records[n, 9]
         mask = _blocks(records, n, left, top, dx, dy, open)
         while mask:
@@ -166,9 +178,10 @@ def _blend_tile(records, ids, left, top, width, height, pixels):
 
 @kernel(fastmath=True, allocates=True)
 def blend(first, end, records, pairs, offsets, background, rgb, alpha, depth, remaining, stop):
-    """-> rgb (B, H, W, 3); alpha, depth, remaining (transmittance) and stop (B, H, W, 1), the last two for the gradient.
+    """Writes rgb (B, H, W, 3); alpha, depth, remaining (transmittance) and stop (B, H, W, 1).
 
-    A job t is one of all views' tiles; its splats are pairs[offsets[t] : offsets[t + 1]], front to back.
+    remaining and stop are kept for the backward pass. Job t is a tile index over all views; its Gaussians are
+    pairs[offsets[t] : offsets[t + 1]], front to back.
     """
     _, height, width, _ = stop.shape
     pixels = _scratch(6 * PIXELS)
@@ -187,11 +200,12 @@ def blend(first, end, records, pairs, offsets, background, rgb, alpha, depth, re
 
 @kernel(fastmath=True)
 def _blend_block_backward(pixels, m, k, dx, dy, p, q, s, strength, opacity, r, g, b, z):
-    """dx, dy: from the mean to the block's first pixel. pixels holds planes T, behind, the gradients of r g b z, and stop;
-    T and behind step back to before this splat.
+    """Backward pass of Gaussian k in block m. dx, dy: from the mean to the block's first pixel.
 
-    behind = sum over what lies behind of weight * <color, gradient>. At SUMS_AT, rows of lanes gather
-    weight * gradient (4) and, with G = dL/d(log alpha): G, G dy, G dy^2, G d, G d dx, G d dy.
+    pixels: planes T, behind, gradients of r g b z, stop. T and behind are set back to their values before
+    this Gaussian. behind = sum over the Gaussians behind of weight * <color, gradient>. The rows of lanes at
+    SUMS_AT accumulate weight * gradient (4) and, with G = dL/d(log alpha): G, G dy, G dy^2, G d, G d dx,
+    G d dy.
     """
     at = (m & 15) * LANES
     for i in range(LANES):
@@ -234,7 +248,7 @@ def _sum(pixels, row):
 
 @kernel(fastmath=True)
 def _pair_backward(records, n, pixels, k, left, top, open, slots, slot):
-    """The `open` blocks of one (tile, splat) pair -> its GRADIENTS."""
+    """Sum over the `open` blocks of one (tile, Gaussian) pair -> its gradients in slots[slot]."""
     p, q, s, opacity, strength = records[n, 2], records[n, 3], records[n, 4], records[n, 5], records[n, 10]
     r, g, b, z = records[n, 6], records[n, 7], records[n, 8], records[n, 9]
     dx, dy = f32(left) + f32(0.5) - records[n, 0], f32(top) + f32(0.5) - records[n, 1]
@@ -259,7 +273,7 @@ def _pair_backward(records, n, pixels, k, left, top, open, slots, slot):
 
 @kernel(fastmath=True)
 def _load_tile(b, left, top, background, remaining, stop, g_rgb, g_alpha, g_depth, pixels):
-    """Fill the planes of `_blend_block_backward` for one tile of view b; returns its latest stop."""
+    """Fill the planes of `_blend_block_backward` for one tile of view b; returns its largest stop."""
     _, height, width, _ = stop.shape
     pixels[:] = ZERO
     pixels[:PIXELS], pixels[STOP_BACK:SUMS_AT] = ONE, OUTSIDE
@@ -279,11 +293,25 @@ def _load_tile(b, left, top, background, remaining, stop, g_rgb, g_alpha, g_dept
 
 @kernel(fastmath=True, allocates=True)
 def blend_backward(
-    first, end, records, pairs, offsets, rects, starts, background, remaining, stop, g_rgb, g_alpha, g_depth, slots
+    first,
+    end,
+    records,
+    pairs,
+    offsets,
+    rects,
+    starts,
+    background,
+    remaining,
+    stop,
+    g_rgb,
+    g_alpha,
+    g_depth,
+    slots,
 ):
-    """Back to front -> slots (pairs, GRADIENTS), zeroed before; each pair's is its own, so no two threads add to one.
+    """Backward pass, back to front -> slots (pairs, GRADIENTS), which must be zeroed before.
 
-    starts (M,): a splat's first slot.
+    Each pair has its own slot, so no two threads write to the same one. starts (M,): first slot of each
+    Gaussian.
     """
     _, height, width, _ = stop.shape
     pixels = _scratch(SUMS_AT + SUMS * LANES)
@@ -295,13 +323,21 @@ def blend_backward(
             if k == last or k % CHECK == CHECK - 1:
                 open = _open(pixels, STOP_BACK, f32(k - k % CHECK))
             n = pairs[offsets[t] + k]
-            slot = starts[n] + (top // TILE - rects[n, 2]) * (rects[n, 1] - rects[n, 0]) + left // TILE - rects[n, 0]
+            slot = (
+                starts[n]
+                + (top // TILE - rects[n, 2]) * (rects[n, 1] - rects[n, 0])
+                + left // TILE
+                - rects[n, 0]
+            )
             _pair_backward(records, n, pixels, f32(k), left, top, open, slots, slot)
 
 
 @kernel()
 def reduce(first, end, slots, starts, touched, g_means2d, g_records):
-    """Add up each splat's slots, in order -> gradients of means2d (M, 2) and of records (M, RECORD), zero where culled."""
+    """Sum the slots of each Gaussian, in order -> gradients of means2d (M, 2) and records (M, RECORD).
+
+    They are 0 for culled Gaussians.
+    """
     for i in range(first, end):
         g_records[i] = 0
         for slot in range(starts[i], starts[i] + touched[i]):

@@ -1,15 +1,17 @@
-"""CPU kernels, 1 of 3: splats to screen Gaussians and back (EWA splatting, Zwicker et al. 2001).
+"""CPU kernels, 1 of 3: projection of Gaussians to the screen, and its gradient (EWA, Zwicker et al. 2001).
 
-Arithmetic is float64 inside, float32 outside: it costs little here, and needles and huge splats stay exact.
-What overflows is culled. Kernels call only kernels of their own file, because numba's cache looks at no other.
+Arithmetic is float64, inputs and outputs are float32: float64 costs little here and keeps needles and huge
+Gaussians exact. Gaussians that overflow are culled. Kernels only call kernels of the same file, because
+numba's cache does not track changes in other files.
 
-Splats go in blocks of BLOCK: their numbers are put into rows of scratch, the geometry of all is a loop over lanes without
-branches, which LLVM turns into vector code, and the results are put where they belong. Colour is no part of that.
+Gaussians are processed in blocks of BLOCK: their values are copied to rows of a scratch array, the geometry
+is a branch-free loop over lanes, which LLVM vectorises, and the results are copied out. Colours are computed
+separately.
 
-A screen covariance [[sxx, sxy], [sxy, syy]] leaves as the rows (p, q) and (0, s) of a factor of its inverse:
+A screen covariance [[sxx, sxy], [sxy, syy]] is returned as rows (p, q), (0, s) of a factor of its inverse:
     1/2 d' Sigma^-1 d = (p dx + q dy)^2 + (s dy)^2,
     p = 1 / sqrt(2 v), q = -p sxy / syy, s = 1 / sqrt(2 syy), v = sxx - sxy^2 / syy.
-A conic (a, b, c) says the same, but for a needle its three terms cancel, which float32 does not survive.
+A conic (a, b, c) is equivalent, but for a needle its three terms cancel, which is too inaccurate in float32.
 """
 
 from __future__ import annotations
@@ -22,24 +24,26 @@ from .cpu_bins import TILE
 from .jit import kernel
 from .limits import ALPHA_MIN, EXTENT, FAR, JACOBIAN_MARGIN, LOW_PASS, NEAR
 
-KEEPS_NAN = {"arcp", "contract", "reassoc"}  # the part of fastmath that still sees what overflows
-LARGEST = 1e9  # beyond it a pixel, a factor or a colour is not rendered; keeps squares finite in float32
-SLACK = 1e-3  # pixels; rounding must not lose one, and blending looks at each anyway
+KEEPS_NAN = {"arcp", "contract", "reassoc"}  # the subset of fastmath that preserves inf and NaN
+LARGEST = 1e9  # pixels, factors and colours beyond this are culled; their squares stay finite in float32
+SLACK = 1e-3  # pixels; against rounding at the box edges, as blending tests every pixel anyway
 BLOCK = 16
-# rows of the scratch of a block of splats: its numbers, and 3x3 matrices row by row
+# rows of the scratch array of a block: inputs, and 3x3 matrices row by row
 MEAN, QUAT, SCALE, STRENGTH, R, M, ROWS = 0, 3, 7, 10, 11, 20, 29
-# of the same in one view, forward: does it show, radii x y, mean x y, factor p q s, z, box x0 x1 y0 y1
+# rows per view, forward: visible, radii x y, mean x y, factor p q s, z, box x0 x1 y0 y1
 SHOWN, RADII, MEAN2D, FACTOR, DEPTH, BOX, ROWS_OUT = 0, 1, 3, 5, 8, 9, 13
-# backward: does it show, gradients of mean x y, factor p q s and z in a view, sums over the views
+# rows, backward: visible, gradients of mean x y, factor p q s and z in a view, sums over the views
 G_MEAN2D, G_FACTOR, G_DEPTH, G_MEAN, G_M, ROWS_BACK = 1, 3, 6, 7, 10, 19
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
 def _sh_basis(x, y, z, bands, basis):
-    """Real spherical harmonics of a unit direction, 3DGS's order and signs; `bands` = (degree + 1)**2."""
+    """Real spherical harmonics of a unit direction, 3DGS order and signs; `bands` = (degree + 1)**2."""
     basis[0] = 0.28209479177387814
     if bands > 1:
-        basis[1], basis[2], basis[3] = -0.4886025119029199 * y, 0.4886025119029199 * z, -0.4886025119029199 * x
+        basis[1] = -0.4886025119029199 * y
+        basis[2] = 0.4886025119029199 * z
+        basis[3] = -0.4886025119029199 * x
     if bands > 4:
         xx, yy, zz = x * x, y * y, z * z
         basis[4], basis[5] = 1.0925484305920792 * x * y, -1.0925484305920792 * y * z
@@ -57,7 +61,7 @@ def _sh_basis(x, y, z, bands, basis):
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
 def _sh_backward(x, y, z, bands, g):
-    """g (bands,) for the basis -> its gradient along x, y, z (not yet on the sphere)."""
+    """Gradient g (bands,) of the basis -> gradient of x, y, z, not yet projected onto the sphere."""
     gx, gy, gz = 0.0, 0.0, 0.0
     if bands > 1:
         gx, gy, gz = -0.4886025119029199 * g[3], -0.4886025119029199 * g[1], 0.4886025119029199 * g[2]
@@ -81,7 +85,7 @@ def _sh_backward(x, y, z, bands, g):
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
 def _to_world(W, x, y, z):
-    """A direction or gradient in the camera's frame -> world."""
+    """Rotate a direction or gradient from the camera frame to the world frame."""
     X = W[0, 0] * x + W[1, 0] * y + W[2, 0] * z
     Y = W[0, 1] * x + W[1, 1] * y + W[2, 1] * z
     Z = W[0, 2] * x + W[1, 2] * y + W[2, 2] * z
@@ -90,10 +94,10 @@ def _to_world(W, x, y, z):
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
 def _view_direction(W, means, i, bands):
-    """Unit vector from the camera's position to the mean, world; and the distance. Degree 0 needs neither."""
+    """Unit vector from camera to mean in the world frame, and the distance; constants for degree 0."""
     if bands == 1:
         return 0.0, 0.0, 1.0, 1.0
-    X, Y, Z = _to_world(W, W[0, 3], W[1, 3], W[2, 3])  # minus the position
+    X, Y, Z = _to_world(W, W[0, 3], W[1, 3], W[2, 3])  # minus the camera position
     X, Y, Z = means[i, 0] + X, means[i, 1] + Y, means[i, 2] + Z
     distance = max(math.sqrt(X * X + Y * Y + Z * Z), 1e-12)
     return X / distance, Y / distance, Z / distance, distance
@@ -101,7 +105,7 @@ def _view_direction(W, means, i, bands):
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
 def _slope_limits(K, axis, size):
-    """Low and high x/z (axis 0) or y/z (1), to which the Jacobian's direction is clamped."""
+    """Minimum and maximum x/z (axis 0) or y/z (axis 1), to which the Jacobian is clamped."""
     f, c = K[axis, axis], K[axis, 2]
     margin = JACOBIAN_MARGIN * 0.5 * size / f
     return -c / f - margin, (size - c) / f + margin
@@ -109,7 +113,7 @@ def _slope_limits(K, axis, size):
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
 def _gather(first, count, means, quats, scales, s):
-    """`count` splats from `first` -> the rows of s."""
+    """Copy `count` Gaussians from index `first` to the rows of s."""
     for j in range(count):
         i = first + j
         for c in range(3):
@@ -120,13 +124,17 @@ def _gather(first, count, means, quats, scales, s):
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
 def _axes(s):
-    """Fills R and M = R diag(scale), whose columns are the splat's half axes."""
+    """Fill R and M = R diag(scale), whose columns are the half axes of the Gaussian."""
     for j in range(BLOCK):
         w, x, y, z = s[QUAT, j], s[QUAT + 1, j], s[QUAT + 2, j], s[QUAT + 3, j]
         f = 2 / max(w * w + x * x + y * y + z * z, 1e-24)  # a quaternion of any length
         s[R, j], s[R + 1, j], s[R + 2, j] = 1 - f * (y * y + z * z), f * (x * y - w * z), f * (x * z + w * y)
-        s[R + 3, j], s[R + 4, j], s[R + 5, j] = f * (x * y + w * z), 1 - f * (x * x + z * z), f * (y * z - w * x)
-        s[R + 6, j], s[R + 7, j], s[R + 8, j] = f * (x * z - w * y), f * (y * z + w * x), 1 - f * (x * x + y * y)
+        s[R + 3, j] = f * (x * y + w * z)
+        s[R + 4, j] = 1 - f * (x * x + z * z)
+        s[R + 5, j] = f * (y * z - w * x)
+        s[R + 6, j] = f * (x * z - w * y)
+        s[R + 7, j] = f * (y * z + w * x)
+        s[R + 8, j] = 1 - f * (x * x + y * y)
         for row in range(3):
             for k in range(3):
                 s[M + 3 * row + k, j] = s[R + 3 * row + k, j] * s[SCALE + k, j]
@@ -139,7 +147,7 @@ def _row(W, i):
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
 def _to_camera(s, j, w1, w2, w3):
-    """The mean in the camera's frame, whose pose's rows are w1, w2, w3; and whether it is in range, else z is 1."""
+    """Mean in the camera frame, and whether z is in range; z is 1 if not. w1, w2, w3: rows of the pose."""
     X, Y, Z = s[MEAN, j], s[MEAN + 1, j], s[MEAN + 2, j]
     x = w1[0] * X + w1[1] * Y + w1[2] * Z + w1[3]
     y = w2[0] * X + w2[1] * Y + w2[2] * Z + w2[3]
@@ -150,7 +158,7 @@ def _to_camera(s, j, w1, w2, w3):
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
 def _screen_axes(s, j, w, w3, slope, f):
-    """A row of J W M, where J's row is f * (unit vector of the axis that w belongs to - slope * z axis)."""
+    """One row of J W M; the row of J is f * (unit vector of the axis of w - slope * z axis)."""
     a, b, c = f * (w[0] - slope * w3[0]), f * (w[1] - slope * w3[1]), f * (w[2] - slope * w3[2])
     m0 = a * s[M, j] + b * s[M + 3, j] + c * s[M + 6, j]
     m1 = a * s[M + 1, j] + b * s[M + 4, j] + c * s[M + 7, j]
@@ -160,7 +168,7 @@ def _screen_axes(s, j, w, w3, slope, f):
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
 def _covariance(m1, m2):
-    """Rows of J W M -> sxx, sxy, syy and v = sxx - sxy^2 / syy, the last without cancellation (Cauchy-Binet)."""
+    """Rows of J W M -> sxx, sxy, syy, and v = sxx - sxy^2 / syy without cancellation (Cauchy-Binet)."""
     s1 = m1[0] * m1[0] + m1[1] * m1[1] + m1[2] * m1[2]
     s2 = m2[0] * m2[0] + m2[1] * m2[1] + m2[2] * m2[2]
     sxy = m1[0] * m2[0] + m1[1] * m2[1] + m1[2] * m2[2]
@@ -171,7 +179,7 @@ def _covariance(m1, m2):
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
 def _project_block(s, out, W, K, width, height):
-    """The rows of s in one view -> those of out."""
+    """Project the block in s to one view -> rows of out."""
     w1, w2, w3 = _row(W, 0), _row(W, 1), _row(W, 2)
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
     (left, right), (top, bottom) = _slope_limits(K, 0, width), _slope_limits(K, 1, height)
@@ -189,10 +197,12 @@ def _project_block(s, out, W, K, width, height):
         rx, ry = np.ceil(half_x), np.ceil(half_y)
         shown = inside & (rx > 0) & (ry > 0) & (abs(u) < LARGEST) & (abs(v) < LARGEST) & (abs(q) < LARGEST)
         shown &= (u + rx > 0) & (u - rx < width) & (v + ry > 0) & (v - ry < height)
-        out[SHOWN, j], out[RADII, j], out[RADII + 1, j] = 1.0 if shown else 0.0, min(rx, LARGEST), min(ry, LARGEST)
+        out[SHOWN, j] = 1.0 if shown else 0.0
+        out[RADII, j] = min(rx, LARGEST)
+        out[RADII + 1, j] = min(ry, LARGEST)
         out[MEAN2D, j], out[MEAN2D + 1, j], out[DEPTH, j] = u, v, z
         out[FACTOR, j], out[FACTOR + 1, j], out[FACTOR + 2, j] = p, q, 1 / math.sqrt(2 * syy)
-        # the box outside which alpha < 1/255: pixels whose centre is within; clamped as floats, which do not overflow
+        # box of the pixel centres where alpha may reach 1/255; clamped as floats, which do not overflow
         half_x, half_y = half_x + SLACK, half_y + SLACK
         out[BOX, j] = min(max(u - half_x + 0.5, 0.0), width)
         out[BOX + 1, j] = min(max(u + half_x + 0.5, 0.0), width)
@@ -202,7 +212,7 @@ def _project_block(s, out, W, K, width, height):
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
 def _color(i, means, sh, W, bands, basis, record):
-    """As seen in one view -> record; returns whether it is small enough."""
+    """Colour of Gaussian i in one view -> record; returns whether it is finite and below LARGEST."""
     dx, dy, dz, _ = _view_direction(W, means, i, bands)
     _sh_basis(dx, dy, dz, bands, basis)
     fits = True
@@ -211,16 +221,19 @@ def _color(i, means, sh, W, bands, basis, record):
         for k in range(bands):
             color += basis[k] * sh[i, k, c]
         record[6 + c] = max(color, 0.0)
-        fits &= color < LARGEST  # nor NaN
+        fits &= color < LARGEST  # False for NaN
     return fits
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
 def _place(out, j, opacity, strength, record, rect):
-    """A splat that shows -> its record and rectangle of tiles x0 x1 y0 y1; returns how many."""
+    """Write record and tile rectangle x0 x1 y0 y1 of a visible Gaussian; returns its number of tiles."""
     x0, x1, y0, y1 = int(out[BOX, j]), int(out[BOX + 1, j]), int(out[BOX + 2, j]), int(out[BOX + 3, j])
     record[0], record[1] = out[MEAN2D, j], out[MEAN2D + 1, j]
-    record[2], record[3], record[4], record[5] = out[FACTOR, j], out[FACTOR + 1, j], out[FACTOR + 2, j], opacity
+    record[2] = out[FACTOR, j]
+    record[3] = out[FACTOR + 1, j]
+    record[4] = out[FACTOR + 2, j]
+    record[5] = opacity
     record[9], record[10] = out[DEPTH, j], strength
     record[11], record[12], record[13], record[14] = x0, x1, y0, y1
     if x0 >= x1 or y0 >= y1:
@@ -232,13 +245,31 @@ def _place(out, j, opacity, strength, record, rect):
 
 @kernel(fastmath=KEEPS_NAN, allocates=True)
 def project(
-    first, end, means, quats, scales, opacities, sh, views, Ks, bands, width, height,
-    means2d, records, radii, rects, depths, touched,
-):  # fmt: skip
-    """-> means2d (B, N, 2) and radii (B, N, 2), zeros where culled; records (B, N, RECORD) of what shows;
-    rects (B, N, 4) tiles x0 x1 y0 y1, touched (B, N), how many, and depths (B, N) z, 0 where no tile is touched.
+    first,
+    end,
+    means,
+    quats,
+    scales,
+    opacities,
+    sh,
+    views,
+    Ks,
+    bands,
+    width,
+    height,
+    means2d,
+    records,
+    radii,
+    rects,
+    depths,
+    touched,
+):
+    """Project Gaussians first to end into all views.
 
-    views (B, 4, 4) and Ks (B, 3, 3) are float64, the rest float32. A job is a splat.
+    Inputs: means (N, 3), quats (N, 4), scales (N, 3), opacities (N,), sh (N, K, 3), float32; views (B, 4, 4)
+    and Ks (B, 3, 3), float64. Outputs: means2d (B, N, 2) and radii (B, N, 2), 0 if culled; records
+    (B, N, RECORD), only set if visible; rects (B, N, 4), tiles x0 x1 y0 y1; touched (B, N), number of tiles;
+    depths (B, N), z or 0 if no tile is touched.
     """
     s, out, basis = np.zeros((ROWS, BLOCK)), np.zeros((ROWS_OUT, BLOCK)), np.empty(16)
     for begin in range(first, end, BLOCK):
@@ -263,7 +294,7 @@ def project(
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
 def _factor_backward(sxy, syy, variance, gp, gq, gs):
-    """Gradients of the row factor -> those of sxx, sxy, syy."""
+    """Gradients of the factor p, q, s -> gradients of sxx, sxy, syy."""
     p, slope, s = 1 / math.sqrt(2 * variance), sxy / syy, 1 / math.sqrt(2 * syy)
     g_variance = -(gp - gq * slope) * p * p * p
     g_slope = -gq * p
@@ -274,10 +305,11 @@ def _factor_backward(sxy, syy, variance, gp, gq, gs):
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
 def _axes_backward(s, g, j, w, w3, slope, f, g0, g1, g2):
-    """Gradients of a row of J W M -> added to G_M where the splat shows; returns the gradients of f and of slope."""
+    """Add the gradient of a row of J W M to G_M if visible; returns the gradients of f and slope."""
     g_f, g_slope = 0.0, 0.0
     for i in range(3):
-        a, n = g0 * s[M + 3 * i, j] + g1 * s[M + 3 * i + 1, j] + g2 * s[M + 3 * i + 2, j], w[i] - slope * w3[i]
+        a = g0 * s[M + 3 * i, j] + g1 * s[M + 3 * i + 1, j] + g2 * s[M + 3 * i + 2, j]
+        n = w[i] - slope * w3[i]
         g_f += a * n
         g_slope -= a * f * w3[i]
         n = f * n if g[SHOWN, j] > 0 else 0.0
@@ -289,7 +321,7 @@ def _axes_backward(s, g, j, w, w3, slope, f, g0, g1, g2):
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
 def _geometry_backward(s, g, W, K, width, height):
-    """The transpose of `_project_block`: from the gradients of one view in g, adds to its sums."""
+    """Backward pass of `_project_block`: adds the gradients of one view in g to its sums over views."""
     w1, w2, w3 = _row(W, 0), _row(W, 1), _row(W, 2)
     (left, right), (top, bottom) = _slope_limits(K, 0, width), _slope_limits(K, 1, height)
     focal_x, focal_y = K[0, 0], K[1, 1]
@@ -301,7 +333,9 @@ def _geometry_backward(s, g, W, K, width, height):
         a0, a1, a2 = _screen_axes(s, j, w1, w3, clamped_x, fx)
         b0, b1, b2 = _screen_axes(s, j, w2, w3, clamped_y, fy)
         _, sxy, syy, variance = _covariance((a0, a1, a2), (b0, b1, b2))
-        gxx, gxy, gyy = _factor_backward(sxy, syy, variance, g[G_FACTOR, j], g[G_FACTOR + 1, j], g[G_FACTOR + 2, j])
+        gxx, gxy, gyy = _factor_backward(
+            sxy, syy, variance, g[G_FACTOR, j], g[G_FACTOR + 1, j], g[G_FACTOR + 2, j]
+        )
         gxx, gyy = 2 * gxx, 2 * gyy
         g_fx, g_slope_x = _axes_backward(
             s, g, j, w1, w3, clamped_x, fx, gxx * a0 + gxy * b0, gxx * a1 + gxy * b1, gxx * a2 + gxy * b2
@@ -312,7 +346,10 @@ def _geometry_backward(s, g, W, K, width, height):
         g_slope_x = g_slope_x if (left <= slope_x) & (slope_x <= right) else 0.0
         g_slope_y = g_slope_y if (top <= slope_y) & (slope_y <= bottom) else 0.0
         gx, gy = fx * g[G_MEAN2D, j], fy * g[G_MEAN2D + 1, j]
-        gz = g[G_DEPTH, j] - (gx * x + gy * y + g_fx * fx + g_fy * fy + g_slope_x * slope_x + g_slope_y * slope_y) * near
+        gz = (
+            g[G_DEPTH, j]
+            - (gx * x + gy * y + g_fx * fx + g_fy * fy + g_slope_x * slope_x + g_slope_y * slope_y) * near
+        )
         gx, gy = gx + g_slope_x * near, gy + g_slope_y * near
         for c in range(3):
             total = w1[c] * gx + w2[c] * gy + w3[c] * gz
@@ -321,20 +358,20 @@ def _geometry_backward(s, g, W, K, width, height):
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
 def _axes_to_splat(s, g):
-    """The sums G_M -> gradients of quaternions and scales, in the rows of s where those were."""
+    """Sums G_M -> gradients of quaternions and scales, which overwrite the values in s."""
     for j in range(BLOCK):
         w, x, y, z = s[QUAT, j], s[QUAT + 1, j], s[QUAT + 2, j], s[QUAT + 3, j]
         inverse = 1 / math.sqrt(max(w * w + x * x + y * y + z * z, 1e-24))
         w, x, y, z = w * inverse, x * inverse, y * inverse, z * inverse
         s0, s1, s2 = s[SCALE, j], s[SCALE + 1, j], s[SCALE + 2, j]
-        a, b, c = g[G_M, j] * s0, g[G_M + 1, j] * s1, g[G_M + 2, j] * s2  # rows of R's gradient
+        a, b, c = g[G_M, j] * s0, g[G_M + 1, j] * s1, g[G_M + 2, j] * s2  # rows of the gradient of R
         d, e, f = g[G_M + 3, j] * s0, g[G_M + 4, j] * s1, g[G_M + 5, j] * s2
         h, k, m = g[G_M + 6, j] * s0, g[G_M + 7, j] * s1, g[G_M + 8, j] * s2
         gw = 2 * (x * (k - f) + y * (c - h) + z * (d - b))
         gx = 2 * (y * (b + d) + z * (c + h) + w * (k - f)) - 4 * x * (e + m)
         gy = 2 * (x * (b + d) + z * (f + k) + w * (c - h)) - 4 * y * (a + m)
         gz = 2 * (x * (c + h) + y * (f + k) + w * (d - b)) - 4 * z * (a + e)
-        radial = gw * w + gx * x + gy * y + gz * z  # the length does not matter
+        radial = gw * w + gx * x + gy * y + gz * z  # the length of the quaternion has no effect
         s[QUAT, j], s[QUAT + 1, j] = (gw - radial * w) * inverse, (gx - radial * x) * inverse
         s[QUAT + 2, j], s[QUAT + 3, j] = (gy - radial * y) * inverse, (gz - radial * z) * inverse
         for c in range(3):
@@ -344,7 +381,7 @@ def _axes_to_splat(s, g):
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
 def _color_backward(i, means, W, sh, bands, basis, g_basis, record, g_record, g_sh):
-    """Adds to g_sh (N, K, 3), returns the gradient of the mean, world: the colour changes with the view's direction."""
+    """Add to g_sh (N, K, 3); returns the gradient of the mean (world) through the view direction."""
     x, y, z, distance = _view_direction(W, means, i, bands)
     _sh_basis(x, y, z, bands, basis)
     g_basis[:] = 0
@@ -362,7 +399,7 @@ def _color_backward(i, means, W, sh, bands, basis, g_basis, record, g_record, g_
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
 def _gather_gradients(b, i, j, radii, g_means2d, g_records, g):
-    """Of splat i in view b -> lane j of g; returns whether it shows."""
+    """Copy the gradients of Gaussian i in view b to lane j of g; returns whether it is visible."""
     shown = radii[b, i, 0] > 0
     g[SHOWN, j] = 1.0 if shown else 0.0
     for c in range(2):
@@ -375,10 +412,28 @@ def _gather_gradients(b, i, j, radii, g_means2d, g_records, g):
 
 @kernel(fastmath=KEEPS_NAN, allocates=True)
 def project_backward(
-    first, end, means, quats, scales, sh, views, Ks, bands, width, height, radii, records,
-    g_means2d, g_records, g_means, g_quats, g_scales, g_opacities, g_sh,
-):  # fmt: skip
-    """The transpose of `project`. A splat's views are added up by one thread, so no atomics."""
+    first,
+    end,
+    means,
+    quats,
+    scales,
+    sh,
+    views,
+    Ks,
+    bands,
+    width,
+    height,
+    radii,
+    records,
+    g_means2d,
+    g_records,
+    g_means,
+    g_quats,
+    g_scales,
+    g_opacities,
+    g_sh,
+):
+    """Backward pass of `project`; shapes as there. One thread sums all views of a Gaussian: no atomics."""
     s, g, basis, g_basis = np.zeros((ROWS, BLOCK)), np.zeros((ROWS_BACK, BLOCK)), np.empty(16), np.empty(16)
     g_sh[first:end], g_opacities[first:end] = 0, 0
     for begin in range(first, end, BLOCK):
@@ -394,9 +449,9 @@ def project_backward(
                     cx, cy, cz = _color_backward(
                         i, means, views[b], sh, bands, basis, g_basis, records[b, i], g_records[b, i], g_sh
                     )
-                    g[G_MEAN, j], g[G_MEAN + 1, j], g[G_MEAN + 2, j] = (
-                        g[G_MEAN, j] + cx, g[G_MEAN + 1, j] + cy, g[G_MEAN + 2, j] + cz,
-                    )  # fmt: skip
+                    g[G_MEAN, j] = g[G_MEAN, j] + cx
+                    g[G_MEAN + 1, j] = g[G_MEAN + 1, j] + cy
+                    g[G_MEAN + 2, j] = g[G_MEAN + 2, j] + cz
             _geometry_backward(s, g, views[b], Ks[b], float(width), float(height))
         _axes_to_splat(s, g)
         for j in range(count):

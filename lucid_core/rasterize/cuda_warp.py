@@ -1,9 +1,9 @@
-"""The gswarp backend: CUDA without a compiler, by NVIDIA Warp, which makes its kernels itself at first use.
+"""The gswarp backend: CUDA without a compiler; NVIDIA Warp compiles its kernels at first use.
 
-gswarp speaks the interface of 3DGS (Kerbl et al. 2023): one view a call, matrices transposed and acting on row vectors,
-gradients of the 2D means in normalised device coordinates. Its image is that of 3DGS: unlike limits.py the near plane is
-at 0.2, alpha ends at 0.99 and a splat at three standard deviations. What we rely on of it, and where it says so:
-docs/renderers.md.
+gswarp has the interface of 3DGS (Kerbl et al. 2023): one view per call, transposed matrices for row vectors,
+gradients of the 2D means in normalised device coordinates. It also renders as 3DGS: unlike limits.py, the
+near plane is at 0.2, alpha is at most 0.99, and Gaussians end at three standard deviations. The gswarp
+behaviour that we rely on is listed, with sources, in docs/renderers.md.
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from ..cameras import Cameras
-from ..extras import load
-from ..gaussians import Splats
+from ..optional import load
+from ..splats import Splats
 
 log = logging.getLogger(__name__)
 
 
 def prepare() -> None:
-    """Load Warp. Raises ImportError or RuntimeError with the reason why it cannot be used."""
+    """Load Warp. Raises ImportError or RuntimeError with the reason if it cannot be used."""
     load("warp", "warp-lang")
     gswarp = load("gswarp", "gswarp")
     if torch.version.cuda is None:
         raise RuntimeError("it renders on NVIDIA GPUs only")
-    log.info("preparing gswarp; the first time, its kernels take about a minute to make")
+    log.info("preparing gswarp; the first compilation of its kernels takes about a minute")
     gswarp.set_compute_depth(True)
 
 
 def render(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: int, background: Tensor):
-    """-> rgb (B, H, W, 3), alpha (B, H, W, 1), depth (B, H, W, 1), means2d (B, N, 2), radii (B, N, 2) int32."""
+    """Returns rgb (B, H, W, 3), alpha and depth (B, H, W, 1), means2d (B, N, 2), radii (B, N, 2) int32."""
     size = splats.means.new_tensor([width, height])
     means2d = _project(splats.means, cameras).requires_grad_(torch.is_grad_enabled())  # (B, N, 2)
-    # only the gradient of what gswarp calls means2D counts: half the image in pixels is one in device coordinates
+    # gswarp uses its means2D argument only to return a gradient, in device coordinates (half the image size
+    # in pixels = 1)
     devices2d = pad(means2d * (2 / size), (0, 1))  # (B, N, 3)
     splats = Splats(splats.means, normalize(splats.quats, dim=-1), splats.scales, splats.opacities, splats.sh)
     views = [
@@ -43,7 +44,13 @@ def render(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree:
         for viewmat, K, device2d in zip(cameras.viewmats, cameras.Ks, devices2d, strict=True)
     ]
     rgb, alpha, depth, radii = (torch.stack(x) for x in zip(*views, strict=True))
-    return rgb + (1 - alpha) * background[:, None, None], alpha, depth, means2d, radii[..., None].expand(-1, -1, 2)
+    return (
+        rgb + (1 - alpha) * background[:, None, None],
+        alpha,
+        depth,
+        means2d,
+        radii[..., None].expand(-1, -1, 2),
+    )
 
 
 @torch.no_grad()
@@ -54,8 +61,10 @@ def _project(means: Tensor, cameras: Cameras) -> Tensor:
     return pixels[..., :2] / pixels[..., 2:].clamp_min(1e-6)
 
 
-def _view(splats: Splats, viewmat: Tensor, K: Tensor, device2d: Tensor, width: int, height: int, sh_degree: int):
-    """One view -> rgb on black (H, W, 3), alpha and depth (H, W, 1), radii (N,) int32."""
+def _view(
+    splats: Splats, viewmat: Tensor, K: Tensor, device2d: Tensor, width: int, height: int, sh_degree: int
+):
+    """Render one view -> rgb on black (H, W, 3), alpha and depth (H, W, 1), radii (N,) int32."""
     gswarp = load("gswarp", "gswarp")
     settings = gswarp.GaussianRasterizationSettings(
         image_height=height,
@@ -83,7 +92,7 @@ def _view(splats: Splats, viewmat: Tensor, K: Tensor, device2d: Tensor, width: i
 
 
 def _to_device(K: Tensor, width: int, height: int) -> Tensor:
-    """(3, 3) intrinsics -> (4, 4) camera to homogeneous device coordinates, [-1, 1] from edge to edge of the image."""
+    """Intrinsics (3, 3) -> (4, 4) projection to homogeneous device coordinates, [-1, 1] across the image."""
     P = K.new_zeros(4, 4)
     P[0, 0], P[0, 2] = 2 * K[0, 0] / width, 2 * K[0, 2] / width - 1
     P[1, 1], P[1, 2] = 2 * K[1, 1] / height, 2 * K[1, 2] / height - 1

@@ -1,7 +1,7 @@
-"""How the CPU kernels are compiled and spread over threads.
+"""Compilation of the CPU kernels and their distribution over threads.
 
-Not numba's `parallel=True`: its pools spin at barriers (beside torch's own pool that costs milliseconds a call),
-some abort when two threads enter them, and it compiles several times longer.
+numba's `parallel=True` is not used: its thread pools spin at barriers (next to torch's own pool that costs
+milliseconds per call), some abort when two threads enter them, and compilation takes several times longer.
 """
 
 from __future__ import annotations
@@ -16,23 +16,29 @@ from pathlib import Path
 import numba
 import torch
 
-CHUNKS_PER_THREAD = 8  # uneven work evens out
+CHUNKS_PER_THREAD = 8  # for load balancing
 
 
 def kernel(fastmath: bool | set[str] = False, inline: bool = False, allocates: bool = False) -> Callable:
-    """A decorator: compile on first call, keep the machine code on disk where a folder can be written.
+    """Decorator: compile with numba on first call and cache the machine code on disk if possible.
 
-    error_model "numpy": no branch for each division by zero. Only a kernel that `allocates` counts references: their
-    atomic instructions took three quarters of the projection's time.
+    error_model "numpy" avoids a branch per division. Reference counting is only enabled for a kernel that
+    `allocates`: its atomic instructions took three quarters of the projection's time.
     """
 
     def compile_lazily(function: Callable) -> Callable:
-        options = {"nogil": True, "fastmath": fastmath, "forceinline": inline, "error_model": "numpy", "_nrt": allocates}
+        options = {
+            "nogil": True,
+            "fastmath": fastmath,
+            "forceinline": inline,
+            "error_model": "numpy",
+            "_nrt": allocates,
+        }
         given = numba.config.CACHE_DIR
         numba.config.CACHE_DIR = _cache_folder(function.__module__, given)
         try:
             return numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # no folder can be written: every process compiles anew
+        except RuntimeError:  # no writable cache folder: every process compiles again
             return numba.njit(**options)(function)
         finally:
             numba.config.CACHE_DIR = given
@@ -41,8 +47,11 @@ def kernel(fastmath: bool | set[str] = False, inline: bool = False, allocates: b
 
 
 def _cache_folder(module: str, given: str) -> str:
-    """One folder per name that this package is imported under: the host's differs from the tests', and numba fails on
-    machine code that was cached under a name it cannot import."""
+    """The cache folder for the name under which this package is imported.
+
+    ComfyUI and the tests import it under different names, and numba fails on machine code that was cached
+    under a name it cannot import.
+    """
     name = "numba-" + hashlib.sha256(module.encode()).hexdigest()[:12]
     return str(Path(given or Path(__file__).parent / "__pycache__") / name)
 
@@ -53,11 +62,14 @@ def _pool() -> ThreadPoolExecutor:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
 def spread(kernel: Callable, jobs: int, grain: int, *args) -> None:
-    """Run kernel(first, end, *args) over chunks of range(jobs) on torch's number of threads; `grain` jobs at least."""
+    """Run kernel(first, end, *args) on chunks of range(jobs), with torch's number of threads.
+
+    grain: minimum number of jobs per chunk.
+    """
     threads = min(torch.get_num_threads(), -(-jobs // grain))
     if threads <= 1:
         kernel(0, jobs, *args)
@@ -66,7 +78,7 @@ def spread(kernel: Callable, jobs: int, grain: int, *args) -> None:
     chunks = iter([(first, min(first + size, jobs)) for first in range(0, jobs, size)])
 
     def work() -> None:
-        for first, end in chunks:  # a shared iterator: who is free takes the next
+        for first, end in chunks:  # shared iterator: each free thread takes the next chunk
             kernel(first, end, *args)
 
     helpers = [_pool().submit(work) for _ in range(threads - 1)]

@@ -1,8 +1,8 @@
-"""Renders that fit into memory: fewer views at a time, then the next backend; in the backward pass too.
+"""Rendering within the available memory: fewer views at a time, then the next backend.
 
-Views that are rendered together keep their graph until the backward pass. Where they do not fit, they are rendered in parts
-without one, and the backward pass renders each part again (Chen et al. 2016, arXiv 1604.06174): it needs the memory of one
-part alone, and gives the same images and gradients.
+If all views fit together, their autograd graph is kept for the backward pass. Otherwise they are rendered in
+parts without a graph, and the backward pass renders each part again (gradient checkpointing, Chen et al.
+2016, arXiv 1604.06174). This needs the memory of a single part and gives the same images and gradients.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..cameras import Cameras
-from ..gaussians import Splats
+from ..splats import Splats
 from . import choice
 
 Arguments = tuple[Splats, Cameras, int, int, int, Tensor]
@@ -26,9 +26,10 @@ T = TypeVar("T")
 
 
 def render(backend: str, arguments: Arguments) -> Outputs:
-    """What `backend` makes of `arguments`, by as many views at a time as fit.
+    """Render `arguments` with `backend`, as many views at a time as fit into memory.
 
-    Where a gradient is wanted, means2d is a leaf: backpropagation through the images fills its `grad`.
+    If gradients are required, means2d is a leaf whose `grad` is filled by the backward pass. Raises
+    RenderError as `first_that_fits`.
     """
     splats, background = arguments[0], arguments[-1]
     inputs = (*vars(splats).values(), background)
@@ -42,7 +43,7 @@ def render(backend: str, arguments: Arguments) -> Outputs:
 
 
 class Rendered(torch.autograd.Function):
-    """The images of a job; their gradients are what the job's backward pass says."""
+    """Autograd node that returns the images of a job and delegates the backward pass to it."""
 
     @staticmethod
     def forward(ctx, job, rgb, alpha, depth, means2d, *inputs):
@@ -54,24 +55,25 @@ class Rendered(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients):
-        inputs = ctx.saved_tensors  # raises where they were changed in place: their storage is the job's
+        inputs = ctx.saved_tensors  # raises if they were changed in place: the job shares their storage
         if all(x is None for x in gradients):
             return None, None, None, None, None, *(None for _ in inputs)
         return None, None, None, None, *ctx.job.backward(gradients)
 
 
 class Job:
-    """One render with gradients; where all views fit together, with its graph until the first backward pass."""
+    """One render with gradients; keeps its autograd graph until the first backward pass if all views fit."""
 
     def __init__(self, backend: str, arguments: Arguments, leaves: list[Tensor]) -> None:
         self.backend, self.arguments, self.leaves = backend, arguments, leaves
-        self.graph: tuple[str, Outputs] | None = None  # and the backend that made it
+        self.graph: tuple[str, Outputs] | None = None  # (backend, its outputs)
 
     def forward(self) -> Outputs:
+        """Render; raises RenderError."""
         return first_that_fits(self.backend, self.arguments, self._render)
 
     def backward(self, gradients: Gradients) -> Gradients:
-        """Gradients of the images, None where one is unused -> those of means2d and of the leaves."""
+        """Gradients of the images (None if unused) -> gradients of means2d and of the leaves."""
         return first_that_fits(self.backend, self.arguments, partial(self._backpropagate, gradients))
 
     def _render(self, name: str, size: int) -> Outputs:
@@ -99,35 +101,39 @@ class Job:
 
 @torch.no_grad()
 def in_parts(arguments: Arguments, name: str, size: int) -> Outputs:
-    """All views by at most `size` at a time, without a graph."""
+    """Render all views, at most `size` at a time, without an autograd graph."""
     parts = [choice.renderer(name)(*part) for part in parts_of(arguments, size)]
     return parts[0] if len(parts) == 1 else tuple(torch.cat(x) for x in zip(*parts))
 
 
 def parts_of(arguments: Arguments, size: int) -> Iterator[Arguments]:
+    """Split `arguments` into batches of at most `size` views."""
     splats, cameras, *rest, background = arguments
     for viewmats, Ks, color in zip(*(x.split(size) for x in (cameras.viewmats, cameras.Ks, background))):
         yield splats, Cameras(viewmats, Ks), *rest, color
 
 
 def gradients_through(outputs: Outputs, leaves: list[Tensor], gradients: Gradients) -> Gradients:
-    """Backpropagation through a render's graph -> the gradients of means2d and of the leaves, None where none is wanted."""
+    """Backpropagate through a render -> gradients of means2d and of the leaves; None if not required."""
     *images, means2d, _ = outputs
     used, gradients = zip(*((x, g) for x, g in zip(images, gradients) if g is not None))
     inputs = [means2d, *leaves]
-    found = iter(torch.autograd.grad(used, [x for x in inputs if x.requires_grad], gradients, allow_unused=True))
+    found = iter(
+        torch.autograd.grad(used, [x for x in inputs if x.requires_grad], gradients, allow_unused=True)
+    )
     return [next(found) if x.requires_grad else None for x in inputs]
 
 
 def total(gradients: Gradients) -> Tensor | None:
+    """The sum of the gradients that are not None, or None."""
     found = [x for x in gradients if x is not None]
     return sum(found[1:], found[0]) if found else None
 
 
 def first_that_fits(backend: str, arguments: Arguments, work: Callable[[str, int], T]) -> T:
-    """What `work` makes with the first backend, and the largest number of views at a time, that have the memory.
+    """Call work(backend, views at a time) with the first backend and the largest batch that fit into memory.
 
-    Raises RenderError where one view is too much for the last backend, and at once for what is no question of memory.
+    Raises RenderError if one view is too much for the last backend, and at once for other failures.
     """
     device, views = arguments[0].means.device.type, len(arguments[1])
     for name in choice.candidates(device) if backend == "auto" else (backend,):

@@ -1,4 +1,4 @@
-"""The oracle: every splat against every pixel in plain torch, autograd all the way. Slow; made for float64.
+"""Reference renderer: every Gaussian at every pixel in plain torch with autograd. Slow; meant for float64.
 
 Source: EWA splatting (Zwicker et al. 2001) as in 3DGS (Kerbl et al. 2023), with gsplat's limits.
 """
@@ -10,24 +10,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..cameras import Cameras
-from ..gaussians import Splats
-from .limits import (
-    ALPHA_MAX,
-    ALPHA_MIN,
-    EXTENT,
-    FAR,
-    JACOBIAN_MARGIN,
-    LOW_PASS,
-    NEAR,
-    TRANSMITTANCE_MIN,
-)
+from ..splats import Splats
+from .limits import ALPHA_MAX, ALPHA_MIN, EXTENT, FAR, JACOBIAN_MARGIN, LOW_PASS, NEAR, TRANSMITTANCE_MIN
 
 
 def render(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: int, background: Tensor):
-    """-> rgb (B, H, W, 3), alpha (B, H, W, 1), depth (B, H, W, 1), means2d (B, N, 2), radii (B, N, 2) int32."""
+    """Returns rgb (B, H, W, 3), alpha and depth (B, H, W, 1), means2d (B, N, 2), radii (B, N, 2) int32."""
     means_cam = _to_camera(splats.means, cameras.viewmats)  # (B, N, 3)
     in_range = (means_cam[..., 2] > NEAR) & (means_cam[..., 2] < FAR)
-    # a harmless position for what is culled keeps its gradient finite
+    # a valid position for culled Gaussians keeps gradients finite
     means_cam = torch.where(in_range[..., None], means_cam, means_cam.new_tensor([0.0, 0.0, 1.0]))
     means2d = project_means(means_cam, cameras.Ks)
     covars2d = project_covariances(splats, means_cam, cameras, width, height)
@@ -43,18 +34,20 @@ def render(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree:
 
 
 def _to_camera(means: Tensor, viewmats: Tensor) -> Tensor:
-    """(N, 3) world -> (B, N, 3) camera."""
+    """means (N, 3) world -> (B, N, 3) camera frame."""
     return torch.einsum("bij,nj->bni", viewmats[:, :3, :3], means) + viewmats[:, None, :3, 3]
 
 
 def project_means(means_cam: Tensor, Ks: Tensor) -> Tensor:
-    """(B, N, 3) camera -> (B, N, 2) pixels."""
+    """means (B, N, 3) in the camera frame -> (B, N, 2) pixels."""
     focal = torch.stack([Ks[:, 0, 0], Ks[:, 1, 1]], -1)[:, None]
     return focal * means_cam[..., :2] / means_cam[..., 2:] + Ks[:, None, :2, 2]
 
 
-def project_covariances(splats: Splats, means_cam: Tensor, cameras: Cameras, width: int, height: int) -> Tensor:
-    """-> (B, N, 2, 2) screen covariances J W Sigma W' J' (EWA, eq. 31), low-passed."""
+def project_covariances(
+    splats: Splats, means_cam: Tensor, cameras: Cameras, width: int, height: int
+) -> Tensor:
+    """Screen covariances (B, N, 2, 2) in px^2: J W Sigma W' J' (EWA, eq. 31), low-pass filtered."""
     M = rotations(splats.quats) * splats.scales[:, None]  # (N, 3, 3), Sigma = M M'
     J = _jacobians(means_cam, cameras.Ks, width, height)
     T = J @ cameras.viewmats[:, None, :3, :3] @ M  # (B, N, 2, 3)
@@ -62,7 +55,7 @@ def project_covariances(splats: Splats, means_cam: Tensor, cameras: Cameras, wid
 
 
 def rotations(quats: Tensor) -> Tensor:
-    """(N, 4) wxyz, any length -> (N, 3, 3)."""
+    """Quaternions (N, 4) wxyz of any length -> rotation matrices (N, 3, 3)."""
     w, x, y, z = normalize(quats, dim=-1).unbind(-1)
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -73,7 +66,7 @@ def rotations(quats: Tensor) -> Tensor:
 
 
 def _jacobians(means_cam: Tensor, Ks: Tensor, width: int, height: int) -> Tensor:
-    """Of the perspective projection, (B, N, 2, 3); the direction is clamped to a little more than the image."""
+    """Jacobians (B, N, 2, 3) of the perspective projection; x/z and y/z are clamped near the image edges."""
     z = means_cam[..., 2]
     zero = torch.zeros_like(z)
     rows = []
@@ -88,8 +81,10 @@ def _jacobians(means_cam: Tensor, Ks: Tensor, width: int, height: int) -> Tensor
 
 
 @torch.no_grad()
-def _radii(means2d: Tensor, covars2d: Tensor, opacities: Tensor, in_range: Tensor, width: int, height: int) -> Tensor:
-    """Half sizes of the boxes outside which alpha < 1/255, (B, N, 2) int32; 0 where nothing shows."""
+def _radii(
+    means2d: Tensor, covars2d: Tensor, opacities: Tensor, in_range: Tensor, width: int, height: int
+) -> Tensor:
+    """Half sizes (B, N, 2) int32 in pixels of the boxes outside which alpha < 1/255; 0 = invisible."""
     extent = (2 * (opacities / ALPHA_MIN).clamp_min(1).log()).sqrt().clamp_max(EXTENT)
     radii = (extent[:, None] * covars2d.diagonal(dim1=-2, dim2=-1).sqrt()).ceil()
     size = means2d.new_tensor([width, height])
@@ -98,7 +93,7 @@ def _radii(means2d: Tensor, covars2d: Tensor, opacities: Tensor, in_range: Tenso
 
 
 def _colors(splats: Splats, viewmats: Tensor, sh_degree: int) -> Tensor:
-    """(B, N, 3) as seen from each camera."""
+    """Colours (B, N, 3) as seen from each camera."""
     positions = -torch.einsum("bji,bj->bi", viewmats[:, :3, :3], viewmats[:, :3, 3])  # (B, 3) world
     directions = normalize(splats.means - positions[:, None], dim=-1)
     basis = sh_basis(directions, sh_degree)
@@ -106,7 +101,7 @@ def _colors(splats: Splats, viewmats: Tensor, sh_degree: int) -> Tensor:
 
 
 def sh_basis(directions: Tensor, degree: int) -> Tensor:
-    """(..., 3) unit -> (..., (degree + 1)**2) real spherical harmonics in 3DGS's order and signs."""
+    """Unit vectors (..., 3) -> (..., (degree + 1)**2) real spherical harmonics, 3DGS order and signs."""
     x, y, z = directions.unbind(-1)
     xx, yy, zz = x * x, y * y, z * z
     bands = [
@@ -142,7 +137,10 @@ def composite(
     width: int,
     height: int,
 ) -> tuple[Tensor, Tensor]:
-    """One view, front to back -> the sums of weight * (r, g, b, z) (H, W, 4) and the transmittance (H, W, 1)."""
+    """Blend one view front to back -> sum of weight * (r, g, b, z) (H, W, 4), transmittance (H, W, 1).
+
+    means2d (N, 2), covars2d (N, 2, 2), depths (N,), colors (N, 3), radii (N, 2), opacities (N,).
+    """
     shown = (radii > 0).all(-1).nonzero()[:, 0]
     order = shown[depths[shown].argsort(stable=True)]
     alphas = _alphas(means2d[order], covars2d[order], opacities[order], width, height)  # (H, W, M)
@@ -154,7 +152,7 @@ def composite(
 
 
 def _alphas(means2d: Tensor, covars2d: Tensor, opacities: Tensor, width: int, height: int) -> Tensor:
-    """(H, W, M) opacity of each splat at each pixel's centre."""
+    """Alpha (H, W, M) of each Gaussian at each pixel centre."""
     ys = torch.arange(height, dtype=means2d.dtype, device=means2d.device) + 0.5
     xs = torch.arange(width, dtype=means2d.dtype, device=means2d.device) + 0.5
     offsets = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1)[:, :, None] - means2d  # (H, W, M, 2)

@@ -1,38 +1,32 @@
-"""The only folder that touches the host's internals: models, conditionings and VAE, splats, starts, page and files."""
+"""The adapter to ComfyUI (the "host"). No other folder imports its internals: models, conditionings, VAE,
+splats, meshes, cameras, files and the web page.
+"""
 
 from .compat import missing_parts
 
-if not missing_parts():  # else nothing of the host's internals is touched
-    from .conds import require_text_of, zeroed
-    from .control import carries_control, require_control
+if not missing_parts():  # otherwise the imports below would fail
+    from .conditioning import encode_text, require_clip, require_text_of, zero_out
+    from .controlnet import carries_control, require_control
+    from .convert import camera_info_of, camera_of, from_splats, one_splat, to_mesh, to_splats
     from .families import log_needs, require_image_model, require_invertible
-    from .loras import require_loras
-    from .models import encode_text, require_clip, with_prior
-    from .page import (
-        Progress,
-        check_interrupt,
+    from .files import (
         delete_old,
-        name_of,
-        node_of_page,
-        output_file,
-        output_path,
-        output_stamp,
-        show_text,
-    )
-    from .splats import camera_of, from_splats, one_splat, to_splats
-    from .starts import (
-        camera_info_of,
-        half_is_faster,
         input_exists,
         input_file,
         input_stamp,
-        on_device,
+        name_of,
+        output_file,
+        output_path,
+        output_stamp,
         point_files,
         shap_e_folder,
         shap_e_models,
-        to_mesh,
-    )  # fmt: skip
-    from .teachers import depends_on, held_by_patches, with_teacher
+    )
+    from .fingerprint import depends_on, held_by_patches
+    from .frontend import Progress, check_interrupt, node_of_page, show_text
+    from .loras import require_loras
+    from .memory import half_is_faster, on_device
+    from .sampling import with_prior, with_source
 
 __all__ = [
     "Progress",
@@ -71,6 +65,6 @@ __all__ = [
     "to_mesh",
     "to_splats",
     "with_prior",
-    "with_teacher",
-    "zeroed",
-]  # fmt: skip
+    "with_source",
+    "zero_out",
+]

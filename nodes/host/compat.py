@@ -1,7 +1,8 @@
-"""What the pack needs of ComfyUI's internals, by name, and what it says where some of it is missing.
+"""Compatibility check: the ComfyUI internals that this pack uses, and the error when one is missing.
 
-Nothing of the host is imported before it was looked for: where a part is missing, the real nodes are not imported at all, and
-nodes of the same names, which load in every workflow, say which one it is.
+The check runs before anything else of the host is imported. If a part is missing, the real nodes are not
+imported; stand-in nodes with the same ids are registered, so that workflows still load, and their error names
+the missing part.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 log = logging.getLogger(__name__)
-WORKS_WITH = "0.30 to 0.33"  # tested; newer ones are likely to
-PARTS = {  # module -> what of it is used; a test compares it with the imports of the pack
+WORKS_WITH = "0.30 to 0.33"  # the tested versions; newer ones probably work
+PARTS = {  # module -> the names used; a test compares this table with the imports of the pack
     "comfy.cldm.cldm": ("ControlNet",),
     "comfy.cldm.dit_embedder": ("ControlNetEmbedder",),
     "comfy.cldm.mmdit": ("ControlNet",),
@@ -33,12 +34,25 @@ PARTS = {  # module -> what of it is used; a test compares it with the imports o
     "comfy.lora_convert": ("convert_lora",),
     "comfy.model_base": ("Anima", "Flux", "Lumina2", "QwenImage", "SD3", "SDXL"),
     "comfy.model_management": (
-        "cleanup_models", "current_loaded_models", "get_torch_device", "is_oom", "load_models_gpu", "should_use_fp16",
-        "soft_empty_cache", "throw_exception_if_processing_interrupted",
+        "cleanup_models",
+        "current_loaded_models",
+        "get_torch_device",
+        "is_oom",
+        "load_models_gpu",
+        "should_use_fp16",
+        "soft_empty_cache",
+        "throw_exception_if_processing_interrupted",
     ),
     "comfy.model_patcher": ("ModelPatcher",),
     "comfy.model_prefetch": ("cleanup_prefetch_queues",),
-    "comfy.model_sampling": ("CONST", "COSMOS_RFLOW", "EPS", "IMG_TO_IMG", "IMG_TO_IMG_FLOW", "ModelSamplingDiscrete"),
+    "comfy.model_sampling": (
+        "CONST",
+        "COSMOS_RFLOW",
+        "EPS",
+        "IMG_TO_IMG",
+        "IMG_TO_IMG_FLOW",
+        "ModelSamplingDiscrete",
+    ),
     "comfy.patcher_extension": ("WrappersMP",),
     "comfy.sampler_helpers": ("estimate_memory",),
     "comfy.samplers": ("CFGGuider", "Sampler", "calc_cond_batch", "cfg_function"),
@@ -48,11 +62,18 @@ PARTS = {  # module -> what of it is used; a test compares it with the imports o
     "comfy.utils": ("ProgressBar", "get_attr", "load_torch_file"),
     "comfy_api.latest": ("ComfyExtension", "IO", "Types", "UI"),
     "folder_paths": (
-        "exists_annotated_filepath", "filter_files_extensions", "get_annotated_filepath", "get_folder_paths",
-        "get_full_path_or_raise", "get_input_directory", "get_output_directory", "get_save_image_path", "is_within_directory",
+        "exists_annotated_filepath",
+        "filter_files_extensions",
+        "get_annotated_filepath",
+        "get_folder_paths",
+        "get_full_path_or_raise",
+        "get_input_directory",
+        "get_output_directory",
+        "get_save_image_path",
+        "is_within_directory",
         "recursive_search",
     ),
-}  # fmt: skip
+}
 NODES = {  # id -> display name
     "LucidBaseline": "Lucid Baseline",
     "LucidCameras": "Lucid Cameras",
@@ -77,7 +98,7 @@ NODES = {  # id -> display name
 
 @lru_cache
 def missing_parts() -> tuple[str, ...]:
-    """The names of PARTS that this ComfyUI does not have."""
+    """Names in PARTS that this ComfyUI lacks; empty if it is compatible."""
     found = []
     for module, names in PARTS.items():
         try:
@@ -90,6 +111,7 @@ def missing_parts() -> tuple[str, ...]:
 
 
 def host_version() -> str:
+    """The version of this ComfyUI, or "of an unknown version"."""
     try:
         return importlib.import_module("comfyui_version").__version__
     except (ImportError, AttributeError):
@@ -97,14 +119,18 @@ def host_version() -> str:
 
 
 def sentence(missing: Iterable[str]) -> str:
+    """The error message for `missing` parts."""
     return (
-        f"Lucid ISM works with ComfyUI {WORKS_WITH}; this one is {host_version()} and lacks {', '.join(missing)}. Update "
-        "ComfyUI, or this pack if ComfyUI is newer"
+        f"Lucid ISM works with ComfyUI {WORKS_WITH}; this one is {host_version()} and lacks "
+        f"{', '.join(missing)}. Update ComfyUI, or update this pack if your ComfyUI is newer"
     )
 
 
 def stand_ins(missing: Iterable[str]) -> list[type]:
-    """Nodes of our names that say what is missing, where the host has V3 nodes at all; else RuntimeError says it."""
+    """Stand-ins for all NODES, whose description and error name the `missing` parts.
+
+    Raises RuntimeError with the same message if the host does not support V3 nodes.
+    """
     text = sentence(missing)
     try:
         from comfy_api.latest import IO
@@ -119,9 +145,14 @@ def _stand_in(io, node_id: str, name: str, text: str) -> type:
         @classmethod
         def define_schema(cls):
             return io.Schema(
-                node_id=node_id, display_name=name, category="3d/splat/lucid", description=text, is_output_node=True,
-                inputs=[], outputs=[],
-            )  # fmt: skip
+                node_id=node_id,
+                display_name=name,
+                category="3d/splat/lucid",
+                description=text,
+                is_output_node=True,
+                inputs=[],
+                outputs=[],
+            )
 
         @classmethod
         def execute(cls, **inputs):

@@ -1,4 +1,4 @@
-"""Which MODELs can guide a splat, what their families need, and what of their patches has no place here."""
+"""Checks which MODELs can guide a splat, which of their patches are not supported, and what families need."""
 
 from __future__ import annotations
 
@@ -15,128 +15,172 @@ from .noise import NoiseLevels
 
 log = logging.getLogger(__name__)
 INSTEAD = "use a text-to-image model such as SD 1.5, SD 2.1, SDXL, SD3, Flux, Qwen-Image or Z-Image"
-ONE_FRAME = ("QwenImage", "Krea2", "Anima", "CosmosT2IPredict2")  # image models on a video VAE: an image is its one frame
-NOT_FOR_VIEWS = {  # what latents, channels and sampling do not give away
-    "SDXLRefiner": "knows the last fifth of the noise alone; use SDXL itself",
-    "Stable_Cascade_C": f"makes a code for a second model and no image; {INSTEAD}",
-    "Stable_Cascade_B": f"decodes what a first model made; {INSTEAD}",
-    "TripoSplat": "makes splats and no images; start from its splat (into Lucid Dream) and guide it with an image model",
-    "Trellis2": "makes shapes and no images; start from its mesh (Lucid Points from Mesh) and guide it with an image model",
+# Image models with a video VAE: an image is a video of one frame.
+ONE_FRAME = (
+    "QwenImage",
+    "Krea2",
+    "Anima",
+    "CosmosT2IPredict2",
+)
+# Unsuitable models that the checks of latents, channels and sampling do not detect.
+NOT_FOR_VIEWS = {
+    "SDXLRefiner": "is trained on the lowest fifth of the noise levels only; use SDXL itself",
+    "Stable_Cascade_C": f"makes latents for a second model and no image; {INSTEAD}",
+    "Stable_Cascade_B": f"decodes the output of a first model; {INSTEAD}",
+    "TripoSplat": "makes splats and no images; start from its splat (into Lucid Dream) and guide it with an "
+    "image model",
+    "Trellis2": "makes shapes and no images; start from its mesh (Lucid Points from Mesh) and guide it with "
+    "an image model",
     "ACEStep": f"makes sound; {INSTEAD}",
     "PiD": f"enlarges an image; {INSTEAD}",
-    "SAM3": f"finds objects and makes none; {INSTEAD}",
-    "SAM31": f"finds objects and makes none; {INSTEAD}",
-    "RT_DETR_v4": f"finds objects and makes none; {INSTEAD}",
+    "SAM3": f"detects objects and makes no image; {INSTEAD}",
+    "SAM31": f"detects objects and makes no image; {INSTEAD}",
+    "RT_DETR_v4": f"detects objects and makes no image; {INSTEAD}",
     "DepthAnything3": f"estimates depth and makes no image; {INSTEAD}",
 }
-SDXL_PIXEL_LIMIT = 0.05  # Dreamer XL (arXiv 2405.11252), whose SDXL gradients are unstable without
+# From Dreamer XL (arXiv 2405.11252), which found gradients of SDXL unstable without a limit.
+SDXL_PIXEL_LIMIT = 0.05
 
 
 def require_image_model(model: Any, vae: Any) -> None:
-    """Raise ValueError unless `model` denoises images whose latents `vae` makes, in a way that its patches leave to us."""
+    """Raise ValueError unless `model` denoises images, `vae` makes its latents, and none of its patches needs
+    the host's sampler.
+    """
     if vae is None:
-        raise ValueError("vae is missing: this checkpoint holds none; load the model's VAE with Load VAE")
+        raise ValueError("vae is missing: this checkpoint has none; load the model's VAE with Load VAE")
     name, latents = family_of(model.model), model.model.latent_format
     if name in NOT_FOR_VIEWS:
         raise ValueError(f"model {name} {NOT_FOR_VIEWS[name]}")
     if latents.latent_dimensions != 2 + (name in ONE_FRAME):
         raise ValueError(
-            f"model {name} does not make images one by one: it works on video, sound or 3D "
+            f"model {name} does not make images one by one: it is for video, sound or 3D "
             f"({latents.latent_dimensions} latent dimensions); {INSTEAD}"
         )
     if not predicts_clean_images(model.get_model_object("model_sampling")):
-        raise ValueError(f"model {name} turns one image into another, or samples in a way of its own; {INSTEAD}")
+        raise ValueError(
+            f"model {name} turns one image into another, or has a sampling method of its own; {INSTEAD}"
+        )
     if model.model.model_config.unet_config.get("use_additional_t_cond"):
         raise ValueError(f"model {name} makes layers of an image; use Qwen-Image itself")
     if latents.latent_dimensions != vae.latent_dim:
         raise ValueError(
-            f"model {name} works on latents of {latents.latent_dimensions} dimensions, but this vae makes {vae.latent_dim} "
-            "(3 is video's, which Qwen-Image has too); use the VAE that belongs to the model"
+            f"model {name} works on latents of {latents.latent_dimensions} dimensions, but this vae makes "
+            f"{vae.latent_dim} (3 is for video, and for Qwen-Image); use the VAE that belongs to the model"
         )
     if latents.latent_channels != vae.latent_channels:
         raise ValueError(
-            f"model {name} works on {latents.latent_channels} latent channels, but this vae makes {vae.latent_channels}; "
-            "use the VAE that belongs to the model"
+            f"model {name} works on {latents.latent_channels} latent channels, but this vae makes "
+            f"{vae.latent_channels}; use the VAE that belongs to the model"
         )
     ratio = _downscale_ratio_of(vae)
     if ratio != latents.spacial_downscale_ratio:
         raise ValueError(
-            f"model {name} works on latents {latents.spacial_downscale_ratio} times smaller than the image, but this vae makes "
-            f"them {ratio} times smaller; use the VAE that belongs to the model"
+            f"model {name} works on latents {latents.spacial_downscale_ratio} times smaller than the image, "
+            f"but this vae makes them {ratio} times smaller; use the VAE that belongs to the model"
         )
     has_alpha = vae.output_channels == 4 and isinstance(vae.pad_channel_value, (int, float))
     if vae.output_channels != 3 and not has_alpha:
-        raise ValueError(f"this vae makes images of {vae.output_channels} channels; use one for red, green and blue")
-    made_for = getattr(vae.first_stage_model, "latent_format", None)  # of tiny VAEs of video
+        raise ValueError(f"this vae makes images of {vae.output_channels} channels; use one for RGB images")
+    made_for = getattr(vae.first_stage_model, "latent_format", None)  # tiny video VAEs (TAEHV) have it
     if made_for and not isinstance(latents, made_for):
         raise ValueError(
-            f"model {name} works on latents of {type(latents).__name__}, but this vae makes those of {made_for.__name__}; use "
-            "the VAE that belongs to the model"
+            f"model {name} works on latents of {type(latents).__name__}, but this vae makes those of "
+            f"{made_for.__name__}; use the VAE that belongs to the model"
         )
     _require_patches(model)
 
 
 def _downscale_ratio_of(vae: Any) -> int:
     if isinstance(vae.first_stage_model, TAESD) and vae.latent_channels == 128:
-        return 16  # that of Flux.2, of which the host says 8
+        return 16  # the TAESD of Flux.2, for which the host reports 8
     return vae.spacial_compression_encode()
 
 
 def family_of(model: Any) -> str:
-    """What the host's detection found: SD15, SDXL, FluxSchnell, ..."""
+    """The model family that the host detected: SD15, SDXL, FluxSchnell, ..."""
     return type(model.model_config).__name__
 
 
 def shape_of(latents: Any, views: int, resolution: int) -> tuple[int, ...]:
-    """Of a batch of views in the host's `latents` format: (B, C, h, w), or (B, C, 1, h, w) for those of ONE_FRAME."""
+    """The shape of a batch of views in the host's `latents` format: (B, C, h, w), or (B, C, 1, h, w) for
+    ONE_FRAME models. `resolution` is the side of the views in pixels.
+    """
     side = resolution // latents.spacial_downscale_ratio
     return views, latents.latent_channels, *[1] * (latents.latent_dimensions - 2), side, side
 
 
 def predicts_clean_images(of: Any) -> bool:
-    """Does a `model_sampling` predict z0 from z0 plus noise: by noise, v, EDM or x0 prediction, or by flow?"""
-    from_images = (sampling.IMG_TO_IMG, sampling.IMG_TO_IMG_FLOW, getattr(sampling, "IMG_TO_IMG_VELOCITY", ()))  # 0.35, newer
+    """Whether a `model_sampling` predicts z0 from z0 plus noise, by noise, v, EDM or x0 prediction or by
+    flow.
+    """
+    from_images = (
+        sampling.IMG_TO_IMG,
+        sampling.IMG_TO_IMG_FLOW,
+        getattr(sampling, "IMG_TO_IMG_VELOCITY", ()),  # since ComfyUI 0.35
+    )
     if any(isinstance(of, kind) for kind in from_images):
         return False
     return isinstance(of, (sampling.EPS, sampling.CONST, sampling.COSMOS_RFLOW))
 
 
 def require_invertible(model: Any) -> None:
-    """Raises ValueError for a MODEL whose noise levels are too few for the DDIM inversion of image targets."""
+    """Raise ValueError for a MODEL with too few noise levels for the DDIM inversion of image targets."""
     if NoiseLevels(model.get_model_object("model_sampling")).is_distilled:
         raise ValueError(
-            "the model is sampled as LCM, whose few noise levels image targets cannot invert; use Lucid ISM for it"
+            "the model is sampled as LCM, which has too few noise levels for the inversion of image targets; "
+            "use Lucid ISM for it"
         )
 
 
 def _require_patches(model: Any) -> None:
-    """What reaches into a sampler, which there is none of here, or reuses answers of its step before."""
+    """Raise ValueError for patches that need the host's sampler, or reuse predictions of its previous step.
+
+    No sampler runs here.
+    """
     carried = {
-        "a patch that asks for both prompts itself (as SkipLayerGuidanceDiTSimple)":
-            "sampler_calc_cond_batch_function" in model.model_options,
-        "a patch of the sampler's prediction (as CFG Override or LazyCache)": model.get_all_wrappers(WrappersMP.PREDICT_NOISE),
+        "a patch that evaluates both prompts itself (such as "
+        "SkipLayerGuidanceDiTSimple)": "sampler_calc_cond_batch_function" in model.model_options,
+        "a patch of the sampler's prediction (such as CFG Override or LazyCache)": model.get_all_wrappers(
+            WrappersMP.PREDICT_NOISE
+        ),
         "EasyCache": model.get_wrappers(WrappersMP.CALC_COND_BATCH, "easycache"),
-    }  # fmt: skip
+    }
     for what, found in carried.items():
         if found:
-            raise ValueError(f"the model carries {what}, which works inside a sampler's steps alone; take it off")
+            raise ValueError(f"the model carries {what}, which works only inside a sampler; remove it")
 
 
 def pixel_limit_of(model: Any) -> float:
-    """What a pixel may pull (see lucid_core.score.limit_pixels) with this model when the method sets no limit."""
+    """The limit of pixel gradients (see lucid_core.guidance.base.limit_pixels) for this model if the method
+    sets none; math.inf = no limit.
+    """
     return SDXL_PIXEL_LIMIT if isinstance(model, comfy.model_base.SDXL) else math.inf
 
 
 def log_needs(model: Any, own_limit: float) -> None:
-    """Log what is set for the model's family, and what its user should know; `own_limit` is the method's pixel_limit."""
+    """Log what is set for the model's family, and which cfg suits it. `own_limit` is the method's
+    pixel_limit.
+    """
     name, inner = family_of(model.model), model.model
     limit = pixel_limit_of(inner)
     if limit < own_limit == math.inf:
-        log.info("Lucid: model %s: no pixel pulls by more than %g (the method sets no limit of its own)", name, limit)
+        log.info(
+            "Lucid: model %s: pixel gradients are limited to %g (the method sets no limit of its own)",
+            name,
+            limit,
+        )
     of = model.get_model_object("model_sampling")
     if NoiseLevels(of).is_distilled:
-        log.info("Lucid: model %s is sampled as LCM: asked at its %d noise levels alone; cfg of 1 to 2", name, len(of.sigmas))
+        log.info(
+            "Lucid: model %s is sampled as LCM: evaluated only at its %d noise levels; use a cfg of 1 to 2",
+            name,
+            len(of.sigmas),
+        )
     if name == "FluxSchnell":
-        log.info("Lucid: model %s learned to sample in few steps (schnell): cfg of 1; what it says at low noise is rough", name)
+        log.info(
+            "Lucid: model %s learned to sample in few steps (schnell): use a cfg of 1; its predictions at "
+            "low noise are rough",
+            name,
+        )
     elif inner.model_config.unet_config.get("guidance_embed"):
-        log.info("Lucid: model %s is guided by Flux Guidance in its conditioning: cfg of 1 to 4", name)
+        log.info("Lucid: model %s is guided by Flux Guidance in its conditioning; use a cfg of 1 to 4", name)

@@ -1,4 +1,4 @@
-"""The host's management of memory: loading, what is loaded, errors of a full one."""
+"""Memory management through the host: loading models, free memory, out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ import comfy.model_management
 import comfy.model_prefetch
 import torch
 
-from ...lucid_core.prior import OutOfMemory, is_out_of_memory
+from ...lucid_core.diffusion.prior import OutOfMemory, is_out_of_memory
 
-# A million Gaussians (14 numbers each) with gradients, Adam's moments, activations, and their buffers in a render of 4 views.
+# Bytes for one million Gaussians (14 numbers each): gradients, Adam's moments, activations and buffers of a
+# render of 4 views.
 SPLAT = 512 * 1024**2
-ALLOCATION_GRAPHS = ("MALLOC_GRAPHS", "ACTIVE_MALLOC_GRAPHS")  # what releases of the host call those that are being recorded
+# Names, in different releases of the host, of the allocation graphs that are being recorded.
+ALLOCATION_GRAPHS = (
+    "MALLOC_GRAPHS",
+    "ACTIVE_MALLOC_GRAPHS",
+)
 
 
 def load(patchers: list[Any], required: int, least: int) -> None:
-    """Have the host load `patchers` and leave `required` bytes, or `least`, to work with."""
+    """Let the host load `patchers` and leave `required` bytes free for working, or at least `least`."""
     with torch.no_grad():
         comfy.model_management.load_models_gpu(
             patchers, memory_required=required + SPLAT, minimum_memory_required=least + SPLAT
@@ -26,29 +31,36 @@ def load(patchers: list[Any], required: int, least: int) -> None:
 
 
 def load_whole(patcher: Any, least: int) -> None:
-    """Have the host load all of `patcher`, whatever it must unload for it, and leave `least` bytes to work with."""
+    """Let the host load `patcher` completely, unloading other models if necessary, and leave `least` bytes
+    free for working.
+    """
     with torch.no_grad():
         comfy.model_management.load_models_gpu([patcher], memory_required=least + SPLAT, force_full_load=True)
-        if patcher.model.model_lowvram:  # as the host has it under --novram
+        if patcher.model.model_lowvram:  # the host still loads partially under --novram
             patcher.partially_load(patcher.load_device, patcher.model_size())
 
 
 def are_loaded(patchers: list[Any]) -> bool:
+    """Whether the host holds all `patchers` as loaded."""
     held = [loaded.model for loaded in comfy.model_management.current_loaded_models]
     return all(any(patcher is other for other in held) for patcher in patchers)
 
 
 def free_memory(patcher: Any, device: torch.device) -> int:
-    """Bytes of `device` that are free beside the splat's own.
+    """Free bytes on `device`, without those reserved for the splat.
 
-    Asked of a model's patcher: it counts what dynamic VRAM would give back, which the host's own figure leaves out.
+    The figure comes from the model's patcher because it includes memory that dynamic VRAM can release, which
+    the host's own function does not count.
     """
     return patcher.get_free_memory(device) - SPLAT
 
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """The host's errors of a full memory as the core's, which goes on after them: what the model's call opened is closed."""
+    """Convert the host's out-of-memory errors to lucid_core's OutOfMemory, from which the core recovers.
+
+    Prefetch queues that the failed model call left open are closed.
+    """
     try:
         yield
     except Exception as error:
@@ -59,10 +71,38 @@ def memory_errors() -> Iterator[None]:
 
 
 def close_allocation_graphs() -> None:
-    """End the recording of allocations that the Comfy Compiler (ComfyUI 0.34 and newer) begins in a model's forward pass.
+    """Stop the recording of allocations that the Comfy Compiler (ComfyUI 0.34 and newer) starts in a model's
+    forward pass.
 
-    The host ends it when the node returns. By then a guidance's tensors and the VAE's backward pass would be recorded too, and
-    freed as if they were the model's. Hosts without the compiler have nothing to end.
+    The host stops it only when the node returns. By then it would also have recorded the guidance's tensors
+    and the VAE's backward pass, and would free them as if they belonged to the model. Does nothing on hosts
+    without the compiler.
     """
     if any(getattr(comfy.model_prefetch, name, None) for name in ALLOCATION_GRAPHS):
         comfy.model_prefetch.cleanup_prefetch_queues()
+
+
+@contextmanager
+def on_device(networks: list[torch.nn.Module], working_bytes: int) -> Iterator[None]:
+    """Move `networks`, which the host does not manage, to its device, and back to the CPU at the end.
+
+    The host first frees memory for their weights and `working_bytes`.
+    """
+    management = comfy.model_management
+    device = management.get_torch_device()
+    management.free_memory(
+        sum(management.module_size(network) for network in networks) + working_bytes, device
+    )
+    try:
+        for network in networks:
+            network.to(device)
+        yield
+    finally:
+        for network in networks:
+            network.to("cpu")
+        management.soft_empty_cache()
+
+
+def half_is_faster() -> bool:
+    """Whether the host runs its own models in float16 on its device."""
+    return comfy.model_management.should_use_fp16(comfy.model_management.get_torch_device())

@@ -4,22 +4,29 @@ import os
 
 import pytest
 
-from demo.chromium import HOW_TO, find_chromium
+from devtools.chromium import HOW_TO, find_chromium
 
 from .editor import Editor
 
 FLAGS = [
     "--no-sandbox",  # root in a container has none
-    "--disable-gpu", "--enable-unsafe-swiftshader",  # WebGL by the CPU for Preview Splat, and nothing else
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # what the page asks of the internet fails at once
-    "--no-first-run", "--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+    "--disable-gpu",
+    "--enable-unsafe-swiftshader",  # WebGL by the CPU for Preview Splat, and nothing else
+    # what the page asks of the internet fails at once
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--no-first-run",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 SETTINGS = {
     "Comfy.TutorialCompleted": True,  # else the templates open by themselves
     "Comfy.Workflow.ShowMissingModelsWarning": False,  # of the page's first workflow, which is not ours
     "Comfy.Minimap.Visible": False,  # it would lie over our nodes
     "Comfy.EnableTooltips": False,
-    "Comfy.Pointer.ClickBufferTime": 10_000,  # ms; 32 by default, and a click that a busy machine makes longer is a drag
+    # ms; 32 by default, and a click that a busy machine makes longer is a drag
+    "Comfy.Pointer.ClickBufferTime": 10_000,
 }
 TIMEOUT_MS = 60_000  # for what takes a second on a quiet machine
 
@@ -41,7 +48,9 @@ def chromium():
 @pytest.fixture
 def editor(chromium, server, request, pytestconfig):
     """The page with an empty graph, as a user who has been here before finds it."""
-    context = chromium.new_context(viewport={"width": 1600, "height": 1000}, base_url=f"http://{server.address}")
+    context = chromium.new_context(
+        viewport={"width": 1600, "height": 1000}, base_url=f"http://{server.address}"
+    )
     context.set_default_timeout(TIMEOUT_MS)
     assert context.request.post("/settings", data=SETTINGS).ok
     page = context.new_page()

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 CLICKS, CLICK_MS = 10, 6_000  # tries, and the wait after each
-RUN_MS = 600_000  # for a run of few steps: seconds on a quiet machine, minutes on a busy one that compiles first
+RUN_MS = (
+    600_000  # for a run of few steps: seconds on a quiet machine, minutes on a busy one that compiles first
+)
 
 # The page opens one by itself, and last of all moves the view to it.
 FIRST_WORKFLOW = "window.app?.vueAppReady && app.canvas?.graph?.nodes.length && app.canvas.ds.offset[0]"
@@ -34,14 +36,17 @@ LINKS = """() => [...app.canvas.graph.links.values()].map(link => {
   return [from.type, from.outputs[link.origin_slot].name, to.type, to.inputs[link.target_slot].name];
 })"""
 ON_PAGE = """([x, y]) => {
-  const [left, top] = app.canvas.ds.convertOffsetToCanvas([x, y]), box = app.canvas.canvas.getBoundingClientRect();
+  const [left, top] = app.canvas.ds.convertOffsetToCanvas([x, y]);
+  const box = app.canvas.canvas.getBoundingClientRect();
   return [left + box.left, top + box.top];
 }"""
 
 
 @dataclass
 class Editor:
-    """One open page; `kind` is the class of a node, of which there is one in the graph. Points are in pixels of the page."""
+    """One open page; `kind` is the class of a node, of which there is one in the graph. Points are in pixels
+    of the page.
+    """
 
     page: Page
 
@@ -64,13 +69,15 @@ class Editor:
 
     def add(self, kind: str, x: float, y: float) -> None:
         self.page.evaluate(
-            "([kind, ...at]) => { const node = LiteGraph.createNode(kind); node.pos = at; app.canvas.graph.add(node); }",
+            "([kind, ...at]) => { const node = LiteGraph.createNode(kind); node.pos = at; "
+            "app.canvas.graph.add(node); }",
             [kind, x, y],
         )
         # Clicks find only what a frame has drawn.
         drawn = f"""kind => {{
           const node = ({FIND})(kind);
-          return app.canvas.visible_nodes.includes(node) && (node.widgets ?? []).every(widget => widget.y > 0);
+          const drawn = (node.widgets ?? []).every(widget => widget.y > 0);
+          return app.canvas.visible_nodes.includes(node) && drawn;
         }}"""
         self.page.wait_for_function(drawn, arg=kind)
 
@@ -90,7 +97,9 @@ class Editor:
         return self.of(kind, "node.widgets.find(widget => widget.type === 'progressText')?.value ?? ''")
 
     def links(self) -> list[tuple[str, str, str, str]]:
-        """Every link: the class and the output that it comes from, the class and the input that it goes to."""
+        """Every link: the class and the output that it comes from, the class and the input that it goes
+        to.
+        """
         return [tuple(link) for link in self.page.evaluate(LINKS)]
 
     # -- mouse
@@ -113,7 +122,9 @@ class Editor:
         return self.point(*self.of(kind, f"[node.pos[0] + node.size[0] / 2, node.pos[1] + {widget}.y + 10]"))
 
     def click(self, at: tuple[float, float], opens: Locator) -> None:
-        """Click there as a user would: again, and slower than a double click, where a busy page has missed it."""
+        """Click there as a user would: again, and slower than a double click, where a busy page has missed
+        it.
+        """
         for _ in range(CLICKS):
             self.page.mouse.click(*at)
             try:
@@ -142,7 +153,9 @@ class Editor:
     def wait_for(self, kind: str, timeout: float = RUN_MS) -> dict:
         """The first message of that kind from the server; AssertionError where the run fails instead."""
         self.page.wait_for_function(
-            "kind => seen.some(event => event.kind === kind || event.kind === 'execution_error')", arg=kind, timeout=timeout
+            "kind => seen.some(event => event.kind === kind || event.kind === 'execution_error')",
+            arg=kind,
+            timeout=timeout,
         )
         events = self.page.evaluate("() => seen")
         failed = [event["error"] for event in events if event["kind"] == "execution_error"]

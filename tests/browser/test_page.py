@@ -1,4 +1,6 @@
-"""What a user does in the web page: templates, prompt, Run, previews, the finished splat, cancel, sockets, numbers, help."""
+"""What a user does in the web page: templates, prompt, Run, previews, the finished splat, cancel, sockets,
+numbers, help.
+"""
 
 import time
 from pathlib import Path
@@ -7,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from demo.base import PACK
+from devtools.base import PACK
 
 from .conftest import TIMEOUT_MS
 from .editor import FIND
@@ -16,7 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 HELP = sorted(path.stem for path in (ROOT / "nodes" / "web" / "docs").glob("*.md"))
 SMALL = {
-    "LucidPointCloud": {"count": 300, "color": "#ff4000", "opacity": 0.9},  # easily seen, and hardly changed by few steps
+    "LucidPointCloud": {
+        "count": 300,
+        "color": "#ff4000",
+        "opacity": 0.9,
+    },  # easily seen, and hardly changed by few steps
     "LucidDream": {"preset.steps": 3, "preset.views": 1, "preset.resolution": 64, "preview_seconds": 0.1},
     "LucidSave": {"turntable_frames": 0, "filename_prefix": "test/browser"},
 }
@@ -40,7 +46,9 @@ def texts_queued(editor):
     """The prompts of all runs that the server knows."""
     history = editor.page.context.request.get("/history").json()
     graphs = [entry["prompt"][2].values() for entry in history.values()]
-    return [node["inputs"]["text"] for graph in graphs for node in graph if node["class_type"] == "LucidPrompt"]
+    return [
+        node["inputs"]["text"] for graph in graphs for node in graph if node["class_type"] == "LucidPrompt"
+    ]
 
 
 def test_the_templates_list_ours(editor):
@@ -61,7 +69,9 @@ def test_a_template_with_another_prompt_becomes_a_splat_in_the_viewer(editor):
 
     editor.run_button().click()
     editor.wait_for("b_preview")
-    editor.page.wait_for_function(f"() => ({FIND})('LucidDream').imgs?.length")  # a picture on the node itself
+    editor.page.wait_for_function(
+        f"() => ({FIND})('LucidDream').imgs?.length"
+    )  # a picture on the node itself
     editor.wait_for("execution_success")
     assert editor.text_on("LucidDream").startswith("step 3 of 3")
     assert "a blue mug" in texts_queued(editor)
@@ -78,7 +88,9 @@ def test_a_run_is_stopped_by_the_button_and_says_so_on_the_node(editor):
     editor.wait_for("b_preview")
     editor.page.get_by_role("button", name="Cancel current run").click()
     editor.wait_for("execution_interrupted")
-    editor.page.wait_for_function(f"() => ({FIND})('LucidDream').widgets.some(w => /^Stopped at step/.test(w.value))")
+    editor.page.wait_for_function(
+        f"() => ({FIND})('LucidDream').widgets.some(w => /^Stopped at step/.test(w.value))"
+    )
     assert "lucid/run_" in editor.text_on("LucidDream")
 
 
@@ -94,13 +106,17 @@ def test_sockets_that_fit_are_connected_and_others_are_refused(editor):
 
 def test_lucid_controlnet_takes_both_kinds_of_controlnet(editor):
     editor.add("LucidControlNet", 600, 100)
-    for y, (kind, output) in enumerate([("ControlNetLoader", "CONTROL_NET"), ("ModelPatchLoader", "MODEL_PATCH")]):
+    for y, (kind, output) in enumerate(
+        [("ControlNetLoader", "CONTROL_NET"), ("ModelPatchLoader", "MODEL_PATCH")]
+    ):
         editor.add(kind, 100, 100 + 300 * y)
         editor.drag(editor.socket(kind, output), editor.socket("LucidControlNet", "control_net"))
         assert editor.links() == [(kind, output, "LucidControlNet", "control_net")]
 
 
-@pytest.mark.parametrize("kind, widget, number", [("LucidDream", "preset.steps", 260), ("LucidPointCloud", "count", 12345)])
+@pytest.mark.parametrize(
+    "kind, widget, number", [("LucidDream", "preset.steps", 260), ("LucidPointCloud", "count", 12345)]
+)
 def test_a_number_that_is_typed_stays_as_it_is(editor, kind, widget, number):
     """The page rounds to multiples of a widget's step."""
     editor.add(kind, 100, 100)
@@ -114,10 +130,14 @@ def test_the_info_button_opens_the_help_pages_with_their_pictures(editor):
         editor.page.evaluate("() => app.canvas.graph.clear()")
         editor.add(kind, 100 + 300 * (i % 2), 100)  # two clicks on one place would be a double click
         info = editor.page.get_by_test_id("info-button")
-        editor.click(editor.point(*editor.of(kind, "[node.pos[0] + 100, node.pos[1] - 15]")), opens=info)  # its title
+        editor.click(
+            editor.point(*editor.of(kind, "[node.pos[0] + 100, node.pos[1] - 15]")), opens=info
+        )  # its title
         info.click()
         help = editor.page.locator(".markdown-content")
         text = (ROOT / "nodes" / "web" / "docs" / f"{kind}.md").read_text(encoding="utf-8")
         help.get_by_role("heading", name=text.splitlines()[0].removeprefix("# "), exact=True).wait_for()
         if "![" in text:
-            editor.page.wait_for_function("() => document.querySelector('.markdown-content img')?.naturalWidth > 0")
+            editor.page.wait_for_function(
+                "() => document.querySelector('.markdown-content img')?.naturalWidth > 0"
+            )

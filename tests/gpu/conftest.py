@@ -1,4 +1,6 @@
-"""Lets these tests use the scenes of tests/core: that folder's parent joins sys.path, at the end, where it hides nothing."""
+"""Lets these tests use the scenes of tests/unit: that folder's parent joins sys.path, at the end, where it
+hides nothing.
+"""
 
 import sys
 from pathlib import Path

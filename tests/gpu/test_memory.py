@@ -1,4 +1,6 @@
-"""Too little GPU memory, and a GPU that is lost, with the real allocator and the real errors. Skipped without a CUDA GPU."""
+"""Too little GPU memory, and a GPU that is lost, with the real allocator and the real errors. Skipped without
+a CUDA GPU.
+"""
 
 import subprocess
 import sys
@@ -6,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from core.test_rasterize import FIELDS, random_splats, relative_error
+from unit.scenes import FIELDS, random_splats, relative_error
 
 from lucid_core.cameras import turntable
 from lucid_core.rasterize import choice, device_for, rasterize, slowdown, to_device
@@ -33,7 +35,9 @@ def render_and_gradients(backend, views=VIEWS):
     g = torch.Generator().manual_seed(3)
     outputs = (render.rgb, render.alpha, render.depth)
     sum((x * torch.randn(x.shape, generator=g).to(x)).sum() for x in outputs).backward()
-    gradients = {name: getattr(splats, name).grad.cpu() for name in FIELDS} | {"means2d": render.info["means2d"].grad.cpu()}
+    gradients = {name: getattr(splats, name).grad.cpu() for name in FIELDS} | {
+        "means2d": render.info["means2d"].grad.cpu()
+    }
     return [x.detach().cpu() for x in outputs], gradients, render.info["radii"].cpu()
 
 
@@ -76,14 +80,16 @@ def test_what_does_not_fit_as_one_view_goes_to_the_cpu():
     assert relative_error(found[0][0], images[0]) < 2e-2
     assert relative_error(found[1]["means"], gradients["means"]) < 5e-2
     torch.cuda.set_per_process_memory_fraction(1.0)
-    assert device_for("auto").type == "cuda" and slowdown() == "" and next(choice.candidates("cuda")) == fastest
+    assert (
+        device_for("auto").type == "cuda" and slowdown() == "" and next(choice.candidates("cuda")) == fastest
+    )
 
 
 LOSE_THE_GPU = """
 import sys, torch
 sys.path[:0] = sys.argv[1:]
 import lucid_core.rasterize as module
-from core.test_rasterize import random_splats, three_views
+from unit.scenes import random_splats, three_views
 backend = next(module.choice.candidates("cuda"))
 splats, cameras = random_splats().map(lambda x: x.cuda()), module.to_device(three_views(), "cuda")
 module.check = lambda *_: None  # it would wait for the GPU, and meet the error first

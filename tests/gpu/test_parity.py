@@ -1,21 +1,24 @@
-"""The CUDA backends against the float64 reference, on the scenes of tests/core. Skipped without a CUDA GPU."""
+"""The CUDA backends against the float64 reference, on the scenes of tests/unit. Skipped without a CUDA
+GPU.
+"""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from core.test_rasterize import FIELDS, SCENES, H, W, as_dtype, random_splats, relative_error, three_views
+from unit.scenes import FIELDS, SCENES, H, W, as_dtype, dream, random_splats, relative_error, three_views
 
 from lucid_core.cameras import Cameras
-from lucid_core.gaussians import Splats
 from lucid_core.rasterize import device_for, rasterize, to_device
 from lucid_core.rasterize.choice import reason_against
+from lucid_core.splats import Splats
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 CUDA_BACKENDS = ("gsplat", "gswarp")
 # Largest relative errors of values and gradients. gsplat computes with fast maths.
 TOLERANCE = {"gsplat": (1e-3, 1e-2), "gswarp": (1e-3, 1e-2), "numba": (1e-4, 1e-3)}
-# gswarp ends a splat at three standard deviations, where one of this opacity has faded to 1/255: up to it the images agree
+# gswarp ends a splat at three standard deviations, where one of this opacity has faded to 1/255: up to it the
+# images agree
 FADED = 0.35
 NEAR_OF_GSWARP = 0.2
 CASES = [(backend, scene) for backend in TOLERANCE for scene in SCENES]
@@ -47,7 +50,11 @@ def outputs_and_gradients(splats, cameras, backend, device, dtype, sh_degree=Non
     sum((x * torch.randn(x.shape, generator=g).to(x)).sum() for x in outputs.values()).backward()
     gradients = {name: getattr(splats, name).grad for name in FIELDS}
     gradients |= {"background": background.grad, "means2d": render.info["means2d"].grad}
-    return {name: x.detach().cpu() for name, x in outputs.items()}, {k: v.cpu() for k, v in gradients.items()}, render.info
+    return (
+        {name: x.detach().cpu() for name, x in outputs.items()},
+        {k: v.cpu() for k, v in gradients.items()},
+        render.info,
+    )
 
 
 def on_the_gpu(splats, cameras, backend, **options):
@@ -77,7 +84,10 @@ def require_info(info, truth):
     means2d, radii = info["means2d"].detach().cpu(), info["radii"].cpu()
     assert info["means2d"].device.type == info["radii"].device.type == "cuda"
     assert radii.dtype == torch.int32 and radii.shape == truth["radii"].shape
-    assert info["n_cameras"] == len(radii) and (info["width"], info["height"]) == (truth["width"], truth["height"])
+    assert info["n_cameras"] == len(radii) and (info["width"], info["height"]) == (
+        truth["width"],
+        truth["height"],
+    )
     shown = (truth["radii"] > 1).all(-1) & (radii > 0).all(-1)  # at the image's edge rounding decides
     assert shown.sum() >= 0.9 * (truth["radii"] > 1).all(-1).sum()
     torch.testing.assert_close(means2d[shown], truth["means2d"].detach().float()[shown], rtol=1e-3, atol=1e-2)
@@ -103,7 +113,9 @@ def test_gswarp_is_close_where_splats_are_solid():
     """There the tails beyond three standard deviations are missing, up to 1% of a splat's opacity."""
     require("gswarp")
     splats = random_splats()
-    splats = replace(splats, opacities=splats.opacities.clamp_max(0.98))  # above, its gradient ignores its largest alpha
+    splats = replace(
+        splats, opacities=splats.opacities.clamp_max(0.98)
+    )  # above, its gradient ignores its largest alpha
     require_parity("gswarp", splats, three_views(), (2e-2, 5e-2))
 
 
@@ -175,11 +187,17 @@ def test_the_same_splats_give_the_same_bits_whatever_was_rendered_between(backen
 @pytest.mark.parametrize("backend", CUDA_BACKENDS)
 def test_tensors_need_not_be_contiguous(backend):
     require(backend)
-    splats, cameras = random_splats(seed=18, sh_degree=1).map(lambda x: x.cuda()), to_device(three_views(), "cuda")
+    splats, cameras = (
+        random_splats(seed=18, sh_degree=1).map(lambda x: x.cuda()),
+        to_device(three_views(), "cuda"),
+    )
     strided = splats.map(lambda x: torch.stack([x, torch.zeros_like(x)], -1)[..., 0])
     turned = Cameras(cameras.viewmats.mT.contiguous().mT, cameras.Ks.mT.contiguous().mT)
     assert not strided.means.is_contiguous() and not turned.viewmats.is_contiguous()
-    a, b = rasterize(splats, cameras, W, H, backend=backend), rasterize(strided, turned, W, H, backend=backend)
+    a, b = (
+        rasterize(splats, cameras, W, H, backend=backend),
+        rasterize(strided, turned, W, H, backend=backend),
+    )
     assert torch.equal(a.rgb, b.rgb) and torch.equal(a.depth, b.depth)
 
 
@@ -214,7 +232,10 @@ def test_a_view_of_nothing_is_its_background_and_has_no_gradient(backend):
 @pytest.mark.parametrize("backend", CUDA_BACKENDS)
 def test_no_graph_is_built_where_none_is_wanted(backend):
     require(backend)
-    splats, cameras = random_splats().map(lambda x: x.cuda().requires_grad_()), to_device(three_views(), "cuda")
+    splats, cameras = (
+        random_splats().map(lambda x: x.cuda().requires_grad_()),
+        to_device(three_views(), "cuda"),
+    )
     with torch.no_grad():
         render = rasterize(splats, cameras, W, H, backend=backend)
     assert not any(x.requires_grad for x in (render.rgb, render.alpha, render.depth, render.info["means2d"]))
@@ -223,12 +244,20 @@ def test_no_graph_is_built_where_none_is_wanted(backend):
 def one_splat(z, opacity=1.0, size=0.05):
     """On the axis of a camera at the origin, which looks along z -> splats, cameras."""
     at = torch.tensor([[0.0, 0.0, z]])
-    splats = Splats(at, torch.tensor([[1.0, 0, 0, 0]]), torch.full((1, 3), size), torch.tensor([opacity]), torch.ones(1, 1, 3))
+    splats = Splats(
+        at,
+        torch.tensor([[1.0, 0, 0, 0]]),
+        torch.full((1, 3), size),
+        torch.tensor([opacity]),
+        torch.ones(1, 1, 3),
+    )
     K = torch.tensor([[[40.0, 0, W / 2], [0, 40, H / 2], [0, 0, 1]]])
     return splats.map(lambda x: x.cuda()), to_device(Cameras(torch.eye(4)[None], K), "cuda")
 
 
-@pytest.mark.parametrize(("backend", "largest", "near"), [("gsplat", 0.999, 0.01), ("gswarp", 0.99, NEAR_OF_GSWARP)])
+@pytest.mark.parametrize(
+    ("backend", "largest", "near"), [("gsplat", 0.999, 0.01), ("gswarp", 0.99, NEAR_OF_GSWARP)]
+)
 def test_largest_alpha_and_near_plane_are_those_that_are_written_down(backend, largest, near):
     require(backend)
     seen = lambda *splat: rasterize(*one_splat(*splat), W, H, backend=backend).alpha.max().item()
@@ -244,17 +273,19 @@ def test_auto_renders_where_the_splats_are():
 
 def a_run(backend, strategy):
     """The steps of a short run with growth, every conditioning where `backend` renders."""
-    from core.test_optimiser import CONFIG, arguments
+    from unit.scenes import CONFIG, arguments
 
-    from lucid_core.densify import Densify
-    from lucid_core.dream import dream
+    from lucid_core.optimize.densify import Densify
 
     densify = Densify(strategy=strategy, start=0.1, every=0.2, stop=1.0, grow_grad2d=0.0, prune_opacity=0.0)
     given = arguments(replace(CONFIG, densify=densify))
     on = lambda cond: cond.to(device_for(backend))
     prompts = given["prompts"]
     given["prompts"] = replace(
-        prompts, views=tuple(on(x) for x in prompts.views), negative=on(prompts.negative), inverse=on(prompts.inverse)
+        prompts,
+        views=tuple(on(x) for x in prompts.views),
+        negative=on(prompts.negative),
+        inverse=on(prompts.inverse),
     )
     return dream(**given, backend=backend)
 

@@ -1,4 +1,5 @@
-"""Small ControlNets for the demo prior's architecture, random where they are not its encoder, as files for the stock loader.
+"""Small ControlNets for the demo prior's architecture, random where they are not its encoder, as files for
+the stock loader.
 
 Those of DiT families are made in the running host, by the tests' node LucidTestNet.
 """
@@ -11,7 +12,16 @@ from safetensors.torch import load_file, save_file
 from .families import file_of
 
 WIDTH = 320
-HINT_BLOCK = [(3, 16), (16, 16), (16, 32), (32, 32), (32, 96), (96, 96), (96, 256), (256, WIDTH)]  # cldm's, at even places
+HINT_BLOCK = [
+    (3, 16),
+    (16, 16),
+    (16, 32),
+    (32, 32),
+    (32, 96),
+    (96, 96),
+    (96, 256),
+    (256, WIDTH),
+]  # cldm's, at even places
 UNET = "model.diffusion_model."
 SD35_POOLED = 2048
 
@@ -19,7 +29,11 @@ SD35_POOLED = 2048
 def encoder(checkpoint: Path) -> dict[str, torch.Tensor]:
     """What a ControlNet starts as: a copy of the model's encoder."""
     parts = ("time_embed.", "input_blocks.", "middle_block.")
-    unet = {name.removeprefix(UNET): value for name, value in load_file(checkpoint).items() if name.startswith(UNET)}
+    unet = {
+        name.removeprefix(UNET): value
+        for name, value in load_file(checkpoint).items()
+        if name.startswith(UNET)
+    }
     return {name: value for name, value in unet.items() if name.startswith(parts)}
 
 
@@ -68,5 +82,8 @@ def write_sd35(families: Path) -> None:
     models = families / "diffusion_models"
     model = load_file(models / file_of("sd3"))
     first = "y_embedder.mlp.0.weight"
-    wide = torch.randn(len(model[first]), SD35_POOLED, generator=torch.Generator().manual_seed(4)) / SD35_POOLED**0.5
+    wide = (
+        torch.randn(len(model[first]), SD35_POOLED, generator=torch.Generator().manual_seed(4))
+        / SD35_POOLED**0.5
+    )
     save_file(model | {first: wide.half()}, models / file_of("sd35"))

@@ -2,10 +2,10 @@
 
     python tests/host/dynamic_vae.py COMFYUI_DIR CHECKPOINT FOLDER [VAE_FILE ...]
 
-Dynamic VRAM itself needs an NVIDIA GPU. Here the host's own loaders run with `is_dynamic()` forced, which is what decides how
-they load weights. Prints as JSON, for the checkpoint's VAE in files of several dtypes and for each VAE_FILE, for each dtype of
-the VAE and each way of copying: the dtypes of the copy's weights, and how far the gradient of the pixels is from that on a host
-without dynamic VRAM, and from that in float32.
+Dynamic VRAM itself needs an NVIDIA GPU. Here the host's own loaders run with `is_dynamic()` forced, which is
+what decides how they load weights. Prints as JSON, for the checkpoint's VAE in files of several dtypes and
+for each VAE_FILE, for each dtype of the VAE and each way of copying: the dtypes of the copy's weights, and
+how far the gradient of the pixels is from that on a host without dynamic VRAM, and from that in float32.
 """
 
 from __future__ import annotations
@@ -33,10 +33,14 @@ def main() -> None:
     from comfy.cli_args import args
     from safetensors.torch import load_file, save_file
 
-    spec = importlib.util.spec_from_file_location("lucid_ism", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "lucid_ism", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     sys.modules["lucid_ism"] = importlib.util.module_from_spec(spec)
     vaes = importlib.import_module("lucid_ism.nodes.host.vae")
-    weights = {name.removeprefix(PREFIX): x for name, x in load_file(sys.argv[2]).items() if name.startswith(PREFIX)}
+    weights = {
+        name.removeprefix(PREFIX): x for name, x in load_file(sys.argv[2]).items() if name.startswith(PREFIX)
+    }
     images = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(1))
     forced = []
     comfy.model_patcher.ModelPatcher.is_dynamic = lambda self: bool(forced)

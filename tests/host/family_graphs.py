@@ -13,11 +13,19 @@ OTHER_VAES = {  # than the demo's checkpoint's
     "flux2": TAEF2,
 }
 CHECKPOINT = "lucid_demo_prior.safetensors"
-BLEND = {"blend_deg": 90.0, "overhead_deg": 60.0, "perp_neg": 0.0, "perp_neg_front_decay": 2.0, "perp_neg_side_decay": 10.0}
+BLEND = {
+    "blend_deg": 90.0,
+    "overhead_deg": 60.0,
+    "perp_neg": 0.0,
+    "perp_neg_front_decay": 2.0,
+    "perp_neg_side_decay": 10.0,
+}
 
 
 class FamilyGraph(Graph):
-    """A graph that holds a family's `model`, `vae` and `clip` as links, and can make text of the family's width."""
+    """A graph that holds a family's `model`, `vae` and `clip` as links, and can make text of the family's
+    width.
+    """
 
     def __init__(self, family):
         super().__init__()
@@ -62,7 +70,8 @@ class FamilyGraph(Graph):
         shipped = workflow(LucidDream={"steps": 2, "views": 2, "resolution": 64, **changes})
         for name, node in shipped.items():
             inputs = {
-                key: [f"w{value[0]}", value[1]] if isinstance(value, list) else value for key, value in node["inputs"].items()
+                key: [f"w{value[0]}", value[1]] if isinstance(value, list) else value
+                for key, value in node["inputs"].items()
             }
             self[f"w{name}"] = {"class_type": node["class_type"], "inputs": inputs}
         node = next(node for node in self.values() if node["class_type"] == "LucidISM")

@@ -2,10 +2,10 @@
 
     python tests/host/moved_vae.py COMFYUI_DIR CHECKPOINT
 
-prints as JSON the largest difference to the gradient before, and its unit (see rounding.py): after the weights were made anew
-in inference mode, as the host moves them to a GPU for a ControlNet's hint, and after most of them were let go; and whether all
-are loaded then. And how many of the host's prefetch queues are left after a model call that ran out of memory, and after one
-that left an allocation graph open.
+prints as JSON the largest difference to the gradient before, and its unit (see rounding.py): after the
+weights were made anew in inference mode, as the host moves them to a GPU for a ControlNet's hint, and after
+most of them were let go; and whether all are loaded then. And how many of the host's prefetch queues are left
+after a model call that ran out of memory, and after one that left an allocation graph open.
 """
 
 from __future__ import annotations
@@ -29,14 +29,19 @@ def main() -> None:
     import comfy.sd
     import torch
 
-    spec = importlib.util.spec_from_file_location("lucid_ism", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "lucid_ism", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     sys.modules["lucid_ism"] = importlib.util.module_from_spec(spec)
     host = importlib.import_module("lucid_ism.nodes.host")
     types = importlib.import_module("lucid_ism.nodes.types")
-    OutOfMemory = importlib.import_module("lucid_ism.lucid_core.prior").OutOfMemory
+    OutOfMemory = importlib.import_module("lucid_ism.lucid_core.diffusion.prior").OutOfMemory
 
     def body(prior, prompts):
-        images, patcher = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1)), prior._vae.patcher
+        images, patcher = (
+            torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1)),
+            prior._vae.patcher,
+        )
 
         def gradient():
             pixels = images.clone().requires_grad_()
@@ -75,7 +80,11 @@ def main() -> None:
         without = len(queues.PREFETCH_QUEUES)
         queues.MALLOC_GRAPHS = {0: "open"}  # as a ComfyUI of 0.34 and newer has it
         prior.denoise(z, 1.0, [prompts.negative])
-        return {"after an error": after_error, "without a graph": without, "with a graph": len(queues.PREFETCH_QUEUES)}
+        return {
+            "after an error": after_error,
+            "without a graph": without,
+            "with a graph": len(queues.PREFETCH_QUEUES),
+        }
 
     with torch.inference_mode():
         model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(sys.argv[2])

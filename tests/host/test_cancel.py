@@ -9,11 +9,11 @@ import uuid
 import numpy as np
 import pytest
 
-from lucid_core import checkpoint, ply
+from lucid_core.io import ply
+from lucid_core.optimize import checkpoint
 from workflows.api.client import _queue
 
-from .graphs import ply_of, workflow
-from .test_nodes import summary_of, with_model
+from .graphs import ply_of, summary_of, with_model, workflow
 
 TEXT = 3  # the host's kind of binary message that writes on a node
 
@@ -68,7 +68,9 @@ def stopped(client, base):
 
 
 def test_a_run_ends_within_one_model_call(stopped):
-    """A step takes three and more, of two seconds each: before a second one could end, on a slow machine too."""
+    """A step takes three and more, of two seconds each: before a second one could end, on a slow machine
+    too.
+    """
     assert stopped[0] < 4
 
 
@@ -103,4 +105,4 @@ def test_a_run_that_is_cancelled_before_its_first_step_says_so(client):
     ism = next(node for node in graph.values() if node["class_type"] == "LucidISM")
     ism["inputs"].update({"preset.inversion_steps": 50, "preset.delta_s": 0.005, "preset.t_min": 0.25})
     _, said = asyncio.run(cancelled(client, graph, when_step=0, wait_s=1.5))
-    assert said[-1] == "Stopped before the first step was done."
+    assert said[-1] == "Stopped before the first step was finished."

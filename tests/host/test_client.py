@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from demo.host import free_port
-from lucid_core import ply
+from devtools.host import free_port
+from lucid_core.io import ply
 from workflows.api import client as script
 
 CLIENT = Path(script.__file__)
@@ -24,11 +24,21 @@ def setting(*texts):
 
 
 def test_a_workflow_is_run_and_its_files_are_kept(server, client, tmp_path):
-    words = [*setting("LucidPrompt.text=a blue mug", *SMALL), "--out", "results", "--server", f"http://{server.address}"]
-    done = subprocess.run([sys.executable, CLIENT, WORKFLOW, *words], cwd=tmp_path, capture_output=True, text=True)
+    words = [
+        *setting("LucidPrompt.text=a blue mug", *SMALL),
+        "--out",
+        "results",
+        "--server",
+        f"http://{server.address}",
+    ]
+    done = subprocess.run(
+        [sys.executable, CLIENT, WORKFLOW, *words], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     kept = [tmp_path / line for line in done.stdout.splitlines()]
-    assert sorted(path.suffix for path in kept) == [".mp4", ".ply"] and sorted(kept) == sorted((tmp_path / "results").iterdir())
+    assert sorted(path.suffix for path in kept) == [".mp4", ".ply"] and sorted(kept) == sorted(
+        (tmp_path / "results").iterdir()
+    )
     assert len(ply.read(next(path for path in kept if path.suffix == ".ply"))) == 300
     assert "LucidDream: step 2 of 2" in done.stderr
     *_, entry = json.loads(client._request("GET", "/history")).values()
@@ -39,14 +49,23 @@ def test_a_workflow_is_run_and_its_files_are_kept(server, client, tmp_path):
     "words, message",
     [
         (["no_such.json"], "there is no workflow file no_such.json"),
-        ([str(CLIENT)], "is no JSON file"),
-        ([str(CLIENT.parents[1] / WORKFLOW)], "is in the web page's form"),
-        ([WORKFLOW, *setting("LucidPromt.text=x")], "the workflow has no LucidPromt node; it has CheckpointLoaderSimple, "),
-        ([WORKFLOW, *setting("LucidPrompt.txt=x")], "LucidPrompt has no input 'txt' to set; it has text, negative"),
+        ([str(CLIENT)], "is not a JSON file"),
+        ([str(CLIENT.parents[1] / WORKFLOW)], "is in the web page's format"),
+        (
+            [WORKFLOW, *setting("LucidPromt.text=x")],
+            "the workflow has no LucidPromt node; it has CheckpointLoaderSimple, ",
+        ),
+        (
+            [WORKFLOW, *setting("LucidPrompt.txt=x")],
+            "LucidPrompt has no input 'txt' to set; it has text, negative",
+        ),
         ([WORKFLOW, *setting("LucidPrompt.clip=x")], "LucidPrompt has no input 'clip' to set"),
         ([WORKFLOW, *setting("LucidPrompt=x")], "--set takes NODE.INPUT=VALUE"),
         ([WORKFLOW, *setting("LucidDream.steps=many")], "LucidDream.steps takes a number, not 'many'"),
-        ([WORKFLOW, *setting("LucidISM.preset.fix_noise=1")], "LucidISM.preset.fix_noise takes true or false, not '1'"),
+        (
+            [WORKFLOW, *setting("LucidISM.preset.fix_noise=1")],
+            "LucidISM.preset.fix_noise takes true or false, not '1'",
+        ),
         ([WORKFLOW, *setting("LucidDream.steps=0")], "LucidDream: Value 0 smaller than min of 1"),
         ([WORKFLOW, *setting(*SMALL, "LucidDream.resume=nope")], "LucidDream: "),
     ],
@@ -65,7 +84,9 @@ def test_a_server_that_is_not_there_is_one_clear_line(address, capsys):
     assert capsys.readouterr().err == f"error: the ComfyUI at {address} has died or does not answer.\n"
 
 
-@pytest.mark.parametrize("text, held, value", [("7", 1, 7), ("2.5", 1.0, 2.5), ("True", False, True), ("12", "a mug", "12")])
+@pytest.mark.parametrize(
+    "text, held, value", [("7", 1, 7), ("2.5", 1.0, 2.5), ("True", False, True), ("12", "a mug", "12")]
+)
 def test_a_value_becomes_what_the_input_holds(text, held, value):
     graph = {"5": {"class_type": "Node", "inputs": {"a.b": held}}}
     for name in ("5", "Node"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from rounding import ROUNDINGS
 
-from demo.base import PRIOR
+from devtools.base import PRIOR
 from workflows.api.client import ComfyError
 
 from . import controlnets
@@ -28,7 +28,14 @@ def controlled(graph, prompt, net, hint="depth", strength=0.8, start=0.0, end=1.
     net = {} if net is None else {"control_net": net}
     return [
         graph.add(
-            "LucidControlNet", prompt=prompt, hint=hint, strength=strength, start_percent=start, end_percent=end, **net, **more
+            "LucidControlNet",
+            prompt=prompt,
+            hint=hint,
+            strength=strength,
+            start_percent=start,
+            end_percent=end,
+            **net,
+            **more,
         ),
         0,
     ]
@@ -50,7 +57,9 @@ def answers(client, name, chained=None, applied=None, **settings):
 
 
 def asked(client, graph, of, nets, applied=None, **settings):
-    """`of` links to a model, its VAE and a prompt; the first of `nets` may be put on that by the host's Apply ControlNet."""
+    """`of` links to a model, its VAE and a prompt; the first of `nets` may be put on that by the host's Apply
+    ControlNet.
+    """
     settings = {"strength": 0.8, "start": 0.0, "end": 1.0} | settings
     (model, vae, plain), prompt = of, of[2]
     for net, hint in zip(nets, ("depth", "canny")):
@@ -60,7 +69,9 @@ def asked(client, graph, of, nets, applied=None, **settings):
         else:
             prompt = controlled(graph, prompt, net, hint, **settings)
     nets = dict(zip(("net", "second"), nets))
-    test = graph.add("LucidTestControl", model=model, vae=vae, plain=plain, controlled=prompt, **nets, **settings)
+    test = graph.add(
+        "LucidTestControl", model=model, vae=vae, plain=plain, controlled=prompt, **nets, **settings
+    )
     return client.run(graph)["outputs"][test]
 
 
@@ -75,7 +86,9 @@ def require_like_the_host(found):
 
 @pytest.mark.parametrize("name, chained", [("lora", None), ("plain", "other")])
 def test_each_view_is_asked_about_as_by_the_hosts_own_nodes_and_sampler(client, name, chained):
-    """Two views with a hint each, in batches of every make, in parts, through a ControlLoRA and through a chain."""
+    """Two views with a hint each, in batches of every make, in parts, through a ControlLoRA and through a
+    chain.
+    """
     found = answers(client, name, chained, strength=0.6, start=0.1, end=0.9)
     require_like_the_host(found)
     assert found["effect"][0] > EFFECT and found["swapped"][0] > SWAPPED
@@ -102,7 +115,9 @@ def test_adapters_give_every_batch_its_own_features(client):
 
 
 def dreamt(client, *controls, **changes):
-    """The splat of three steps of Lucid Dream under chained controls, each the settings of one; with the run's outputs."""
+    """The splat of three steps of Lucid Dream under chained controls, each the settings of one; with the
+    run's outputs.
+    """
     graph, *_, prompt = prepared(LucidDream={"steps": 3, "seed": 4, **changes})
     cloud = [node_of(graph, "LucidPointCloud"), 0]
     for settings in controls:
@@ -120,12 +135,15 @@ def same(a, b):
 
 
 def test_lucid_dream_with_controls(client):
-    """Hints of the splat and of a guide end in a splat of their own; strength 0 and an empty range in that of no control."""
+    """Hints of the splat and of a guide end in a splat of their own; strength 0 and an empty range in that of
+    no control.
+    """
     none, _ = dreamt(client)
     assert same(none, dreamt(client, {"strength": 0.0})[0])
     assert same(none, dreamt(client, {"start": 0.0, "end": 0.0})[0])
     own, guided = (
-        dreamt(client, *run)[0] for run in ([{"hint": "normal"}], [{"guided": True}, {"name": "other", "hint": "canny"}])
+        dreamt(client, *run)[0]
+        for run in ([{"hint": "normal"}], [{"guided": True}, {"name": "other", "hint": "canny"}])
     )
     for end in (own, guided):
         assert end.means.isfinite().all() and not same(end, none)
@@ -154,7 +172,10 @@ def test_a_controlnet_of_another_family_is_refused_before_the_first_step(client)
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"start": 0.6, "end": 0.5}, "Lucid ControlNet: start_percent is 0.6; it must be at most end_percent"),
+        (
+            {"start": 0.6, "end": 0.5},
+            "Lucid ControlNet: start_percent is 0.6; it must be at most end_percent",
+        ),
         ({"strength": -1.0}, "strength"),
         ({"hint": "openpose"}, "hint"),
     ],
@@ -173,29 +194,48 @@ def refused(client, make, message):
 
 
 def test_what_cannot_be_controlled_is_refused(client):
-    inpaints = lambda graph, prompt, net: controlled(graph, prompt, [graph.add("LucidTestInpaints", net=net), 0])
-    refused(client, inpaints, "Lucid ControlNet: control_net inpaints: it wants a mask")
+    inpaints = lambda graph, prompt, net: controlled(
+        graph, prompt, [graph.add("LucidTestInpaints", net=net), 0]
+    )
+    refused(client, inpaints, "Lucid ControlNet: control_net is for inpainting and needs a mask")
     missing = lambda graph, prompt, net: controlled(graph, prompt, None)
-    refused(client, missing, "Lucid ControlNet: control_net is empty, and the prompt brings no ControlNet along")
+    refused(
+        client,
+        missing,
+        "Lucid ControlNet: control_net is empty, and no conditioning of the prompt has a ControlNet",
+    )
     settings = {"strength": 1.0, "start": 0.0, "end": 1.0}
-    applied = lambda graph, prompt, net, how: [graph.add("LucidTestApplied", prompt=prompt, net=net, how=how, **settings), 0]
-    twice = lambda graph, prompt, net: controlled(graph, controlled(graph, applied(graph, prompt, net, "old"), None), None)
+    applied = lambda graph, prompt, net, how: [
+        graph.add("LucidTestApplied", prompt=prompt, net=net, how=how, **settings),
+        0,
+    ]
+    twice = lambda graph, prompt, net: controlled(
+        graph, controlled(graph, applied(graph, prompt, net, "old"), None), None
+    )
     refused(client, twice, "Lucid ControlNet: control_net is empty, and an earlier Lucid ControlNet")
 
 
 @pytest.mark.usefixtures("families")
 @pytest.mark.parametrize("family", ["qwen_image", "flux"])
 def test_hints_that_a_video_vae_encodes_are_one_for_each_view(client, family):
-    """The host would take those of a batch for the frames of one video, and all views would see the first one's."""
+    """The host would take those of a batch for the frames of one video, and all views would see the first
+    one's.
+    """
     graph = FamilyGraph(family)
     graph.use_vae("wan_vae")
-    found = client.run(graph | {"hints": {"class_type": "LucidTestHints", "inputs": {"model": graph.model, "vae": graph.vae}}})
+    found = client.run(
+        graph
+        | {"hints": {"class_type": "LucidTestHints", "inputs": {"model": graph.model, "vae": graph.vae}}}
+    )
     found = found["outputs"]["hints"]
     assert max(found["taken"] + found["chained"]) < bound_of(found)
     if family == "qwen_image":
         assert "refused" not in found
     else:
-        mismatch = "the ControlNet is not made for model Flux: it works on latents of Wan21, the model on those of Flux; load"
+        mismatch = (
+            "the ControlNet is not made for model Flux: it works on latents of Wan21, the model on those of "
+            "Flux; load"
+        )
         assert found["refused"][0].startswith(mismatch)
 
 
@@ -221,7 +261,9 @@ class DitGraph(FamilyGraph):
         else:
             model = self.add("UNETLoader", unet_name=file_of(family), weight_dtype="default")
         link = [self.add("LucidTestNet", model=[model, 0], kind=kind), 0]
-        return [self.add("SetUnionControlNetType", control_net=link, type=union_type), 0] if union_type else link
+        return (
+            [self.add("SetUnionControlNetType", control_net=link, type=union_type), 0] if union_type else link
+        )
 
 
 @pytest.fixture(scope="module")
@@ -229,25 +271,45 @@ def dits(families):
     controlnets.write_sd35(families)
 
 
-DITS = [  # ControlNets that encode their hint by the VAE, and Flux's first ones that do not; Chroma takes Flux's
-    ("sd3", "sd3"), ("sd35", "sd35"), ("flux_xlabs", "flux"), ("flux_mistoline", "flux"), ("flux_union", "flux"),
-    ("flux_union", "chroma"), ("qwen", "qwen_image"), ("qwen_fun", "qwen_image"),
-]  # fmt: skip
+# ControlNets that encode their hint by the VAE, and Flux's first ones that do not; Chroma takes Flux's
+DITS = [
+    ("sd3", "sd3"),
+    ("sd35", "sd35"),
+    ("flux_xlabs", "flux"),
+    ("flux_mistoline", "flux"),
+    ("flux_union", "flux"),
+    ("flux_union", "chroma"),
+    ("qwen", "qwen_image"),
+    ("qwen_fun", "qwen_image"),
+]
 
 
 @pytest.mark.usefixtures("dits")
 @pytest.mark.parametrize("kind, family", DITS)
 def test_a_dit_is_asked_about_each_view_as_by_the_hosts_own_nodes_and_sampler(client, kind, family):
     graph = DitGraph(family)
-    found = asked(client, graph, (graph.model, graph.vae, graph.prompt()), [graph.net(kind)], strength=0.6, start=0.1, end=0.9)
+    found = asked(
+        client,
+        graph,
+        (graph.model, graph.vae, graph.prompt()),
+        [graph.net(kind)],
+        strength=0.6,
+        start=0.1,
+        end=0.9,
+    )
     require_like_the_host(found)
     assert found["effect"][0] > EFFECT and found["swapped"][0] > SWAPPED
 
 
 @pytest.mark.usefixtures("dits")
-@pytest.mark.parametrize("family, kinds, applied", [
-    ("flux", ["flux_union", "flux_xlabs"], None), ("sd3", ["sd3", "sd3"], "advanced"), ("qwen_image", ["qwen"], "advanced"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "family, kinds, applied",
+    [
+        ("flux", ["flux_union", "flux_xlabs"], None),
+        ("sd3", ["sd3", "sd3"], "advanced"),
+        ("qwen_image", ["qwen"], "advanced"),
+    ],
+)
 def test_controls_of_dits_are_chained_and_taken_over(client, family, kinds, applied):
     graph = DitGraph(family)
     nets = [graph.net(kind, "depth" if kind == "flux_union" else None) for kind in kinds]
@@ -274,7 +336,9 @@ def test_a_control_of_a_dit_changes_nothing_out_of_its_range_and_a_splat_within(
 
 @pytest.mark.usefixtures("dits")
 def test_a_run_under_a_control_that_borrows_from_the_model_resumes(client):
-    """That of SD 3.5 is given a part of the model's weights when a run begins: its hash is the same before and after."""
+    """That of SD 3.5 is given a part of the model's weights when a run begins: its hash is the same before
+    and after.
+    """
 
     def dreamt(**changes):
         graph = DitGraph("sd35")
@@ -288,20 +352,23 @@ def test_a_run_under_a_control_that_borrows_from_the_model_resumes(client):
 
 
 @pytest.mark.usefixtures("dits")
-@pytest.mark.parametrize("kind, family, difference", [
-    ("flux_xlabs", "sd3", "model SD3: it is one for Flux"),
-    ("flux_union", "flux2", "model Flux2: it works on latents of Flux, the model on those of Flux2"),
-    ("flux_xlabs", "flux2", "model Flux2: it works on latents of Flux, the model on those of Flux2"),
-    ("flux_wide", "flux", r"model Flux: its hidden width is \d+, the model's \d+"),
-    ("sd3", "flux", "model Flux: it is one for SD3"),
-    ("sd35", "demo", "model SD15: it is one for SD3"),
-    ("qwen", "anima", "model Anima: it is one for QwenImage"),
-    ("qwen_fun", "z_image", "model ZImage: it is one for QwenImage"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, family, difference",
+    [
+        ("flux_xlabs", "sd3", "model SD3: it is one for Flux"),
+        ("flux_union", "flux2", "model Flux2: it works on latents of Flux, the model on those of Flux2"),
+        ("flux_xlabs", "flux2", "model Flux2: it works on latents of Flux, the model on those of Flux2"),
+        ("flux_wide", "flux", r"model Flux: its hidden width is \d+, the model's \d+"),
+        ("sd3", "flux", "model Flux: it is one for SD3"),
+        ("sd35", "demo", "model SD15: it is one for SD3"),
+        ("qwen", "anima", "model Anima: it is one for QwenImage"),
+        ("qwen_fun", "z_image", "model ZImage: it is one for QwenImage"),
+    ],
+)
 def test_a_controlnet_of_another_dit_is_refused_before_the_first_step(client, kind, family, difference):
     graph = DitGraph(family)
     prompt = controlled(graph, graph.prompt(), graph.net(kind))
-    wanted = f"Lucid Dream: the ControlNet is not made for {difference}; load the ControlNet that belongs to the model"
+    wanted = f"Lucid Dream: the ControlNet is not made for {difference}; load the ControlNet that belongs to"
     with pytest.raises(ComfyError, match=wanted):
         client.run(graph.dream(prompt))
 
@@ -310,7 +377,10 @@ def test_a_controlnet_of_another_dit_is_refused_before_the_first_step(client, ki
 def test_a_unets_controlnet_is_refused_by_a_dit(client):
     graph = DitGraph("flux")
     prompt = controlled(graph, graph.prompt(), load(graph, "plain"))
-    with pytest.raises(ComfyError, match=r"not made for model Flux: its input_blocks\S+ has no counterpart in the model; load"):
+    with pytest.raises(
+        ComfyError,
+        match=r"not made for model Flux: its input_blocks\S+ has no counterpart in the model; load",
+    ):
         client.run(graph.dream(prompt))
 
 
@@ -325,13 +395,17 @@ PATCHES = [("z_image", "z_image"), ("qwen", "qwen_image"), ("anima", "anima")]
 
 @pytest.mark.usefixtures("families")
 @pytest.mark.parametrize("kind, family", PATCHES)
-def test_a_control_that_patches_the_model_is_asked_about_each_view_as_by_the_hosts_own_node(client, kind, family):
-    """From Load Model Patch to Lucid ControlNet. Alone, twice, with a prompt of two parts, and out of its range; the inversion
-    goes without."""
+def test_a_control_that_patches_the_model_is_asked_about_each_view_as_by_the_hosts_own_node(
+    client, kind, family
+):
+    """From Load Model Patch to Lucid ControlNet. Alone, twice, with a prompt of two parts, and out of its
+    range; the inversion goes without."""
     graph = FamilyGraph(family)
     of = graph.model, graph.vae, graph.prompt()
     net = patch(graph, kind, family)
-    both = graph.add("ConditioningCombine", conditioning_1=graph.text("a red mushroom"), conditioning_2=graph.text("a mug"))
+    both = graph.add(
+        "ConditioningCombine", conditioning_1=graph.text("a red mushroom"), conditioning_2=graph.text("a mug")
+    )
     for prompt, nets in ((of[2], [net]), (of[2], [net, net]), (graph.prompt([both, 0]), [net])):
         found = asked(client, graph, (*of[:2], prompt), nets, strength=0.6)
         require_like_the_host(found)
@@ -360,11 +434,26 @@ def test_a_splat_is_distilled_under_a_control_that_patches_the_model(client, kin
 
 
 @pytest.mark.usefixtures("families")
-@pytest.mark.parametrize("kind, family, message", [
-    ("z_image", "qwen_image", "Lucid Dream: the ControlNet is not made for model QwenImage: it is one for Lumina2; load"),
-    ("z_image_wide", "z_image", r"the ControlNet is not made for model ZImage: its width is \d+, the model's \d+; load"),
-    ("style", "z_image", "Lucid ControlNet: control_net is a model patch of the kind Linear; a hint can be shown to ZImage_C"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, family, message",
+    [
+        (
+            "z_image",
+            "qwen_image",
+            "Lucid Dream: the ControlNet is not made for model QwenImage: it is one for Lumina2; load",
+        ),
+        (
+            "z_image_wide",
+            "z_image",
+            r"the ControlNet is not made for model ZImage: its width is \d+, the model's \d+; load",
+        ),
+        (
+            "style",
+            "z_image",
+            "Lucid ControlNet: control_net is a model patch of the kind Linear; supported kinds are ZImage_C",
+        ),
+    ],
+)
 def test_a_patch_that_does_not_fit_is_refused(client, kind, family, message):
     graph = FamilyGraph(family)
     prompt = controlled(graph, graph.prompt(), patch(graph, kind, "z_image"))

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import pytest
 
 from demo import __main__ as demo
-from demo import base as bases
-from demo import chromium, fetch, venv
-from demo.host import Server, check_port
-from demo.tree import Tree
+from devtools import base as bases
+from devtools import chromium, fetch, venv
+from devtools.host import Server, check_port
+from devtools.tree import Tree
 from workflows.api import client as client_module
 from workflows.api.client import Client, ComfyError, Printer, Progress, output_files
 
@@ -40,7 +40,9 @@ def dev():
 @pytest.fixture
 def tree(tmp_path) -> Tree:
     """A checkout without anything in it but what a set-up reads."""
-    (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["a>=1"]\noptional-dependencies = {dev = ["b"]}\n')
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\ndependencies = ["a>=1"]\noptional-dependencies = {dev = ["b"]}\n'
+    )
     return Tree(tmp_path)
 
 
@@ -173,6 +175,45 @@ def test_a_failed_installation_of_chromium_does_not_end_the_tests(apt, monkeypat
     assert "will be skipped" in capsys.readouterr().err
 
 
+def test_the_unit_tests_need_nothing_of_the_host(tree, comfyui, pip):
+    set_up_venv(tree, None)
+    assert installs(pip) == [venv.TORCH, venv.TORCH_COMPANIONS, ["a>=1", "b"]]
+    pip.clear()
+    set_up_venv(tree, None)
+    assert pip == []
+    set_up_venv(tree, comfyui)
+    assert installs(pip)[-1] == ["aiohttp>=3", "a>=1", "b"]
+    pip.clear()
+    set_up_venv(tree, None)
+    set_up_venv(tree, comfyui)
+    assert pip == []
+
+
+@pytest.mark.parametrize(
+    "words, path, has_host",
+    [
+        (["unit"], "tests/unit", False),
+        (["unit", "-k", "ply"], "tests/unit", False),
+        (["tests/unit/test_views.py"], "tests/unit/test_views.py", False),
+        (["host"], "tests/host", True),
+        (["unit", "host"], "tests/host", True),
+        ([], "tests", True),
+    ],
+)
+def test_a_layer_of_the_tests_is_a_word(dev, words, path, has_host, monkeypatch):
+    ran = []
+    for name in ("prepare_venv", "prepare_chromium"):
+        monkeypatch.setattr(dev, name, lambda *_: None)
+    monkeypatch.setattr(dev, "install_packages", lambda tree, comfyui: None)
+    monkeypatch.setattr(dev, "set_up", lambda tree, *_: dev.Setup(tree, tree.comfyui, bases.PRIOR))
+    monkeypatch.setattr(
+        dev, "hand_over", lambda tree, comfyui, arguments: ran.append((comfyui, arguments)) or 0
+    )
+    assert dev.main(["test", *words]) == 0
+    ((comfyui, arguments),) = ran
+    assert path in arguments and (comfyui is not None) == has_host
+
+
 @pytest.mark.parametrize("command, wanted", [("test", 1), ("demo", 0)])
 def test_only_the_tests_prepare_chromium(dev, command, wanted, monkeypatch):
     prepared = []
@@ -217,7 +258,9 @@ def test_a_folder_that_is_no_comfyui_is_refused(tree, tmp_path):
 
 @pytest.mark.parametrize("arguments", [["demo", "a mug"], ["serve"]])
 def test_a_missing_checkpoint_is_refused_before_the_set_up(dev, arguments, monkeypatch, capsys):
-    monkeypatch.setattr(dev, "prepare_venv", lambda tree: pytest.fail("set up before the arguments were checked"))
+    monkeypatch.setattr(
+        dev, "prepare_venv", lambda tree: pytest.fail("set up before the arguments were checked")
+    )
     assert dev.main([*arguments, "--checkpoint", "no/such.safetensors"]) == 1
     assert "there is no checkpoint file" in capsys.readouterr().err
 
@@ -285,7 +328,11 @@ def test_the_demo_takes_the_time_of_each_phase(monkeypatch):
     clock = iter([0.0, 1.0, 60.0, 80.0])
     monkeypatch.setattr(demo.time, "monotonic", lambda: next(clock))
     reporter = demo.Reporter()
-    for progress in (Progress("LucidDream", 0, 0), Progress("LucidDream", 0, 0, "loading"), Progress("LucidSave", 0, 0)):
+    for progress in (
+        Progress("LucidDream", 0, 0),
+        Progress("LucidDream", 0, 0, "loading"),
+        Progress("LucidSave", 0, 0),
+    ):
         reporter(progress)
     reporter.node_ends()
     assert reporter.seconds == {"load": 1.0, "distil": 59.0, "save": 20.0}
@@ -294,7 +341,11 @@ def test_the_demo_takes_the_time_of_each_phase(monkeypatch):
 def test_the_shipped_workflow_takes_what_the_demo_sets():
     graph = demo.fill(
         json.loads(demo.WORKFLOW.read_text()),
-        {"CheckpointLoaderSimple": {"ckpt_name": "x"}, "LucidPrompt": {"text": "x"}, "LucidDream": {"seed": 1}},
+        {
+            "CheckpointLoaderSimple": {"ckpt_name": "x"},
+            "LucidPrompt": {"text": "x"},
+            "LucidDream": {"seed": 1},
+        },
     )
     assert {node["class_type"] for node in graph.values()} >= {"LucidDream", "LucidSave"}
 
@@ -304,14 +355,18 @@ def test_a_taken_port_is_named_before_the_host_starts(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=rf"port {port} cannot be used .* choose another one with --port"):
+        with pytest.raises(
+            ValueError, match=rf"port {port} cannot be used .* choose another one with --port"
+        ):
             Server(tmp_path, tmp_path, port=port).__enter__()
     check_port(port)
 
 
 def test_a_host_that_stops_at_its_start_shows_its_log(tmp_path):
     (tmp_path / "main.py").write_text("raise SystemExit('the model folder is on fire')")
-    with pytest.raises(RuntimeError, match=r"stopped with code 1 at its start(.|\n)*the model folder is on fire"):
+    with pytest.raises(
+        RuntimeError, match=r"stopped with code 1 at its start(.|\n)*the model folder is on fire"
+    ):
         Server(tmp_path, tmp_path, tmp_path / "log").__enter__()
 
 
@@ -326,7 +381,14 @@ def stock_graph(steps: int = 4) -> dict:
             "class_type": "KSampler",
             "inputs": {
                 **{"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0]},
-                **{"seed": 1, "steps": steps, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0},
+                **{
+                    "seed": 1,
+                    "steps": steps,
+                    "cfg": 5.0,
+                    "sampler_name": "euler",
+                    "scheduler": "normal",
+                    "denoise": 1.0,
+                },
             },
         },
         "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
@@ -383,5 +445,7 @@ def test_a_killed_server_is_reported_with_the_end_of_its_log(host_path, base, tm
             if progress.step:
                 os.kill(doomed.process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
 
-        with pytest.raises(ComfyError, match=r"has died or does not answer(.|\n)*The end of(.|\n)*got prompt"):
+        with pytest.raises(
+            ComfyError, match=r"has died or does not answer(.|\n)*The end of(.|\n)*got prompt"
+        ):
             client.run(stock_graph(steps=2000), kill)

@@ -22,7 +22,9 @@ def test_the_parts_run_on_a_cpu(host_path, tmp_path):
     assert all(line["ok"] for line in lines.values()), lines
     assert lines["host"]["resumed"]["steps"] == 4 * lines["host"]["run"]["steps"]
     assert [row["views"] for row in lines["split"]["rows"]] == [1, 2]
-    assert all(row["model_s"] > 0 and row["vae_s"] > 0 and row["render_s"] > 0 for row in lines["split"]["rows"])
+    assert all(
+        row["model_s"] > 0 and row["vae_s"] > 0 and row["render_s"] > 0 for row in lines["split"]["rows"]
+    )
 
 
 def test_a_part_that_fails_says_why_and_does_not_stop_the_next(tmp_path):

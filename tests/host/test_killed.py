@@ -1,4 +1,6 @@
-"""kill -9 on the real host in the middle of a run, at random moments: the run goes on from its last checkpoint."""
+"""kill -9 on the real host in the middle of a run, at random moments: the run goes on from its last
+checkpoint.
+"""
 
 import itertools
 import random
@@ -9,20 +11,24 @@ import time
 import pytest
 import torch
 
-from demo.host import Server
-from lucid_core import checkpoint
+from devtools.host import Server
+from lucid_core.optimize import checkpoint
 from workflows.api.client import Client
 
 from .graphs import ply_of, workflow
 
 INTERVAL_S = 0.5
 RUN = {"steps": 40, "views": 1, "seed": 171, "checkpoint_minutes": INTERVAL_S / 60}
-STEPS = [random.Random(seed).uniform(1, 25) for seed in range(3)]  # after which, and how far into the next, it is killed
+STEPS = [
+    random.Random(seed).uniform(1, 25) for seed in range(3)
+]  # after which, and how far into the next, it is killed
 
 
 def run(client, reached, **settings):
     """`reached` gets (when, step)."""
-    return client.run(workflow(LucidDream={**RUN, **settings}), lambda now: reached.append((time.time(), now.step or 0)))
+    return client.run(
+        workflow(LucidDream={**RUN, **settings}), lambda now: reached.append((time.time(), now.step or 0))
+    )
 
 
 def killed(host_path, base, log, moment):
@@ -58,11 +64,15 @@ def whole(client):
 
 
 @pytest.mark.parametrize("moment", STEPS, ids=lambda moment: f"step {moment:.1f}")
-def test_a_killed_run_loses_one_interval_and_is_resumed_to_the_same_splat(client, whole, host_path, base, tmp_path, moment):
+def test_a_killed_run_loses_one_interval_and_is_resumed_to_the_same_splat(
+    client, whole, host_path, base, tmp_path, moment
+):
     file, when, reached = killed(host_path, base, tmp_path / "server.log", moment)
     kept, _ = checkpoint.read(file)
     pauses = [b - a for (a, _), (b, _) in itertools.pairwise(reached)]
-    safe = [step for at, step in reached if at < when - INTERVAL_S - 2 * max(pauses)]  # one to finish, one to be saved after
+    safe = [
+        step for at, step in reached if at < when - INTERVAL_S - 2 * max(pauses)
+    ]  # one to finish, one to be saved after
     assert kept.step >= max(safe, default=0)
     assert kept.step < RUN["steps"]
     resumed = ply_of(client, run(client, [], resume=f"lucid/{file.name}"))

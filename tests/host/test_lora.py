@@ -1,4 +1,6 @@
-"""A LoRA of the host's own loader reaches our guidance: the demo's says in closed form what the model must answer."""
+"""A LoRA of the host's own loader reaches our guidance: the demo's says in closed form what the model must
+answer.
+"""
 
 import numpy as np
 
@@ -23,6 +25,8 @@ def noise(client, text, with_lora):
 
 
 def test_with_the_lora_red_is_yellow(client):
-    yellow, red, painted = (noise(client, f"a {color} mushroom", lora) for color, lora in
-                            (("yellow", False), ("red", False), ("red", True)))  # fmt: skip
+    yellow, red, painted = (
+        noise(client, f"a {color} mushroom", lora)
+        for color, lora in (("yellow", False), ("red", False), ("red", True))
+    )
     assert np.abs(painted - yellow).mean() < 0.03 * np.abs(red - yellow).mean()

@@ -8,13 +8,12 @@ import torch
 from rounding import ROUNDINGS
 from safetensors.torch import load_file, save_file
 
-from demo.host import Server
+from devtools.host import Server
 from workflows.api.client import Client, ComfyError
 
 from .families import TAEF2, file_of
-from .graphs import Graph, node_of, ply_of, workflow
+from .graphs import Graph, node_of, ply_of, with_model, workflow
 from .test_cancel import cancelled
-from .test_nodes import with_model
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +36,14 @@ def probed(client, vae_node, slot):
 
 @pytest.mark.parametrize("name", ["of the checkpoint", "taesd", TAEF2, "wan_vae", "rgba_vae", "taew"])
 def test_gradients_pass_the_vae_whole_in_parts_and_with_its_weights_offloaded(client, taesd, families, name):
-    """A checkpoint's VAE is copied from its file; TAESD, of two files, from its weights. A video VAE, and the tiny one of its
-    latents, gets every view as a video of one frame."""
+    """A checkpoint's VAE is copied from its file; TAESD, of two files, from its weights. A video VAE, and the
+    tiny one of its latents, gets every view as a video of one frame."""
     loader = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "lucid_demo_prior.safetensors"}}
     if name != "of the checkpoint":
-        loader = {"class_type": "VAELoader", "inputs": {"vae_name": name if name in ("taesd", TAEF2) else file_of(name)}}
+        loader = {
+            "class_type": "VAELoader",
+            "inputs": {"vae_name": name if name in ("taesd", TAEF2) else file_of(name)},
+        }
     found = probed(client, loader, 2 if name == "of the checkpoint" else 0)
     assert found["gradient"][0] > 0
     assert all(found[way][0] < ROUNDINGS * found[f"{way} rounding"][0] for way in ("encode", "decode"))
@@ -96,14 +98,19 @@ def test_a_compiled_model_gives_the_same_splat(client):
     settings = {"seed": 105, "views": 2}
     plain = ply_of(client, client.run(workflow(LucidDream=settings)))
     graph = workflow(LucidDream=settings)
-    graph["compiled"] = {"class_type": "LucidTestCompile", "inputs": {"model": [node_of(graph, "CheckpointLoaderSimple"), 0]}}
+    graph["compiled"] = {
+        "class_type": "LucidTestCompile",
+        "inputs": {"model": [node_of(graph, "CheckpointLoaderSimple"), 0]},
+    }
     graph[node_of(graph, "LucidISM")]["inputs"]["model"] = ["compiled", 0]
     compiled = ply_of(client, client.run(graph))
     assert torch.allclose(plain.means, compiled.means, atol=1e-3)
 
 
 def test_a_host_of_other_formats_distils(host_path, base, client, tmp_path):
-    """VAE in float16, weights as channels_last: another server, which differs from the first by a rounding."""
+    """VAE in float16, weights as channels_last: another server, which differs from the first by a
+    rounding.
+    """
     settings = {"seed": 106, "steps": 3, "views": 2}
     plain = ply_of(client, client.run(workflow(LucidDream=settings)))
     flags = ("--fp16-vae", "--force-channels-last")
@@ -111,4 +118,6 @@ def test_a_host_of_other_formats_distils(host_path, base, client, tmp_path):
         other = Client(server.address, server.log_tail)
         half = ply_of(other, other.run(workflow(LucidDream=settings)))
     assert "dtype: torch.float16" in (tmp_path / "server.log").read_text()
-    assert 0 < (half.means - plain.means).abs().mean() < 0.2 * 3 * 2.5e-3  # Adam's steps: three of at most 2.5e-3
+    assert (
+        0 < (half.means - plain.means).abs().mean() < 0.2 * 3 * 2.5e-3
+    )  # Adam's steps: three of at most 2.5e-3

@@ -7,9 +7,8 @@ from demo import loras
 from workflows.api.client import ComfyError
 
 from .family_graphs import FamilyGraph
-from .graphs import node_of, ply_of, workflow
+from .graphs import node_of, ply_of, summary_of, workflow
 from .test_cancel import loaded
-from .test_nodes import summary_of
 
 SMALL = {"steps": 3, "views": 1, "resolution": 64}
 
@@ -34,7 +33,9 @@ def same(a, b):
 
 
 def test_each_of_two_loras_on_one_checkpoint_is_asked_as_if_it_were_alone(client):
-    """They share the checkpoint's weights: the first one's must be back when it is asked after the second was loaded."""
+    """They share the checkpoint's weights: the first one's must be back when it is asked after the second was
+    loaded.
+    """
     alone = [ply_of(client, client.run(with_loras(111, only=i))) for i in (0, 1)]
     assert not same(*alone)
     for share, i in ((0.0, 0), (1.0, 1)):

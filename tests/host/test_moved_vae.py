@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 from rounding import ROUNDINGS
 
-from demo.base import PRIOR
+from devtools.base import PRIOR
 
 
 @pytest.fixture(scope="module")
 def found(host_path, base):
     script = Path(__file__).with_name("moved_vae.py")
     command = [sys.executable, script, host_path, base / "models" / "checkpoints" / PRIOR]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    )
 
 
 def test_gradients_pass_the_vae_wherever_its_weights_have_been(found):

@@ -17,7 +17,7 @@ def load(name, path, **location):
 
 host, pack = sys.argv[1:]
 sys.path[0], sys.argv = host, ["main.py", "--cpu"]
-launch = load("launch", pack + "/demo/launch.py")
+launch = load("launch", pack + "/devtools/launch.py")
 if launch.needs_repair():
     launch.repair_cpu_torch()
 import comfy.options
@@ -33,7 +33,9 @@ print(json.dumps({"seconds": seconds, "nodes": len(nodes), "loaded": loaded}))
 
 
 def test_the_pack_loads_fast_and_nothing_heavy_with_it(host_path):
-    """The second of two processes is judged: the first writes the bytecode. Processor time, as the machine may be busy."""
+    """The second of two processes is judged: the first writes the bytecode. Processor time, as the machine
+    may be busy.
+    """
     for _ in range(2):
         command = [sys.executable, "-c", SCRIPT, str(host_path), str(ROOT)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=host_path)

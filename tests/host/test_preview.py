@@ -6,25 +6,35 @@ import cv2
 import numpy as np
 import pytest
 
-from .graphs import workflow
-from .test_nodes import summary_of
+from .graphs import summary_of, workflow
 
 
 def shown(client, graph):
     """-> the previews (H, W, 3) of a run, and what its nodes said."""
     seen = []
     client.run(graph, seen.append)
-    pictures = [cv2.imdecode(np.frombuffer(each.picture, np.uint8), cv2.IMREAD_COLOR) for each in seen if each.picture]
+    pictures = [
+        cv2.imdecode(np.frombuffer(each.picture, np.uint8), cv2.IMREAD_COLOR) for each in seen if each.picture
+    ]
     return pictures, list(dict.fromkeys(each.text for each in seen if each.text))
 
 
 @pytest.mark.parametrize("wanted, shape", [(False, (512, 512, 3)), (True, (256, 512, 3))])
 def test_pictures_pace_and_time_left_are_shown(client, wanted, shape):
-    settings = {"steps": 12, "views": 1, "seed": 91 + wanted, "preview_seconds": 0.01, "preview_wanted": wanted}
+    settings = {
+        "steps": 12,
+        "views": 1,
+        "seed": 91 + wanted,
+        "preview_seconds": 0.01,
+        "preview_wanted": wanted,
+    }
     pictures, texts = shown(client, workflow(LucidDream=settings))
     assert pictures and {picture.shape for picture in pictures} == {shape}  # the host enlarges them
     assert texts[0] == "step 1 of 12, 300 splats"
-    assert all(re.fullmatch(r"step \d+ of 12, \d+\.\d\d s a step, \d+ s left, \d+ splats", text) for text in texts[1:])
+    assert all(
+        re.fullmatch(r"step \d+ of 12, \d+\.\d\d s a step, \d+ s left, \d+ splats", text)
+        for text in texts[1:]
+    )
     assert texts[-1].startswith("step 12 of 12") and ", 0 s left" in texts[-1]
     if wanted:  # a picture, not a blank
         assert pictures[-1][:, 256:].std() > 5

@@ -1,12 +1,14 @@
-"""Whatever rides on MODEL and CONDITIONING: HostPrior's predictions change exactly as the host's own sampler says."""
+"""Whatever rides on MODEL and CONDITIONING: HostPrior's predictions change exactly as the host's own sampler
+says.
+"""
 
 import json
 
 import pytest
 from rounding import ROUNDINGS
 
-from lucid_core.checks import bounds_of
-from lucid_core.sdi import SDI
+from lucid_core.guidance.sdi import SDI
+from lucid_core.settings import bounds_of
 from workflows.api.client import ComfyError
 
 from .families import LORAS, TEXT_LORA, WORD, file_of
@@ -59,7 +61,9 @@ def test_what_rides_on_a_model_changes_the_prediction_as_in_the_host(client, pla
     require_same_change(euler(client, graph), plain)
 
 
-@pytest.mark.parametrize("node, strengths", [("FreeU", (1.1, 1.2, 0.9, 0.2)), ("FreeU_V2", (1.3, 1.4, 0.9, 0.2))])
+@pytest.mark.parametrize(
+    "node, strengths", [("FreeU", (1.1, 1.2, 0.9, 0.2)), ("FreeU_V2", (1.3, 1.4, 0.9, 0.2))]
+)
 def test_freeu_changes_the_prediction_as_in_the_host(client, node, strengths):
     graph = FamilyGraph("sd15_narrow")
     plain = euler(client, graph)["z"]
@@ -77,10 +81,18 @@ def half_of(graph, left):
 
 def regions(graph):
     halves = [
-        [graph.add("ConditioningSetMask", conditioning=graph.text(words), mask=half_of(graph, left), strength=1.0,
-                   set_cond_area="default"), 0]
+        [
+            graph.add(
+                "ConditioningSetMask",
+                conditioning=graph.text(words),
+                mask=half_of(graph, left),
+                strength=1.0,
+                set_cond_area="default",
+            ),
+            0,
+        ]
         for words, left in (("a red mushroom", True), ("a blue mug", False))
-    ]  # fmt: skip
+    ]
     return [graph.add("ConditioningCombine", conditioning_1=halves[0], conditioning_2=halves[1]), 0]
 
 
@@ -96,12 +108,19 @@ def hooked(graph):
     """A LoRA for this conditioning alone."""
     hook = graph.add("CreateHookLora", lora_name=file_of(LORAS[0]), strength_model=0.8, strength_clip=0.0)
     place = {"strength": 1.0, "set_cond_area": "default"}
-    return [graph.add("ConditioningSetProperties", cond_NEW=graph.text("a red mushroom"), hooks=[hook, 0], **place), 0]
+    return [
+        graph.add(
+            "ConditioningSetProperties", cond_NEW=graph.text("a red mushroom"), hooks=[hook, 0], **place
+        ),
+        0,
+    ]
 
 
 TEXT_RIDERS = {
     "prompt weights": lambda graph: graph.text("a (red:1.4) mushroom, front view"),
-    "textual inversion": lambda graph: graph.text(f"a embedding:{file_of(WORD).removesuffix('.safetensors')}, front view"),
+    "textual inversion": lambda graph: graph.text(
+        f"a embedding:{file_of(WORD).removesuffix('.safetensors')}, front view"
+    ),
     "schedule": schedule,
     "regions": regions,
     "LoRA hook": hooked,
@@ -119,8 +138,14 @@ def test_clip_skip_and_a_lora_of_the_text_encoder_ride_on_the_conditioning(clien
     ends = []
     for layer in (-1, -2):
         graph = FamilyGraph("sd15")
-        both = graph.add("LoraLoader", model=graph.model, clip=graph.clip, lora_name=file_of(TEXT_LORA),
-                         strength_model=1.0, strength_clip=1.0)  # fmt: skip
+        both = graph.add(
+            "LoraLoader",
+            model=graph.model,
+            clip=graph.clip,
+            lora_name=file_of(TEXT_LORA),
+            strength_model=1.0,
+            strength_clip=1.0,
+        )
         graph.model = [both, 0]
         graph.clip = [graph.add("CLIPSetLastLayer", clip=[both, 1], stop_at_clip_layer=layer), 0]
         ends.append(euler(client, graph))
@@ -141,11 +166,21 @@ def test_blended_views_are_the_hosts_average_of_their_texts(client, family):
     """Also SDXL's y: pooled text and sizes, row by row."""
     graph = FamilyGraph(family)
     front, back = graph.text("a red mushroom, front view"), graph.text("a blue mug, back view")
-    average = [graph.add("ConditioningAverage", conditioning_to=front, conditioning_from=back, conditioning_to_strength=0.5), 0]
+    average = [
+        graph.add(
+            "ConditioningAverage", conditioning_to=front, conditioning_from=back, conditioning_to_strength=0.5
+        ),
+        0,
+    ]
     node = graph.ask("LucidTestBlend", graph.prompt(front, back=back), average=average)
     found = client.run(graph)["outputs"][node]
     bound = ROUNDINGS * found["rounding"][0]
-    assert found["average"][0] < bound and found["alone"][0] < bound and found["apart"][0] > 1e-2 and found["entries"] == [1]
+    assert (
+        found["average"][0] < bound
+        and found["alone"][0] < bound
+        and found["apart"][0] > 1e-2
+        and found["entries"] == [1]
+    )
 
 
 @pytest.mark.parametrize("rider", ["regions", "schedule", "LoRA hook", "longer text"])
@@ -155,14 +190,19 @@ def test_views_of_different_structure_are_asked_one_by_one_and_their_answers_ble
         pytest.skip("the LoRA is of sd15")
     graph = FamilyGraph(family)
     if rider == "longer text":
-        back = [graph.add("LucidTestSpoilt", conditioning=graph.text("a blue mug"), change="77 tokens more"), 0]
+        back = [
+            graph.add("LucidTestSpoilt", conditioning=graph.text("a blue mug"), change="77 tokens more"),
+            0,
+        ]
     else:
         back = TEXT_RIDERS[rider](graph)
     node = graph.ask("LucidTestBlend", graph.prompt(back=back))
     found = client.run(graph)["outputs"][node]
     bound = ROUNDINGS * found["rounding"][0]
     assert found["alone"][0] < bound and found["apart"][0] > 1e-2
-    one_by_one = not (family == "sd15" and rider == "longer text")  # cross-attention takes texts of two lengths
+    one_by_one = not (
+        family == "sd15" and rider == "longer text"
+    )  # cross-attention takes texts of two lengths
     assert (found["entries"][0] > 1) == one_by_one
     if one_by_one:
         assert found["mixed"][0] < bound
@@ -183,7 +223,9 @@ def test_a_splat_is_distilled_through_patches_of_cfg(client, family):
 
 
 def test_patches_know_what_is_asked_without_the_prompt(client):
-    """An IP-Adapter's image must count for the prompts of all views, and for neither the negative one nor the inversion."""
+    """An IP-Adapter's image must count for the prompts of all views, and for neither the negative one nor the
+    inversion.
+    """
     graph = FamilyGraph("sd15")
     graph.patched("LucidTestAttention")
     node = graph.ask("LucidTestRoles")
@@ -197,19 +239,41 @@ def test_what_is_not_connected_falls_back(client):
     front = graph.text("a red mushroom")
     zeroed = [graph.add("ConditioningZeroOut", conditioning=front), 0]
     alone = [graph.add("LucidPromptFromConditioning", front=front, **BLEND), 0]
-    full = {name: front for name in ("front", "side", "back", "overhead")} | {"negative": zeroed, "inverse": zeroed}
+    full = {name: front for name in ("front", "side", "back", "overhead")} | {
+        "negative": zeroed,
+        "inverse": zeroed,
+    }
     spelt = [graph.add("LucidPromptFromConditioning", **full, **BLEND), 0]
     first, second = (ply_of(client, client.run(graph.dream(prompt, seed=94))) for prompt in (alone, spelt))
     assert (first.means == second.means).all()
 
 
 REFUSED = {
-    "CFG Override": ({"class_type": "CFGOverride", "cfg": 1.0, "start_percent": 0.0, "end_percent": 1.0}, "CFG Override"),
-    "EasyCache": ({"class_type": "EasyCache", "reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95,
-                   "verbose": False}, "carries EasyCache"),
-    "SLG simple": ({"class_type": "SkipLayerGuidanceDiTSimple", "double_layers": "0", "single_layers": "0",
-                    "start_percent": 0.0, "end_percent": 1.0}, "asks for both prompts itself"),
-}  # fmt: skip
+    "CFG Override": (
+        {"class_type": "CFGOverride", "cfg": 1.0, "start_percent": 0.0, "end_percent": 1.0},
+        "CFG Override",
+    ),
+    "EasyCache": (
+        {
+            "class_type": "EasyCache",
+            "reuse_threshold": 0.2,
+            "start_percent": 0.15,
+            "end_percent": 0.95,
+            "verbose": False,
+        },
+        "carries EasyCache",
+    ),
+    "SLG simple": (
+        {
+            "class_type": "SkipLayerGuidanceDiTSimple",
+            "double_layers": "0",
+            "single_layers": "0",
+            "start_percent": 0.0,
+            "end_percent": 1.0,
+        },
+        "evaluates both prompts itself",
+    ),
+}
 
 
 @pytest.mark.parametrize("rider", REFUSED)
@@ -217,7 +281,9 @@ def test_patches_of_a_samplers_steps_are_refused_by_name(client, rider):
     patch, message = REFUSED[rider]
     graph = FamilyGraph("sd15")
     graph.patched(**patch)
-    with pytest.raises(ComfyError, match=f"Lucid ISM: the model carries .*{message.removeprefix('carries ')}"):
+    with pytest.raises(
+        ComfyError, match=f"Lucid ISM: the model carries .*{message.removeprefix('carries ')}"
+    ):
         client.run(graph.dream())
 
 
@@ -230,7 +296,9 @@ def test_gligen_is_refused(client):
 
 @pytest.mark.parametrize("method", ["LucidISM", "LucidBaseline", "LucidISM of an expanded node"])
 def test_a_lora_that_fits_nothing_is_refused(client, method):
-    """The host only warns. Behind it stands one that fits. Nodes of the host's loops exist only while it runs."""
+    """The host only warns. Behind it stands one that fits. Nodes of the host's loops exist only while it
+    runs.
+    """
     graph = FamilyGraph("sdxl")
     if not method.endswith("expanded node"):
         loras(graph, LORAS[0])
@@ -240,11 +308,17 @@ def test_a_lora_that_fits_nothing_is_refused(client, method):
     sources = {name: node["inputs"].pop(name) for name in ("model", "vae", "prompt")}
     if method == "LucidBaseline":
         node["class_type"] = method
-        node["inputs"] = {"method": "SDI", **{f"method.{name}": getattr(SDI(), name) for name in bounds_of(SDI)}}
+        node["inputs"] = {
+            "method": "SDI",
+            **{f"method.{name}": getattr(SDI(), name) for name in bounds_of(SDI)},
+        }
     elif method != "LucidISM":
         node["class_type"] = "LucidTestExpanded"
         node["inputs"] = {"lora": file_of(LORAS[0]), "ism": json.dumps(node["inputs"])}
     node["inputs"] |= sources
-    message = f"the LoRA {file_of(LORAS[0])} fits nothing of model KOALA_700M: its weights have names such as diffusion_model"
+    message = (
+        f"the LoRA {file_of(LORAS[0])} fits nothing of model KOALA_700M: its weights have names such as "
+        "diffusion_model"
+    )
     with pytest.raises(ComfyError, match=message):
         client.run(graph)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from tiny_shap_e import RADII, save
 
-from lucid_core import shap_e
-from lucid_core.gaussians import SH_C0
+from lucid_core.splats import SH_C0
+from lucid_core.starts import shap_e
 from workflows.api.client import ComfyError
 
-from .graphs import Graph, image, node_of, ply_of, workflow
+from .graphs import Graph, image, node_of, our_render, ply_of, summary_of, workflow
 from .test_cancel import cancelled
-from .test_nodes import landmarks, our_render, summary_of  # noqa: F401
+from .test_render import landmarks  # noqa: F401
 
 SPLAT = {"count": 4000, "size": 1.0, "seed": 0, "opacity": 0.95}
 
@@ -29,7 +29,15 @@ def from_depth(graph, picture, depth, mask=None, **inputs):
 
 
 def from_text(graph, **inputs):
-    settings = {"model": "tiny/shap-e", "steps": 3, "guidance_scale": 15.0, "thickness": 1.0, "grid": 32, **SPLAT, **inputs}
+    settings = {
+        "model": "tiny/shap-e",
+        "steps": 3,
+        "guidance_scale": 15.0,
+        "thickness": 1.0,
+        "grid": 32,
+        **SPLAT,
+        **inputs,
+    }
     return graph.add("LucidShapE", **{"text": "a red chair", **settings})
 
 
@@ -38,14 +46,18 @@ def from_file(graph, file, **inputs):
 
 
 def saved(graph, start):
-    graph.add("LucidSave", splat=[start, 0], filename_prefix="test/start", turntable_frames=0, turntable_size=64)
+    graph.add(
+        "LucidSave", splat=[start, 0], filename_prefix="test/start", turntable_frames=0, turntable_size=64
+    )
     return graph
 
 
 def write_ply(path, points, colors):
     """An ASCII point cloud as Open3D and MeshLab write it."""
     header = ["ply", "format ascii 1.0", f"element vertex {len(points)}"]
-    header += [f"property float {name}" for name in "xyz"] + [f"property uchar {name}" for name in ("red", "green", "blue")]
+    header += [f"property float {name}" for name in "xyz"] + [
+        f"property uchar {name}" for name in ("red", "green", "blue")
+    ]
     rows = [f"{x:.6f} {y:.6f} {z:.6f} {r} {g} {b}" for (x, y, z), (r, g, b) in zip(points, colors)]
     path.write_text("\n".join([*header, "end_header", *rows, ""]), encoding="ascii")
 
@@ -84,7 +96,9 @@ def test_the_front_of_a_mesh_is_seen_by_the_front_camera(client, kind):
         for name, (azimuth, elevation) in views.items()
     }
     entry = client.run(graph)
-    seen = {name: image(client, entry, node)[0, 60:100, 76:116].mean((0, 1)) for name, node in pictures.items()}
+    seen = {
+        name: image(client, entry, node)[0, 60:100, 76:116].mean((0, 1)) for name, node in pictures.items()
+    }
     factor = [0.5, 0.5, 1.0] if kind == "base colour" else 1.0
     expected = {"front": [1, 0, 0], "side": [0, 1, 0], "top": [1, 1, 1], "back": [0, 0, 1]}
     for name, color in expected.items():
@@ -95,12 +109,26 @@ def test_the_hosts_own_mesh_of_a_splat_keeps_its_colours(client):
     """A splat, Extract Mesh from Splat, and back: its colours are linear light in a mesh."""
     graph = Graph()
     ball = graph.add(
-        "LucidPointCloud", shape="sphere", count=4000, size=1.0, color="#c06020", seed=0, color_noise=0.0, opacity=0.95
+        "LucidPointCloud",
+        shape="sphere",
+        count=4000,
+        size=1.0,
+        color="#c06020",
+        seed=0,
+        color_noise=0.0,
+        opacity=0.95,
     )
     mesh = graph.add(
-        "SplatToMesh", splat=[ball, 0], resolution=64, kernel=5, smooth=0, level=0.4, min_component=0, min_opacity=0.02,
+        "SplatToMesh",
+        splat=[ball, 0],
+        resolution=64,
+        kernel=5,
+        smooth=0,
+        level=0.4,
+        min_component=0,
+        min_opacity=0.02,
         color_sharpen=2.0,
-    )  # fmt: skip
+    )
     splats = ply_of(client, client.run(saved(graph, from_mesh(graph, [mesh, 0]))))
     color = (splats.sh[:, 0] * SH_C0 + 0.5).mean(0)
     torch.testing.assert_close(color, torch.tensor([0xC0, 0x60, 0x20]) / 255, atol=0.02, rtol=0)
@@ -108,14 +136,21 @@ def test_the_hosts_own_mesh_of_a_splat_keeps_its_colours(client):
 
 
 def test_an_image_with_depth_is_rendered_back(client, landmarks):  # noqa: F811
-    """Lucid Render's image, mask and depth of an object, and what the points of these show to the same camera."""
+    """Lucid Render's image, mask and depth of an object, and what the points of these show to the same
+    camera.
+    """
     source, splat = landmarks
     graph = Graph(source)
     view = our_render(graph, splat, elevation=0.0)
     start = from_depth(graph, [view, 0], [view, 2], [view, 1], count=40_000)
     again = our_render(graph, [start, 0], camera_info=[start, 1])
     front = our_render(graph, [start, 0], elevation=0.0)
-    nodes = {"was": [view, 0], "is": [again, 0], "front": [front, 0], "mask": [graph.add("MaskToImage", mask=[view, 1]), 0]}
+    nodes = {
+        "was": [view, 0],
+        "is": [again, 0],
+        "front": [front, 0],
+        "mask": [graph.add("MaskToImage", mask=[view, 1]), 0],
+    }
     nodes = {name: graph.save_image(link) for name, link in nodes.items()}
     entry = client.run(graph)
     was, now, front, mask = (image(client, entry, node)[0] for node in nodes.values())
@@ -163,7 +198,9 @@ def test_a_model_that_is_not_there_is_named_with_the_way_to_it(client):
     if shap_e.in_hub_cache():
         pytest.skip("this machine's hub cache holds Shap-E")
     graph = Graph()
-    with pytest.raises(ComfyError, match=r"Shap-E: model openai/shap-e is not on this machine.*hf download openai/shap-e"):
+    with pytest.raises(
+        ComfyError, match=r"Shap-E: model openai/shap-e is not on this machine.*hf download openai/shap-e"
+    ):
         client.run(saved(graph, from_text(graph, model="openai/shap-e")))
 
 

@@ -7,14 +7,13 @@ import re
 import pytest
 import torch
 
-from lucid_core import checkpoint
-from lucid_core.targets import PRESETS
+from lucid_core.guidance.image_targets import PRESETS
+from lucid_core.optimize import checkpoint
 from workflows.api.client import ComfyError
 
 from .family_graphs import FamilyGraph
-from .graphs import node_of, ply_of, workflow
+from .graphs import node_of, ply_of, summary_of, workflow
 from .test_cancel import cancelled
-from .test_nodes import summary_of
 
 FEW = {"views": 2, "fits": 2, "kept": 4, "inversion_steps": 1, "sampling_steps": 2, "last": 0.25}
 
@@ -22,7 +21,10 @@ FEW = {"views": 2, "fits": 2, "kept": 4, "inversion_steps": 1, "sampling_steps":
 def targets_of(graph, ism, **settings):
     """Lucid Image Targets, with what the Lucid ISM node `ism` asks."""
     links = {name: graph[ism]["inputs"][name] for name in ("model", "vae", "prompt")}
-    values = {f"preset.{name}": value for name, value in (dataclasses.asdict(PRESETS["cpu"]) | FEW | settings).items()}
+    values = {
+        f"preset.{name}": value
+        for name, value in (dataclasses.asdict(PRESETS["cpu"]) | FEW | settings).items()
+    }
     return {"class_type": "LucidTargets", "inputs": {**links, "preset": "cpu", **values}}
 
 
@@ -51,7 +53,9 @@ def test_every_preset_sets_the_widgets_of_the_node_to_its_values(client):
 
 
 def test_a_surface_share_is_the_second_part_of_the_run(client):
-    """As the node behind Lucid ISM by a Lucid Mix Guidance of the same share; resumed in it, the run is the run."""
+    """As the node behind Lucid ISM by a Lucid Mix Guidance of the same share; resumed in it, the run is the
+    run.
+    """
     share = workflow(LucidISM={"surface_share": 0.5}, LucidDream={"steps": 4, "seed": 202})
     by_share = client.run(share)
     mixed = workflow(LucidDream={"steps": 4, "seed": 202})
@@ -132,7 +136,9 @@ def test_pictures_are_no_gradient_to_add(client, mode):
         "inputs": {"first": [ism, 0], "second": ["targets", 0], "mode": mode, "share": 0.5},
     }
     graph[node_of(graph, "LucidDream")]["inputs"]["guidance"] = ["mix", 0]
-    with pytest.raises(ComfyError, match=f"Lucid Mix Guidance: mode is '{mode}'; it must be switch or sequence"):
+    with pytest.raises(
+        ComfyError, match=f"Lucid Mix Guidance: mode is '{mode}'; it must be switch or sequence"
+    ):
         client.run(graph)
 
 

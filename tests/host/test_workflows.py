@@ -1,4 +1,6 @@
-"""Every shipped workflow: its two forms are one graph, the host accepts it, and its settings are the preset's."""
+"""Every shipped workflow: its two forms are one graph, the host accepts it, and its settings are the
+preset's.
+"""
 
 import dataclasses
 import itertools
@@ -11,20 +13,39 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from benchmarks.quality.cases import evaluations_a_step, workflow
-from demo.base import PACK, PRIOR
-from lucid_core import dream, ply
-from lucid_core.ism import PRESETS
-from lucid_core.pointcloud import PointCloud
-from lucid_core.sds import SDS
-from lucid_core.targets import PRESETS as TARGETS
+from devtools.base import PACK, PRIOR
+from lucid_core.guidance.image_targets import PRESETS as TARGETS
+from lucid_core.guidance.ism import PRESETS
+from lucid_core.guidance.sds import SDS
+from lucid_core.io import ply
+from lucid_core.optimize.config import PRESETS as DREAMS
+from lucid_core.starts.shapes import PointCloud
 from workflows.api.client import ComfyError, input_of
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-SOCKETS_ONLY = {"MODEL", "CLIP", "VAE", "SPLAT", "LUCID_PROMPT", "LUCID_GUIDANCE", "LUCID_CAMERAS", "LUCID_SELECTION",
-                "LUCID_OPTIMIZER", "LOAD3D_CAMERA", "LOAD3D_MODEL_INFO"}  # fmt: skip
+SOCKETS_ONLY = {
+    "MODEL",
+    "CLIP",
+    "VAE",
+    "SPLAT",
+    "LUCID_PROMPT",
+    "LUCID_GUIDANCE",
+    "LUCID_CAMERAS",
+    "LUCID_SELECTION",
+    "LUCID_OPTIMIZER",
+    "LOAD3D_CAMERA",
+    "LOAD3D_MODEL_INFO",
+}
 NO_API_FORM = {"MarkdownNote", "Note"}
-EXAMPLES = {"text_to_splat", "text_to_splat_sd", "text_to_splat_lora", "refine_splat", "restyle_splat", "ism_against_sds"}
+EXAMPLES = {
+    "text_to_splat",
+    "text_to_splat_sd",
+    "text_to_splat_lora",
+    "refine_splat",
+    "restyle_splat",
+    "ism_against_sds",
+}
 TINY = {  # what a test changes: the demo's files in the place of the users', and little work
     "CheckpointLoaderSimple": {"ckpt_name": PRIOR},
     "LucidPointCloud": {"count": 300},
@@ -32,7 +53,8 @@ TINY = {  # what a test changes: the demo's files in the place of the users', an
     "LucidSave": {"turntable_frames": 4, "turntable_size": 64, "filename_prefix": "test/workflow"},
 }
 OFFICIAL_NEGATIVE = (  # of LucidDreamer's configs/bagel.yaml
-    "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, oversaturation"
+    "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, "
+    "oversaturation"
 )
 THUMBNAIL_BYTES = 60_000
 
@@ -43,7 +65,9 @@ def load(name, form):
 
 
 def as_api(ui, info):
-    """UI form -> API form, as the web page does when it queues: widget values in schema order, links by socket name."""
+    """UI form -> API form, as the web page does when it queues: widget values in schema order, links by
+    socket name.
+    """
     source = {link[0]: [str(link[1]), link[2]] for link in ui["links"]}
     graph = {}
     for node in ui["nodes"]:
@@ -96,7 +120,10 @@ def test_links_of_the_ui_form_are_consistent(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_nodes_of_the_ui_form_do_not_overlap(name):
     title = 30  # pixels above a node's position
-    boxes = [(x, y - title, x + w, y + h) for (x, y), (w, h) in ((n["pos"], n["size"]) for n in load(name, "ui")["nodes"])]
+    boxes = [
+        (x, y - title, x + w, y + h)
+        for (x, y), (w, h) in ((n["pos"], n["size"]) for n in load(name, "ui")["nodes"])
+    ]
     for a, b in itertools.combinations(boxes, 2):
         assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], f"{a} lies on {b}"
 
@@ -132,7 +159,10 @@ def other_checkpoint(base):
     name, folder = "lucid_test_other.safetensors", base / "models" / "checkpoints"
     if not (folder / name).exists():
         weights = load_file(folder / PRIOR)
-        save_file({key: 0.99 * value if value.is_floating_point() else value for key, value in weights.items()}, folder / name)
+        save_file(
+            {key: 0.99 * value if value.is_floating_point() else value for key, value in weights.items()},
+            folder / name,
+        )
     return name
 
 
@@ -140,7 +170,9 @@ def other_checkpoint(base):
 def test_every_workflow_runs(name, client, saved_splat, other_checkpoint):
     graph = load(name, "api")
     for node in graph.values():
-        node["inputs"] |= {input_of(node, name): value for name, value in TINY.get(node["class_type"], {}).items()}
+        node["inputs"] |= {
+            input_of(node, name): value for name, value in TINY.get(node["class_type"], {}).items()
+        }
     if name == "two_models":
         _, second = (node for node in graph.values() if node["class_type"] == "CheckpointLoaderSimple")
         second["inputs"]["ckpt_name"] = other_checkpoint
@@ -157,7 +189,9 @@ def test_a_workflow_whose_splat_is_not_there_says_so(client):
 
 
 def test_text_to_splat_has_the_settings_of_the_cpu_preset():
-    (ism,) = (node["inputs"] for node in load("text_to_splat", "api").values() if node["class_type"] == "LucidISM")
+    (ism,) = (
+        node["inputs"] for node in load("text_to_splat", "api").values() if node["class_type"] == "LucidISM"
+    )
     settings = dataclasses.asdict(PRESETS["cpu"])
     assert ism["preset"] == "cpu" and {name: ism[f"preset.{name}"] for name in settings} == settings
 
@@ -167,7 +201,7 @@ def test_text_to_splat_sd_has_the_official_settings_but_one_view_and_image_targe
     inputs = {node["class_type"]: node["inputs"] for node in load("text_to_splat_sd", "api").values()}
     settings = dataclasses.asdict(PRESETS["official"])
     assert {name: inputs["LucidISM"][f"preset.{name}"] for name in settings} == settings
-    official = dream.PRESETS["official"]
+    official = DREAMS["official"]
     run = inputs["LucidDream"]
     assert (run["preset"], run["preset.steps"], run["preset.views"]) == ("official", official.steps, 1)
     share, targets = inputs["LucidISM"]["surface_share"], TARGETS["official"]
@@ -176,11 +210,16 @@ def test_text_to_splat_sd_has_the_official_settings_but_one_view_and_image_targe
     of_picture = targets.inversion_steps + 2 * targets.sampling_steps
     of_targets = targets.asks(1.0, round(share * run["preset.steps"])) * targets.views * of_picture
     assert 7000 < (1 - share) * run["preset.steps"] * of_ism + of_targets < 10_000
-    official_run = evaluations_a_step(dataclasses.replace(workflow(), guidance=PRESETS["official"], config=official))
+    official_run = evaluations_a_step(
+        dataclasses.replace(workflow(), guidance=PRESETS["official"], config=official)
+    )
     assert official.steps * official_run == pytest.approx(91_000, rel=0.02)
     assert (run["preset.resolution"], inputs["LucidPointCloud"]["count"]) == (512, 100_000)
     assert "LucidCameras" not in inputs  # the official ranges
-    assert (inputs["LucidPrompt"]["blend_deg"], inputs["LucidPrompt"]["overhead_deg"]) == (90, 90)  # its words: no overhead
+    assert (inputs["LucidPrompt"]["blend_deg"], inputs["LucidPrompt"]["overhead_deg"]) == (
+        90,
+        90,
+    )  # its words: no overhead
     assert inputs["LucidPrompt"]["negative"] == OFFICIAL_NEGATIVE
 
 
@@ -190,7 +229,12 @@ def test_ism_against_sds_asks_the_model_as_often_on_both_sides():
     by_method = {nodes[run["guidance"][0]]["class_type"]: run for run in runs}
     case = workflow()
     asked = evaluations_a_step(case) * by_method["LucidISM"]["preset.steps"]
-    asked_by_sds = evaluations_a_step(dataclasses.replace(case, guidance=SDS())) * by_method["LucidBaseline"]["preset.steps"]
+    asked_by_sds = (
+        evaluations_a_step(dataclasses.replace(case, guidance=SDS()))
+        * by_method["LucidBaseline"]["preset.steps"]
+    )
     assert asked_by_sds == pytest.approx(asked, rel=0.01)
-    same = lambda run: {name: value for name, value in run.items() if name not in ("guidance", "preset.steps")}
+    same = lambda run: {
+        name: value for name, value in run.items() if name not in ("guidance", "preset.steps")
+    }
     assert same(runs[0]) == same(runs[1])

@@ -1,9 +1,10 @@
 """The rounding of float32 in a computation, as the unit for how far two ways to one result may lie apart.
 
-Two orders of summation (our form of a step and the host's, a batch and its rows, another CPU's kernels) end apart by what their
-roundings become on the way through the model. A bound in plain numbers would depend on the model, the steps and the CPU; so
-the unit is measured where the result is: it is computed once more on the same CPU with the terms of every product of matrices,
-every convolution and every attention in another order. No sum is changed but by its rounding.
+Two orders of summation (our form of a step and the host's, a batch and its rows, another CPU's kernels) end
+apart by what their roundings become on the way through the model. A bound in plain numbers would depend on
+the model, the steps and the CPU; so the unit is measured where the result is: it is computed once more on the
+same CPU with the terms of every product of matrices, every convolution and every attention in another order.
+No sum is changed but by its rounding.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from collections.abc import Callable
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ROUNDINGS = 8  # how far two right ways may lie apart, in units: other orders reach 2, the kernels of other batch sizes 5
+# how far two right ways may lie apart, in units: other orders reach 2, the kernels of other batch sizes 5
+ROUNDINGS = 8
 ULP = torch.finfo(torch.float32).eps
 PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}  # where the first of their two matrices is
 ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 
 
 class Reordered(TorchDispatchMode):
-    """Every sum of many products in float32 is taken in an order drawn with a seed, those of a backward pass too."""
+    """Every sum of many products in float32 is taken in an order drawn with a seed, those of a backward pass
+    too.
+    """
 
     def __init__(self, seed: int = 0):
         super().__init__()
@@ -71,7 +75,11 @@ class Reordered(TorchDispatchMode):
         if not is_causal:
             keys = self.order(k.shape[-2])
             k, v = k.index_select(-2, keys), v.index_select(-2, keys)
-            attn_mask = attn_mask if attn_mask is None or attn_mask.shape[-1] == 1 else attn_mask.index_select(-1, keys)
+            attn_mask = (
+                attn_mask
+                if attn_mask is None or attn_mask.shape[-1] == 1
+                else attn_mask.index_select(-1, keys)
+            )
         return (q, k, v, dropout, is_causal), {"attn_mask": attn_mask, "scale": scale}
 
 
@@ -83,7 +91,8 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 def rounding_of(compute: Callable[[], torch.Tensor], result: torch.Tensor | None = None) -> float:
     """The unit: the largest difference that rounding makes to `compute()`, which gave `result`.
 
-    At least one unit in the last place of the largest value: where nothing is summed the result itself is rounded.
+    At least one unit in the last place of the largest value: where nothing is summed the result itself is
+    rounded.
     """
     result = compute() if result is None else result
     with Reordered():

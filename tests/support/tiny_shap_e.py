@@ -1,8 +1,9 @@
 """A Shap-E of diffusers' own classes with few weights, saved as diffusers saves the real one.
 
-The real weights are gigabytes and cannot be had in a test. The text encoder and the prior here have random weights. The
-decoder's are set: it makes an ellipsoid whose colour tells where it is, and what the prior says only stirs it a little.
-The table of marching cubes belongs to the weights; it is traced here, as the crossings of a cube's edges, face by face.
+The real weights are gigabytes and cannot be had in a test. The text encoder and the prior here have random
+weights. The decoder's are set: it makes an ellipsoid whose colour tells where it is, and what the prior says
+only stirs it a little. The table of marching cubes belongs to the weights; it is traced here, as the
+crossings of a cube's edges, face by face.
 """
 
 import itertools
@@ -27,31 +28,53 @@ def save(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     words = tokenizer(folder)
     text = CLIPTextConfig(
-        vocab_size=len(words), hidden_size=16, projection_dim=16, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,
-    )  # fmt: skip
+        vocab_size=len(words),
+        hidden_size=16,
+        projection_dim=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+    )
     prior = PriorTransformer(
-        num_attention_heads=2, attention_head_dim=8, num_layers=1, embedding_dim=16, num_embeddings=4 * HIDDEN,
-        embedding_proj_dim=16, time_embed_dim=64, clip_embed_dim=32, additional_embeddings=0, time_embed_act_fn="gelu",
-        norm_in_type="layer", encoder_hid_proj_type=None, added_emb_type=None,
-    )  # fmt: skip
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=1,
+        embedding_dim=16,
+        num_embeddings=4 * HIDDEN,
+        embedding_proj_dim=16,
+        time_embed_dim=64,
+        clip_embed_dim=32,
+        additional_embeddings=0,
+        time_embed_act_fn="gelu",
+        norm_in_type="layer",
+        encoder_hid_proj_type=None,
+        added_emb_type=None,
+    )
     shapes = ((HIDDEN, POSITION), *[(HIDDEN, HIDDEN)] * 3)
     renderer = ShapERenderer(param_shapes=shapes, d_latent=16, d_hidden=HIDDEN)
     with torch.no_grad():
         set_weights(renderer)
         renderer.mesh_decoder.cases, renderer.mesh_decoder.masks = marching_cubes()
     scheduler = HeunDiscreteScheduler(
-        num_train_timesteps=1024, beta_schedule="exp", prediction_type="sample", use_karras_sigmas=True, clip_sample=True
+        num_train_timesteps=1024,
+        beta_schedule="exp",
+        prediction_type="sample",
+        use_karras_sigmas=True,
+        clip_sample=True,
     )
-    ShapEPipeline(prior, CLIPTextModelWithProjection(text), words, scheduler, renderer).save_pretrained(folder)
+    ShapEPipeline(prior, CLIPTextModelWithProjection(text), words, scheduler, renderer).save_pretrained(
+        folder
+    )
     return folder
 
 
 def set_weights(renderer) -> None:
     """The decoder's MLP carries values v as pairs silu(v), silu(-v), whose difference is v.
 
-    Of u = position / RADII the first layer makes +-u, the second +-S and +-u with S = sum of silu(u) + silu(-u) =
-    u tanh(u / 2). The surface, S = tanh(1 / 2), crosses the axes at RADII.
+    Of u = position / RADII the first layer makes +-u, the second +-S and +-u with S = sum of silu(u) +
+    silu(-u) = u tanh(u / 2). The surface, S = tanh(1 / 2), crosses the axes at RADII.
     """
     pairs = torch.tensor([1.0, -1.0])
     first = torch.zeros(HIDDEN, POSITION)
@@ -76,7 +99,9 @@ def set_weights(renderer) -> None:
     last.weight[:3] = -carried[0]  # signed distance and both densities
     last.weight[1:3] *= 200
     last.bias[:3] = torch.tensor([1.0, 200.0, 200.0]) * torch.tensor(0.5).tanh()
-    last.weight[3:] = COLOR_SLOPE * carried[1:].repeat(3, 1)  # colours of the mesh and of both radiance fields
+    last.weight[3:] = COLOR_SLOPE * carried[1:].repeat(
+        3, 1
+    )  # colours of the mesh and of both radiance fields
 
 
 def marching_cubes():
@@ -111,7 +136,9 @@ def triangles(case):
 
 
 def edge(a, b):
-    """diffusers' number of the edge between two corners: along x, y, z, four each, by the other two coordinates."""
+    """diffusers' number of the edge between two corners: along x, y, z, four each, by the other two
+    coordinates.
+    """
     axis = next(i for i in range(3) if a[i] != b[i])
     low, high = (a[i] for i in range(3) if i != axis)
     return 4 * axis + low + 2 * high

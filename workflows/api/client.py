@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""Runs a workflow on a ComfyUI and keeps its files: a plain client of the HTTP and websocket API, made to be copied.
+"""Runs a workflow on a ComfyUI server and saves its output files. A simple client of the HTTP and websocket
+API, which you may copy.
 
-    python client.py text_to_splat.json --set 'LucidPrompt.text=a blue mug' --set LucidDream.steps=100 --out DIR
+    python client.py text_to_splat.json --set 'LucidPrompt.text=a blue mug' --set LucidDream.steps=100 --out
+    DIR
 
-Needs aiohttp, which ComfyUI's own Python has. The workflow is in API form ("Export (API)" in the web page's menu).
+Needs aiohttp, which ComfyUI's Python has. The workflow must be in API format ("Export (API)" in the menu of
+the web page).
 """
 
 from __future__ import annotations
@@ -25,48 +28,55 @@ import aiohttp
 
 Graph = dict  # API format: node id -> {"class_type": ..., "inputs": ...}
 SERVER = "127.0.0.1:8188"
-PICTURE, TEXT = 1, 3  # the server's kinds of binary messages
-PLAIN_SECONDS = 10  # between two lines of progress where stderr is no terminal
+PICTURE, TEXT = 1, 3  # types of the server's binary messages
+PLAIN_SECONDS = 10  # least time between two lines of progress if stderr is not a terminal
 
 
 @dataclass(frozen=True)
 class Progress:
-    """The node at work; `step` of `steps`, both 0 when it has just begun; what it says and shows of itself."""
+    """Progress of the running node: `step` of `steps` (both 0 at its start), its last text, and its preview
+    image.
+    """
 
     node: str
     step: int
     steps: int
     text: str = ""
-    picture: bytes = b""  # a JPEG or PNG file, in the message that brings it alone
+    picture: bytes = b""  # a JPEG or PNG file; empty except when a new preview has arrived
 
 
 OnProgress = Callable[[Progress], None]
 
 
 class ComfyError(RuntimeError):
-    """The server refused a graph, a node failed, or the server is gone."""
+    """The server rejected a graph, a node failed, or the server does not answer."""
 
 
 class Client:
-    """Talks to the server at `address`, host:port or a URL.
+    """A client of the server at `address`, host:port or a URL.
 
-    `log_tail` gives what its log last said, for the error if it dies.
+    `log_tail` returns the end of the server's log, for the error message if it stops.
     """
 
     def __init__(self, address: str = SERVER, log_tail: Callable[[], str] = str):
-        self.address, self.log_tail = address, log_tail
-        self.prompt_id: str | None = None  # of the graph queued last
+        self.address = address
+        self.log_tail = log_tail
+        self.prompt_id: str | None = None  # of the graph that was queued last
 
     def run(self, graph: Graph, on_progress: OnProgress = lambda progress: None) -> dict:
-        """Queue `graph`, wait for its end and return its history entry. Raises ComfyError where a node fails."""
+        """Queue `graph`, wait until it has ended and return its history entry. Raises ComfyError if the
+        graph is rejected, a node fails or the run is interrupted.
+        """
         return asyncio.run(self._guarded(self._run(graph, on_progress)))
 
     def object_info(self) -> dict:
-        """Node class -> its description."""
+        """Node class -> its description, for all nodes of the server."""
         return json.loads(self._request("GET", "/object_info"))
 
     def interrupt(self, wait_s: float = 10) -> None:
-        """Stop the graph that this client queued last, and give its node time to save what it has."""
+        """Stop the graph that this client queued last. Waits up to `wait_s` seconds, so that its node can
+        save its state.
+        """
         if self.prompt_id is None:
             return
         self._request("POST", f"/api/jobs/{self.prompt_id}/cancel")
@@ -75,13 +85,15 @@ class Client:
             time.sleep(0.2)
 
     def view(self, file: dict) -> bytes:
-        """The content of one file of a history entry: {"filename", "subfolder", "type"}."""
-        return self._request("GET", "/view", params={key: file[key] for key in ("filename", "subfolder", "type")})
+        """The content of a file in a history entry; `file` is {"filename", "subfolder", "type"}."""
+        return self._request(
+            "GET", "/view", params={key: file[key] for key in ("filename", "subfolder", "type")}
+        )
 
     def upload(self, name: str, content: bytes) -> str:
-        """Put a file into the server's input folder; returns the name under which nodes find it."""
+        """Upload a file to the server's input folder; returns its name for the nodes' inputs."""
         form = aiohttp.FormData({"overwrite": "true"})
-        form.add_field("image", content, filename=name)  # the field's name, whatever the file is
+        form.add_field("image", content, filename=name)  # the field is called so for all file types
         return json.loads(self._request("POST", "/upload/image", data=form))["name"]
 
     def _is_running(self) -> bool:
@@ -92,14 +104,14 @@ class Client:
         return asyncio.run(self._guarded(self._fetch(method, path, data=data, params=params)))
 
     async def _guarded(self, work):
-        """Await `work`; a lost connection becomes a ComfyError that shows what the server last said."""
+        """Await `work`. Converts a lost connection to a ComfyError with the end of the server's log."""
         try:
             return await work
         except (aiohttp.ClientConnectionError, asyncio.TimeoutError) as error:
             message = f"the ComfyUI at {self.address} has died or does not answer.\n{self.log_tail()}"
             raise ComfyError(message.rstrip()) from error
         except (aiohttp.ClientError, json.JSONDecodeError) as error:
-            raise ComfyError(f"what answers at {self.address} is no ComfyUI: {error}") from error
+            raise ComfyError(f"the server at {self.address} is not ComfyUI: {error}") from error
 
     def _session(self) -> aiohttp.ClientSession:
         url = self.address if "://" in self.address else f"http://{self.address}"
@@ -107,7 +119,10 @@ class Client:
         return aiohttp.ClientSession(url, timeout=timeout)
 
     async def _fetch(self, method: str, path: str, *, data=None, params=None) -> bytes:
-        async with self._session() as session, session.request(method, path, data=data, params=params) as response:
+        async with (
+            self._session() as session,
+            session.request(method, path, data=data, params=params) as response,
+        ):
             if response.status != 200:
                 raise ComfyError(f"{method} {path}: status {response.status}: {await response.text()}")
             return await response.read()
@@ -133,80 +148,104 @@ async def _queue(session: aiohttp.ClientSession, graph: Graph, client_id: str) -
         return answer["prompt_id"]
 
 
-async def _follow(events: aiohttp.ClientWebSocketResponse, graph: Graph, prompt_id: str, on_progress: OnProgress) -> None:
-    """Report progress until the server has filed the prompt's history. Raises ServerDisconnectedError before that."""
+async def _follow(
+    events: aiohttp.ClientWebSocketResponse, graph: Graph, prompt_id: str, on_progress: OnProgress
+) -> None:
+    """Report progress until the server has stored the prompt's history entry.
+
+    Raises ServerDisconnectedError if the connection ends before that.
+    """
     now = Progress("", 0, 0)
     async for message in events:
         if message.type is aiohttp.WSMsgType.BINARY:
-            if now.node:  # else it is of somebody else's run
+            if now.node:  # otherwise it belongs to another run
                 now = _heard(message.data, now, on_progress)
             continue
         event = json.loads(message.data)
         kind, data = event["type"], event["data"]
         if data.get("prompt_id") != prompt_id:
             continue
-        if kind == "executing" and data["node"] is None:  # sent last; execution_success comes before the history
+        # Sent last; execution_success is sent before the history entry exists.
+        if kind == "executing" and data["node"] is None:
             return
         if kind in ("executing", "progress"):
             node = graph.get(data["node"], {}).get("class_type", data["node"])
-            now = Progress(node, int(data.get("value", 0)), int(data.get("max", 0)), now.text if kind == "progress" else "")
+            now = Progress(
+                node,
+                int(data.get("value", 0)),
+                int(data.get("max", 0)),
+                now.text if kind == "progress" else "",
+            )
             on_progress(now)
     raise aiohttp.ServerDisconnectedError
 
 
 def _heard(message: bytes, now: Progress, on_progress: OnProgress) -> Progress:
-    """Report the text or picture of a binary message; returns the progress with it."""
+    """Report the text or preview image of a binary message; returns the progress with the last text."""
     (kind,) = struct.unpack_from(">I", message)
-    if kind == TEXT:  # the length of the node's id, the id, the text
+    if kind == TEXT:  # layout: length of the node's id, the id, the text
         (length,) = struct.unpack_from(">I", message, 4)
         now = replace(now, text=message[8 + length :].decode())
         on_progress(now)
-    elif kind == PICTURE:  # its format, the file
+    elif kind == PICTURE:  # layout: image format, the file
         on_progress(replace(now, picture=message[8:]))
     return now
 
 
 def _refusals(answer: dict) -> Iterator[str]:
-    """One line for each fault that the server's check of a graph found."""
+    """One line for each error that the server's validation of a graph reports."""
     for node in answer.get("node_errors", {}).values():
         for error in node["errors"]:
             yield f"{node['class_type']}: {error['message']}: {error['details']}"
     if not answer.get("node_errors"):
         error = answer["error"]
-        yield f"ComfyUI refuses the graph: {error['message']}: {error['details']}"
+        yield f"ComfyUI rejected the graph: {error['message']}: {error['details']}"
 
 
 def _raise_for_failure(entry: dict) -> None:
     for kind, data in entry["status"]["messages"]:
         if kind == "execution_error":
-            raise ComfyError(f"{data['node_type']}: {data['exception_message'].strip()} ({data['exception_type']})")
+            raise ComfyError(
+                f"{data['node_type']}: {data['exception_message'].strip()} ({data['exception_type']})"
+            )
         if kind == "execution_interrupted":
             raise ComfyError(f"{data['node_type']}: the run was interrupted")
 
 
 def output_files(entry: dict) -> Iterator[dict]:
-    """Every {"filename", "subfolder", "type"} that the nodes of a history entry report."""
+    """Each {"filename", "subfolder", "type"} that the nodes report in a history entry."""
     for node in entry["outputs"].values():
         for values in node.values():
             yield from (value for value in values if isinstance(value, dict) and "filename" in value)
 
 
 def fill(graph: Graph, values: dict[str, dict]) -> Graph:
-    """`graph` with inputs set by node (class_type or id); a value of None leaves the input as it is."""
+    """A copy of `graph` with the inputs in `values`: node (class_type or id) -> {input: value}.
+
+    A value of None leaves an input unchanged. Raises ValueError if a node is not in the graph.
+    """
     graph = copy.deepcopy(graph)
     for name, inputs in values.items():
         for node in nodes_of(graph, name):
-            node["inputs"].update({input_of(node, key): value for key, value in inputs.items() if value is not None})
+            node["inputs"].update(
+                {input_of(node, key): value for key, value in inputs.items() if value is not None}
+            )
     return graph
 
 
 def input_of(node: dict, key: str) -> str:
-    """The input of a node that `key` names: itself, or the one of a preset's or a method's own, such as preset.steps."""
-    return next((name for name in node["inputs"] if name.endswith(f".{key}")), key) if key not in node["inputs"] else key
+    """The full name of a node's input `key`, which may be an input of a preset or method, such as
+    preset.steps.
+    """
+    return (
+        next((name for name in node["inputs"] if name.endswith(f".{key}")), key)
+        if key not in node["inputs"]
+        else key
+    )
 
 
 def nodes_of(graph: Graph, name: str) -> list[dict]:
-    """The nodes of the class or with the id `name`. Raises ValueError where there are none."""
+    """The nodes with the class or the id `name`. Raises ValueError if there are none."""
     nodes = [node for key, node in graph.items() if name in (key, node["class_type"])]
     if not nodes:
         known = ", ".join(dict.fromkeys(node["class_type"] for node in graph.values()))
@@ -215,7 +254,11 @@ def nodes_of(graph: Graph, name: str) -> list[dict]:
 
 
 def setting(graph: Graph, text: str) -> dict[str, dict]:
-    """'NODE.INPUT=VALUE' as `fill` takes it; the value becomes what the input holds now: a text, a number, a switch."""
+    """Parse 'NODE.INPUT=VALUE' to the form that `fill` takes. The value is converted to the type of the
+    current one: text, number or boolean.
+
+    Raises ValueError for a wrong form, an unknown node or input, and a value of the wrong type.
+    """
     target, equals, value = text.partition("=")
     name, dot, key = target.partition(".")
     if not (equals and dot):
@@ -229,7 +272,9 @@ def setting(graph: Graph, text: str) -> dict[str, dict]:
 
 
 def converted(value: str, held: Any, target: str) -> Any:
-    """`value` as the type of `held`."""
+    """`value` converted to the type of `held`. Raises ValueError, naming `target`, if that is not
+    possible.
+    """
     if isinstance(held, str):
         return value
     try:
@@ -238,29 +283,34 @@ def converted(value: str, held: Any, target: str) -> Any:
         number = None
     wanted = (bool,) if isinstance(held, bool) else (int, float)
     if type(number) not in wanted:
-        raise ValueError(f"{target} takes {'true or false' if wanted == (bool,) else 'a number'}, not {value!r}")
+        raise ValueError(
+            f"{target} takes {'true or false' if wanted == (bool,) else 'a number'}, not {value!r}"
+        )
     return number
 
 
 def read_graph(name: str) -> Graph:
-    """The workflow in the file `name`, looked for here and beside this script."""
+    """The workflow in the file `name`, in the current folder or next to this script.
+
+    Raises ValueError if there is no such file or it is not a workflow in API format.
+    """
     file = next((path for path in (Path(name), Path(__file__).parent / name) if path.is_file()), None)
     if file is None:
         raise ValueError(f"there is no workflow file {name}")
     try:
         graph = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise ValueError(f"{file} is no JSON file: {error}") from error
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ValueError(f"{file} is not a JSON file: {error}") from error
     if isinstance(graph, dict) and "nodes" in graph:
-        raise ValueError(f"{file} is in the web page's form; save it there by Export (API)")
+        raise ValueError(f"{file} is in the web page's format; save it there with Export (API)")
     nodes = graph.values() if isinstance(graph, dict) else [graph]
     if not all(isinstance(node, dict) and {"class_type", "inputs"} <= set(node) for node in nodes):
-        raise ValueError(f"{file} is no workflow in API form")
+        raise ValueError(f"{file} is not a workflow in API format")
     return graph
 
 
 class Printer:
-    """Prints progress on stderr: one line that changes on a terminal, a line now and then elsewhere."""
+    """Prints progress to stderr: one updated line on a terminal, otherwise a line every PLAIN_SECONDS."""
 
     def __init__(self) -> None:
         self.shown = float("-inf")
@@ -273,7 +323,12 @@ class Printer:
             return
         self.shown = now
         line = f"{progress.node}: {progress.text or f'step {progress.step} of {progress.steps}'}"
-        print(f"\r{line}\033[K" if terminal else line, end="\n" if last or not terminal else "", file=sys.stderr, flush=True)
+        print(
+            f"\r{line}\033[K" if terminal else line,
+            end="\n" if last or not terminal else "",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def keep(client: Client, entry: dict, folder: Path) -> list[Path]:
@@ -292,11 +347,19 @@ def keep(client: Client, entry: dict, folder: Path) -> list[Path]:
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workflow", help="a workflow in API form; one that lies beside this script needs no folder")
-    help = "change an input of a node, named by its class or id; may be given several times"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("workflow", help="a workflow in API format; one next to this script needs no folder")
+    help = "set an input of a node, given by its class or id; may be repeated"
     parser.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help=help)
-    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="folder for the files (default: this one)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("."),
+        metavar="DIR",
+        help="folder for the files (default: the current one)",
+    )
     parser.add_argument("--server", default=SERVER, metavar="HOST:PORT", help="default: %(default)s")
     return parser.parse_args(words)
 
@@ -304,7 +367,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 def main(words: list[str] | None = None) -> int:
     options = parse(words)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a console of Windows cannot print every path
+        stream.reconfigure(errors="backslashreplace")  # a Windows console cannot print every path
     client = Client(options.server)
     try:
         graph = read_graph(options.workflow)
@@ -315,7 +378,7 @@ def main(words: list[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         client.interrupt()
-        print("\nInterrupted; the run is stopped on the server too.", file=sys.stderr)
+        print("\nInterrupted; the run was stopped on the server too.", file=sys.stderr)
         return 130
     except (ComfyError, ValueError, OSError) as error:
         print("error:", "; ".join(filter(None, map(str.strip, str(error).splitlines()))), file=sys.stderr)

@@ -33,19 +33,35 @@ def full_disk(descriptor, fsync=os.fsync):
 
 
 SPLAT_CHANGES = [
-    "empty", "nan", "batch", "three", "far", "far and huge", "one", "two", "on one spot", "tiny", "faint", "zero rows",
-]  # fmt: skip
+    "empty",
+    "nan",
+    "batch",
+    "three",
+    "far",
+    "far and huge",
+    "one",
+    "two",
+    "on one spot",
+    "tiny",
+    "faint",
+    "zero rows",
+]
 
 
 class LucidTestSplat(IO.ComfyNode):
     @classmethod
     def define_schema(cls):
         changes = IO.Combo.Input("change", options=SPLAT_CHANGES)
-        return IO.Schema(node_id="LucidTestSplat", inputs=[IO.Splat.Input("splat"), changes], outputs=[IO.Splat.Output()])
+        return IO.Schema(
+            node_id="LucidTestSplat", inputs=[IO.Splat.Input("splat"), changes], outputs=[IO.Splat.Output()]
+        )
 
     @classmethod
     def execute(cls, splat, change):
-        fields = {name: getattr(splat, name).clone() for name in ("positions", "scales", "rotations", "opacities", "sh")}
+        fields = {
+            name: getattr(splat, name).clone()
+            for name in ("positions", "scales", "rotations", "opacities", "sh")
+        }
         if change == "empty":
             fields = {name: value[:, :0] for name, value in fields.items()}
         elif change in (few := {"one": 1, "two": 2, "three": 3}):
@@ -80,7 +96,11 @@ class LucidTestMesh(IO.ComfyNode):
     @classmethod
     def define_schema(cls):
         options = ["vertex colours", "base colour", "texture", "plain", "batch", "empty"]
-        return IO.Schema(node_id="LucidTestMesh", inputs=[IO.Combo.Input("kind", options=options)], outputs=[IO.Mesh.Output()])
+        return IO.Schema(
+            node_id="LucidTestMesh",
+            inputs=[IO.Combo.Input("kind", options=options)],
+            outputs=[IO.Mesh.Output()],
+        )
 
     @classmethod
     def execute(cls, kind):
@@ -89,11 +109,17 @@ class LucidTestMesh(IO.ComfyNode):
         for axis, sign in itertools.product(range(3), (-1, 1)):
             n = len(vertices)
             corner = torch.full((4, 3), float(sign))
-            corner[:, (axis + 1) % 3], corner[:, (axis + 2) % 3] = torch.tensor([[-1.0, 1, 1, -1], [-1, -1, 1, 1]])
+            corner[:, (axis + 1) % 3], corner[:, (axis + 2) % 3] = torch.tensor(
+                [[-1.0, 1, 1, -1], [-1, -1, 1, 1]]
+            )
             vertices += list(corner)
             faces += [[n, n + 1, n + 2], [n, n + 2, n + 3]]
             colors += [paint.get((axis, sign), (0, 0, 1.0))] * 4
-        vertices, faces, colors = torch.stack(vertices)[None], torch.tensor(faces)[None], torch.tensor(colors)[None]
+        vertices, faces, colors = (
+            torch.stack(vertices)[None],
+            torch.tensor(faces)[None],
+            torch.tensor(colors)[None],
+        )
         if kind in ("vertex colours", "base colour"):
             mesh = Types.MESH(vertices, faces, vertex_colors=torch.cat([colors, torch.ones(1, 24, 1)], -1))
             if kind == "base colour":
@@ -101,7 +127,9 @@ class LucidTestMesh(IO.ComfyNode):
             return IO.NodeOutput(mesh)
         if kind == "texture":
             uvs = torch.stack([(torch.arange(24) // 4 + 0.5) / 6, torch.full((24,), 0.5)], -1)
-            return IO.NodeOutput(Types.MESH(vertices, faces, uvs=uvs[None], texture=colors[:, None, ::4].repeat(1, 6, 1, 1)))
+            return IO.NodeOutput(
+                Types.MESH(vertices, faces, uvs=uvs[None], texture=colors[:, None, ::4].repeat(1, 6, 1, 1))
+            )
         if kind == "batch":
             return IO.NodeOutput(Types.MESH(vertices.repeat(2, 1, 1), faces.repeat(2, 1, 1)))
         return IO.NodeOutput(Types.MESH(vertices, faces[:, :0] if kind == "empty" else faces))
@@ -148,7 +176,9 @@ class LucidTestModel(IO.ComfyNode):
 
 
 class Fault:
-    """All kinds are the same to a checkpoint, which tells patches apart: a run that one broke off is resumed with "none"."""
+    """All kinds are the same to a checkpoint, which tells patches apart: a run that one broke off is resumed
+    with "none".
+    """
 
     def __init__(self, kind):
         self.kind, self.calls = kind, 0
@@ -163,7 +193,9 @@ class Fault:
         if self.kind == "2 s from call 12" and self.calls >= 12:
             time.sleep(2)
         prediction = apply(arguments["input"], arguments["timestep"], **arguments["c"])
-        return prediction * float("nan") if self.kind == "NaN from call 12" and self.calls >= 12 else prediction
+        return (
+            prediction * float("nan") if self.kind == "NaN from call 12" and self.calls >= 12 else prediction
+        )
 
 
 class LucidTestNeverLoaded(IO.ComfyNode):
@@ -192,7 +224,9 @@ class LucidTestLoaded(IO.ComfyNode):
 
 
 class LucidTestPrior(IO.ComfyNode):
-    """Largest differences between HostPrior's answers and the host's own ways to the same numbers, with their units."""
+    """Largest differences between HostPrior's answers and the host's own ways to the same numbers, with their
+    units.
+    """
 
     @classmethod
     def define_schema(cls):
@@ -213,9 +247,18 @@ class LucidTestPrior(IO.ComfyNode):
         def stepped():
             """One Euler step of the host's sampler, to sigma 0: z0."""
             z0 = comfy.samplers.sample(
-                model, noise, prompt.views[0], prompt.views[0], 1.0, model.load_device, comfy.samplers.sampler_object("euler"),
-                sigmas, latent_image=torch.zeros_like(noise), disable_pbar=True, seed=0,
-            )  # fmt: skip
+                model,
+                noise,
+                prompt.views[0],
+                prompt.views[0],
+                1.0,
+                model.load_device,
+                comfy.samplers.sampler_object("euler"),
+                sigmas,
+                latent_image=torch.zeros_like(noise),
+                disable_pbar=True,
+                seed=0,
+            )
             return model.model.process_latent_in(z0)
 
         encode = lambda: model.model.process_latent_in(vae.encode(images))
@@ -252,12 +295,14 @@ class LucidTestEps(IO.ComfyNode):
         return IO.Schema(
             node_id="LucidTestEps",
             inputs=[
-                IO.Model.Input("model"), IO.Vae.Input("vae"), IO.Custom("LUCID_PROMPT").Input("prompt"),
+                IO.Model.Input("model"),
+                IO.Vae.Input("vae"),
+                IO.Custom("LUCID_PROMPT").Input("prompt"),
                 IO.String.Input("sigmas"),
             ],
             outputs=[],
             is_output_node=True,
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, model, vae, prompt, sigmas):
@@ -277,9 +322,19 @@ class LucidTestEps(IO.ComfyNode):
 class LucidTestExtension(ComfyExtension):
     async def get_node_list(self):
         return [
-            LucidTestNeverLoaded, LucidTestSplat, LucidTestMesh, LucidTestModel, LucidTestLoaded, LucidTestPrior, LucidTestEps,
-            *control.NODES, *device.NODES, *families.NODES, *memory.NODES, *pace.NODES,
-        ]  # fmt: skip
+            LucidTestNeverLoaded,
+            LucidTestSplat,
+            LucidTestMesh,
+            LucidTestModel,
+            LucidTestLoaded,
+            LucidTestPrior,
+            LucidTestEps,
+            *control.NODES,
+            *device.NODES,
+            *families.NODES,
+            *memory.NODES,
+            *pace.NODES,
+        ]
 
 
 async def comfy_entrypoint():

@@ -1,4 +1,6 @@
-"""ControlNets in the running host: what our prior answers with them, and what the host's own nodes and sampler do."""
+"""ControlNets in the running host: what our prior answers with them, and what the host's own nodes and
+sampler do.
+"""
 
 import copy
 import dataclasses
@@ -37,9 +39,18 @@ def hosts_z0(model, noise, cond):
     video = model.model.latent_format.latent_dimensions == 3  # of one frame
     hosts = noise.unsqueeze(2) if video else noise
     stepped = comfy.samplers.sample(
-        model, hosts, cond, cond, 1.0, model.load_device, comfy.samplers.sampler_object("euler"),
-        levels, latent_image=torch.zeros_like(hosts), disable_pbar=True, seed=0,
-    )  # fmt: skip
+        model,
+        hosts,
+        cond,
+        cond,
+        1.0,
+        model.load_device,
+        comfy.samplers.sampler_object("euler"),
+        levels,
+        latent_image=torch.zeros_like(hosts),
+        disable_pbar=True,
+        seed=0,
+    )
     stepped = model.model.process_latent_in(stepped)
     return stepped.squeeze(2) if video else stepped
 
@@ -49,9 +60,11 @@ def settings():
 
 
 class LucidTestHints(IO.ComfyNode):
-    """A ControlNet that encodes its hints (as those of Qwen-Image do): is each of a batch encoded by itself, and does it fit?
+    """A ControlNet that encodes its hints (as those of Qwen-Image do): is each of a batch encoded by itself,
+    and does it fit?
 
-    "taken", "chained": the largest differences; "rounding": their unit; "refused": what is said where it does not fit `model`.
+    "taken", "chained": the largest differences; "rounding": their unit; "refused": what is said where it does
+    not fit `model`.
     """
 
     @classmethod
@@ -61,13 +74,16 @@ class LucidTestHints(IO.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae):
-        control, latents = module_of("nodes.host.control"), comfy.latent_formats.Wan21()
+        control, latents = module_of("nodes.host.controlnet"), comfy.latent_formats.Wan21()
         net = comfy.controlnet.ControlNet(torch.nn.Linear(1, 1), compression_ratio=1, latent_format=latents)
         hints = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
         found = {}
         for way, own in (
             ("taken", control._own(net.copy().set_cond_hint(None, vae=vae))),
-            ("chained", control._chained(None, SimpleNamespace(net=net, strength=1.0, start=0.0, end=1.0), vae, {})),
+            (
+                "chained",
+                control._chained(None, SimpleNamespace(net=net, strength=1.0, start=0.0, end=1.0), vae, {}),
+            ),
         ):
             control.show([own], hints)
             encoded = own.vae.encode(own.cond_hint_original.movedim(1, -1))
@@ -81,10 +97,12 @@ class LucidTestHints(IO.ComfyNode):
 
 
 class LucidTestControl(IO.ComfyNode):
-    """Largest differences between the prior's answers under `controlled` and the host's under its own Apply ControlNet.
+    """Largest differences between the prior's answers under `controlled` and the host's under its own Apply
+    ControlNet.
 
-    `plain` is the prompt without controls; `net` and `second` are the controls in order, with the same settings. Each of two
-    views has its own hint, the host is asked about one view at a time. "rounding": the unit of these differences.
+    `plain` is the prompt without controls; `net` and `second` are the controls in order, with the same
+    settings. Each of two views has its own hint, the host is asked about one view at a time. "rounding": the
+    unit of these differences.
     """
 
     @classmethod
@@ -92,12 +110,17 @@ class LucidTestControl(IO.ComfyNode):
         return IO.Schema(
             node_id="LucidTestControl",
             inputs=[
-                IO.Model.Input("model"), IO.Vae.Input("vae"), PROMPT.Input("plain"), PROMPT.Input("controlled"),
-                IO.MultiType.Input("net", NETS), IO.MultiType.Input("second", NETS, optional=True), *settings(),
+                IO.Model.Input("model"),
+                IO.Vae.Input("vae"),
+                PROMPT.Input("plain"),
+                PROMPT.Input("controlled"),
+                IO.MultiType.Input("net", NETS),
+                IO.MultiType.Input("second", NETS, optional=True),
+                *settings(),
             ],
             outputs=[],
             is_output_node=True,
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, model, vae, plain, controlled, net, strength, start, end, second=None):
@@ -110,8 +133,14 @@ class LucidTestControl(IO.ComfyNode):
             """z0 of view b for the prompt and for the negative one."""
             y, n, patched = plain.views[0], plain.negative, model
             for each, hint in zip(nets, hints):
-                if isinstance(each, comfy.model_patcher.ModelPatcher):  # most nodes of these have no range: 0.9 is out of it
-                    patched = controlnets.patched(patched, each, vae, hint[b : b + 1], strength) if start < 0.9 else patched
+                if isinstance(
+                    each, comfy.model_patcher.ModelPatcher
+                ):  # most nodes of these have no range: 0.9 is out of it
+                    patched = (
+                        controlnets.patched(patched, each, vae, hint[b : b + 1], strength)
+                        if start < 0.9
+                        else patched
+                    )
                 else:
                     apply = nodes.ControlNetApplyAdvanced().apply_controlnet
                     y, n = apply(y, n, each, hint[b : b + 1], strength, start, end, vae)
@@ -129,7 +158,7 @@ class LucidTestControl(IO.ComfyNode):
             y = prior.blend(list(prompts.views), front)
             ours_y, ours_n = ask(prior, y, prompts.negative)
             three = ask(prior, y, prompts.negative, prompts.views[0])
-            split = module_of("lucid_core.prior").SplitPrior(prior, 1)
+            split = module_of("lucid_core.diffusion.prior").SplitPrior(prior, 1)
             split.show(hints)
             parts = ask(split, split.blend(list(prompts.views), front), prompts.negative)
             prior.show([hint.flip(0) for hint in hints])
@@ -151,7 +180,9 @@ class LucidTestControl(IO.ComfyNode):
 
 
 class LucidTestAtHome(IO.ComfyNode):
-    """Where the hints of a MODEL_PATCH are after the node that encoded them has ended, for a model on a pretended GPU."""
+    """Where the hints of a MODEL_PATCH are after the node that encoded them has ended, for a model on a
+    pretended GPU.
+    """
 
     @classmethod
     def define_schema(cls):
@@ -162,9 +193,11 @@ class LucidTestAtHome(IO.ComfyNode):
     def execute(cls, model, vae, net):
         Control = module_of("nodes.types").Control
         model = SimpleNamespace(
-            load_device=torch.device("meta"), get_model_object=model.get_model_object, model_dtype=lambda: torch.float32
+            load_device=torch.device("meta"),
+            get_model_object=model.get_model_object,
+            model_dtype=lambda: torch.float32,
         )
-        shown = module_of("nodes.host.patches").PatchControl(Control(None, net), model, vae)
+        shown = module_of("nodes.host.model_patches").PatchControl(Control(None, net), model, vae)
         shown.show(torch.zeros(1, 64, 64, 3))
         gc.collect()
         found = [patch.encoded_image.device.type for some in shown.patches.values() for patch in some]
@@ -189,7 +222,9 @@ class LucidTestApplied(IO.ComfyNode):
             views, negative = [apply(view, net, black, strength)[0] for view in prompt.views], prompt.negative
         else:  # each by a node of its own: as many objects
             apply = nodes.ControlNetApplyAdvanced().apply_controlnet
-            pairs = [apply(view, prompt.negative, net, black, strength, start, end, vae) for view in prompt.views]
+            pairs = [
+                apply(view, prompt.negative, net, black, strength, start, end, vae) for view in prompt.views
+            ]
             views, negative = [view for view, _ in pairs], pairs[-1][1]
         return IO.NodeOutput(dataclasses.replace(prompt, views=tuple(views), negative=negative))
 
@@ -208,8 +243,9 @@ class LucidTestInpaints(IO.ComfyNode):
 
 
 class LucidTestAdapter(IO.ComfyNode):
-    """No small UNet has the four levels of a T2I-Adapter, so it is asked itself: largest differences between what our copy
-    gives for batches of several sizes and hints, and what a new one of the host gives for each row."""
+    """No small UNet has the four levels of a T2I-Adapter, so it is asked itself: largest differences between
+    what our copy gives for batches of several sizes and hints, and what a new one of the host gives for each
+    row."""
 
     @classmethod
     def define_schema(cls):
@@ -217,7 +253,7 @@ class LucidTestAdapter(IO.ComfyNode):
 
     @classmethod
     def execute(cls):
-        control, Control = module_of("nodes.host.control"), module_of("nodes.types").Control
+        control, Control = module_of("nodes.host.controlnet"), module_of("nodes.types").Control
         generator = torch.Generator().manual_seed(0)
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -228,7 +264,7 @@ class LucidTestAdapter(IO.ComfyNode):
         fits = control.require_fit
         control.require_fit = lambda model, controls: None
         try:
-            conds, (shown,) = control.controlled(conds, (Control(None, new(), 0.7),), None, None)
+            conds, (shown,) = control.apply_controls(conds, (Control(None, new(), 0.7),), None, None)
         finally:
             control.require_fit = fits
         ours, found = conds["front"][0][1]["control"], []
@@ -243,7 +279,9 @@ class LucidTestAdapter(IO.ComfyNode):
                 pairs = [(a, b) for a, b in zip(together, single) if a is not None]
                 found += [difference(a.expand(len(x), -1, -1, -1)[row], b[0]) for a, b in pairs]
         ask = lambda: torch.cat([x.flatten() for x in network(hint.movedim(-1, 1))["input"] if x is not None])
-        return IO.NodeOutput(ui={"differences": found, "rounding": [rounding_of(ask)], "size": [float(single[0].abs().max())]})
+        return IO.NodeOutput(
+            ui={"differences": found, "rounding": [rounding_of(ask)], "size": [float(single[0].abs().max())]}
+        )
 
 
 NODES = [

@@ -1,6 +1,8 @@
-"""Small ControlNets of DiT families, random weights of a seed, in the files that they are published as, for the host's loader.
+"""Small ControlNets of DiT families, random weights of a seed, in the files that they are published as, for
+the host's loader.
 
-Names and shapes are those of the host's own classes on the meta device, sizes those of the model that they are made for.
+Names and shapes are those of the host's own classes on the meta device, sizes those of the model that they
+are made for.
 """
 
 import contextlib
@@ -26,13 +28,22 @@ from safetensors.torch import save_file
 
 import nodes
 
-HEADS = ("controlnet_blocks.", "controlnet_single_blocks.", ".after_proj.")  # zero before training, here only small
-UNDETECTED = ("num_attention_heads", "joint_attention_dim")  # of Qwen-Image the host's loader knows none but the full width
+HEADS = (
+    "controlnet_blocks.",
+    "controlnet_single_blocks.",
+    ".after_proj.",
+)  # zero before training, here only small
+UNDETECTED = (
+    "num_attention_heads",
+    "joint_attention_dim",
+)  # of Qwen-Image the host's loader knows none but the full width
 QWEN_HEAD = 128  # channels, the host's default
 
 
 def as_diffusers(state, keys):
-    """`keys` is the host's map of their names: to one of its own, or to (name, (axis, start, length) of it or None, ...)."""
+    """`keys` is the host's map of their names: to one of its own, or to (name, (axis, start, length) of it or
+    None, ...).
+    """
     out, taken = {}, dict.fromkeys(state, 0)
     for name, to in keys.items():
         own, place = (to, None) if isinstance(to, str) else to[:2]
@@ -47,38 +58,72 @@ def as_xlabs(state, config):
 
 
 def as_mistoline(state, config):
-    return {name.replace("controlnet_single", "single_controlnet"): value for name, value in as_xlabs(state, config).items()}
+    return {
+        name.replace("controlnet_single", "single_controlnet"): value
+        for name, value in as_xlabs(state, config).items()
+    }
 
 
 def as_sd35(state, config):
     theirs = {own: name for own, name, *_ in comfy.utils.MMDIT_MAP_BASIC}
-    own = {theirs.get(name, name): value for name, value in state.items() if not name.startswith("orig_")}  # the model's
+    own = {
+        theirs.get(name, name): value for name, value in state.items() if not name.startswith("orig_")
+    }  # the model's
     return own | {"control_type": torch.tensor(2.0)}  # depth, which is shown the other way round
 
 
 FLUX = {"depth": 2, "depth_single_blocks": 1}
 XLABS = {"depth": 2, "depth_single_blocks": 0}
-KINDS = {  # the host's class; its arguments beside the model's configuration, or all by that; the published form by both
+# the host's class; its arguments beside the model's configuration, or all by that; the published form by both
+KINDS = {
     "flux_xlabs": (ControlNetFlux, XLABS, as_xlabs),
-    "flux_wide": (ControlNetFlux, lambda config: {
-        **config, **XLABS, "hidden_size": 2 * config["hidden_size"], "num_heads": 2 * config["num_heads"],
-    }, as_xlabs),
+    "flux_wide": (
+        ControlNetFlux,
+        lambda config: {
+            **config,
+            **XLABS,
+            "hidden_size": 2 * config["hidden_size"],
+            "num_heads": 2 * config["num_heads"],
+        },
+        as_xlabs,
+    ),
     "flux_mistoline": (ControlNetFlux, {**FLUX, "mistoline": True}, as_mistoline),
-    "flux_union": (ControlNetFlux, {**FLUX, "latent_input": True, "num_union_modes": 8, "control_latent_channels": 16},
-                   lambda state, config: as_diffusers(state, comfy.utils.flux_to_diffusers(config))),
-    "sd3": (ControlNet, {"num_blocks": 2, "control_latent_channels": 16},
-            lambda state, config: as_diffusers(state, comfy.utils.mmdit_to_diffusers(config))),
-    "sd35": (ControlNetEmbedder, lambda config: {
-        "img_size": None, "patch_size": 2, "in_chans": 16, "attention_head_dim": 64, "num_attention_heads": config["depth"],
-        "adm_in_channels": config["adm_in_channels"], "num_layers": 2, "main_model_double": config["depth"],
-        "double_y_emb": True,
-    }, as_sd35),
+    "flux_union": (
+        ControlNetFlux,
+        {**FLUX, "latent_input": True, "num_union_modes": 8, "control_latent_channels": 16},
+        lambda state, config: as_diffusers(state, comfy.utils.flux_to_diffusers(config)),
+    ),
+    "sd3": (
+        ControlNet,
+        {"num_blocks": 2, "control_latent_channels": 16},
+        lambda state, config: as_diffusers(state, comfy.utils.mmdit_to_diffusers(config)),
+    ),
+    "sd35": (
+        ControlNetEmbedder,
+        lambda config: {
+            "img_size": None,
+            "patch_size": 2,
+            "in_chans": 16,
+            "attention_head_dim": 64,
+            "num_attention_heads": config["depth"],
+            "adm_in_channels": config["adm_in_channels"],
+            "num_layers": 2,
+            "main_model_double": config["depth"],
+            "double_y_emb": True,
+        },
+        as_sd35,
+    ),
     "qwen": (QwenImageControlNetModel, {"num_layers": 2}, None),
-    "qwen_fun": (QwenImageFunControlNetModel, lambda config: {
-        "inner_dim": QWEN_HEAD * config["num_attention_heads"], "attention_head_dim": QWEN_HEAD,
-        "num_attention_heads": config["num_attention_heads"],
-    }, None),
-}  # fmt: skip
+    "qwen_fun": (
+        QwenImageFunControlNetModel,
+        lambda config: {
+            "inner_dim": QWEN_HEAD * config["num_attention_heads"],
+            "attention_head_dim": QWEN_HEAD,
+            "num_attention_heads": config["num_attention_heads"],
+        },
+        None,
+    ),
+}
 
 
 def random_weights(empty, seed):
@@ -87,7 +132,9 @@ def random_weights(empty, seed):
     for name, value in sorted(empty.items()):
         noise = torch.randn(value.shape, generator=generator)
         if value.ndim > 1:
-            noise = noise / value[0].numel() ** 0.5 * (1.7 if value.ndim == 4 else 1)  # SiLU takes most of a hint away
+            noise = (
+                noise / value[0].numel() ** 0.5 * (1.7 if value.ndim == 4 else 1)
+            )  # SiLU takes most of a hint away
         else:
             noise = 0.1 * noise + float("norm" in name and name.endswith("weight"))
         state[name] = (0.2 * noise if any(head in name for head in HEADS) else noise).half()
@@ -133,23 +180,43 @@ class LucidTestNet(IO.ComfyNode):
 
 
 PATCH_NODES = {
-    "z_image": "ZImageFunControlnet", "z_image_wide": "ZImageFunControlnet", "qwen": "QwenImageDiffsynthControlnet",
+    "z_image": "ZImageFunControlnet",
+    "z_image_wide": "ZImageFunControlnet",
+    "qwen": "QwenImageDiffsynthControlnet",
     "anima": "AnimaLLLiteApply",
-}  # fmt: skip
+}
 LLLITE = {  # names and shapes of the smallest file, for models of a width of 128 whose first block is patched
-    "conv1.weight": (16, 3, 4, 4), "conv1.bias": (16,), "conv2.weight": (16, 16, 3, 3), "conv2.bias": (16,),
-    "conv3.weight": (32, 16, 4, 4), "conv3.bias": (32,), "proj.weight": (16, 32, 1, 1), "proj.bias": (16,),
-    **{f"{norm}.{part}": (n,) for norm, n in (("norm1", 16), ("norm2", 16), ("norm3", 32), ("out_norm", 16))
-       for part in ("weight", "bias")},
-}  # fmt: skip
+    "conv1.weight": (16, 3, 4, 4),
+    "conv1.bias": (16,),
+    "conv2.weight": (16, 16, 3, 3),
+    "conv2.bias": (16,),
+    "conv3.weight": (32, 16, 4, 4),
+    "conv3.bias": (32,),
+    "proj.weight": (16, 32, 1, 1),
+    "proj.bias": (16,),
+    **{
+        f"{norm}.{part}": (n,)
+        for norm, n in (("norm1", 16), ("norm2", 16), ("norm3", 32), ("out_norm", 16))
+        for part in ("weight", "bias")
+    },
+}
 LLLITE_BLOCK = {
-    "down.weight": (8, 128), "down.bias": (8,), "mid.weight": (8, 24), "mid.bias": (8,), "up.weight": (128, 8),
-    "up.bias": (128,), "cond_to_film.weight": (16, 16), "cond_to_film.bias": (16,), "depth_embed": (16,),
-}  # fmt: skip
+    "down.weight": (8, 128),
+    "down.bias": (8,),
+    "mid.weight": (8, 24),
+    "mid.bias": (8,),
+    "up.weight": (128, 8),
+    "up.bias": (128,),
+    "cond_to_film.weight": (16, 16),
+    "cond_to_film.bias": (16,),
+    "depth_embed": (16,),
+}
 
 
 class LucidTestPatch(IO.ComfyNode):
-    """A MODEL_PATCH for `model`: Anima's from a file by the stock loader, which takes others at their full width alone."""
+    """A MODEL_PATCH for `model`: Anima's from a file by the stock loader, which takes others at their full
+    width alone.
+    """
 
     @classmethod
     def define_schema(cls):
@@ -161,7 +228,10 @@ class LucidTestPatch(IO.ComfyNode):
         loader = nodes.NODE_CLASS_MAPPINGS["ModelPatchLoader"]
         if kind == "anima":
             return IO.NodeOutput(*loader().load_model_patch(lllite()))
-        own, place = model.model.diffusion_model, {"operations": comfy.ops.manual_cast, "dtype": torch.float32, "device": "cpu"}
+        own, place = (
+            model.model.diffusion_model,
+            {"operations": comfy.ops.manual_cast, "dtype": torch.float32, "device": "cpu"},
+        )
         if kind == "qwen":
             blocks = sys.modules[loader.__module__].QwenImageBlockWiseControlNet
             net = blocks(num_layers=len(own.transformer_blocks), dim=own.inner_dim, **place)
@@ -169,9 +239,18 @@ class LucidTestPatch(IO.ComfyNode):
             net = torch.nn.Linear(1, 1)
         else:  # the union of version 2.1
             dim = own.dim * (2 if kind == "z_image_wide" else 1)
-            net = ZImage_Control(dim=dim, n_heads=8, n_kv_heads=8, n_control_layers=15, additional_in_dim=17,
-                                 refiner_control=True, **place)  # fmt: skip
-        net.load_state_dict({name: value.float() for name, value in random_weights(net.state_dict(), seed=len(kind)).items()})
+            net = ZImage_Control(
+                dim=dim,
+                n_heads=8,
+                n_kv_heads=8,
+                n_control_layers=15,
+                additional_in_dim=17,
+                refiner_control=True,
+                **place,
+            )
+        net.load_state_dict(
+            {name: value.float() for name, value in random_weights(net.state_dict(), seed=len(kind)).items()}
+        )
         devices = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
         return IO.NodeOutput(comfy.model_patcher.CoreModelPatcher(net, *devices))
 
@@ -184,7 +263,8 @@ def lllite():
     path = Path(folder_paths.get_folder_paths("model_patches")[0]) / "test_anima.safetensors"
     path.parent.mkdir(exist_ok=True)
     save_file(
-        random_weights({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, seed=5), f"{path}.new"
+        random_weights({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, seed=5),
+        f"{path}.new",
     )
     os.replace(f"{path}.new", path)
     return path.name
@@ -195,7 +275,9 @@ def patched(model, net, vae, hint, strength):
     kind = {"ZImage_Control": "z_image", "AnimaLLLite": "anima"}.get(type(net.model).__name__, "qwen")
     node = nodes.NODE_CLASS_MAPPINGS[PATCH_NODES[kind]]
     more = {"start_percent": 0.0, "end_percent": 1.0} if kind == "anima" else {"vae": vae}
-    return getattr(node(), node.FUNCTION)(model=model, model_patch=net, image=hint, strength=strength, **more)[0]
+    return getattr(node(), node.FUNCTION)(
+        model=model, model_patch=net, image=hint, strength=strength, **more
+    )[0]
 
 
 NODES = [LucidTestNet, LucidTestPatch]

@@ -50,7 +50,9 @@ class TimedPrior:
 
     def encode(self, images):
         latents = self.clock.time("vae", self.prior.encode)(images)
-        latents.register_hook(lambda gradient: self.clock.start())  # the backward pass enters the VAE here ...
+        latents.register_hook(
+            lambda gradient: self.clock.start()
+        )  # the backward pass enters the VAE here ...
 
         def leave(gradient):  # ... and goes on to the renderer there
             self.clock.stop("vae")
@@ -64,13 +66,17 @@ class TimedPrior:
 
 
 class LucidTestSplit(IO.ComfyNode):
-    """Seconds a step in the model, the VAE, the renderer and the rest, and peak bytes; a list over batches of 1 to `views`."""
+    """Seconds a step in the model, the VAE, the renderer and the rest, and peak bytes; a list over batches of
+    1 to `views`.
+    """
 
     @classmethod
     def define_schema(cls):
         guidance, splat = IO.Custom("LUCID_GUIDANCE").Input("guidance"), IO.Splat.Input("splat")
         sizes = [IO.Int.Input(name) for name in ("views", "resolution", "steps")]
-        return IO.Schema(node_id="LucidTestSplit", inputs=[guidance, splat, *sizes], outputs=[], is_output_node=True)
+        return IO.Schema(
+            node_id="LucidTestSplit", inputs=[guidance, splat, *sizes], outputs=[], is_output_node=True
+        )
 
     @classmethod
     def execute(cls, guidance, splat, views, resolution, steps):
@@ -79,24 +85,31 @@ class LucidTestSplit(IO.ComfyNode):
 
 
 def measure(guidance, splat, views, resolution, steps):
-    dream, cameras, host = module("lucid_core.dream"), module("lucid_core.cameras"), module("nodes.host")
-    config = replace(dream.PRESETS["official"], steps=5000, views=views, resolution=resolution)
+    dream, cameras, host = (
+        module("lucid_core.optimize.loop"),
+        module("lucid_core.cameras"),
+        module("nodes.host"),
+    )
+    step, presets = module("lucid_core.optimize.step"), module("lucid_core.optimize.config").PRESETS
+    config = replace(presets["official"], steps=5000, views=views, resolution=resolution)
     start, clock = host.one_splat(splat), Clock()
-    rasterize, update = dream.rasterize, dream.update
+    rasterize, update = step.rasterize, dream.update
 
     def after_backward(*arguments):
         clock.stop("render")
         update(*arguments)
 
-    def body(teacher):
-        run = dream.distil(start, replace(teacher, prior=TimedPrior(teacher.prior, clock)), cameras.CameraRanges(), config, 0)
+    def body(source):
+        run = dream.distil(
+            start, replace(source, prior=TimedPrior(source.prior, clock)), cameras.CameraRanges(), config, 0
+        )
         for _ in range(WARM_UP):
             next(run)
         clock.spent.clear()
         synchronize()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        before, begun = teacher.evaluations, time.perf_counter()
+        before, begun = source.evaluations, time.perf_counter()
         for _ in range(steps):
             next(run)
         synchronize()
@@ -109,23 +122,28 @@ def measure(guidance, splat, views, resolution, steps):
             **parts,
             "rest_s": round(rest / steps, 5),
             "ours_share": round((rest + clock.spent["render"]) / whole, 3),  # all but the model and the VAE
-            "evaluations": (teacher.evaluations - before) / steps / views,
+            "evaluations": (source.evaluations - before) / steps / views,
             **memory(),
         }
 
-    dream.rasterize, dream.update = clock.time("render", rasterize), after_backward
+    step.rasterize, dream.update = clock.time("render", rasterize), after_backward
     try:
-        return host.with_teacher(guidance, views, resolution, body)
+        return host.with_source(guidance, views, resolution, body)
     finally:
-        dream.rasterize, dream.update = rasterize, update
+        step.rasterize, dream.update = rasterize, update
 
 
 def memory():
-    """Torch's peak since it was last reset, and what the whole GPU holds now, with weights outside of torch's allocator."""
+    """Torch's peak since it was last reset, and what the whole GPU holds now, with weights outside of torch's
+    allocator.
+    """
     if not torch.cuda.is_available():
         return {}
     free, total = torch.cuda.mem_get_info()
-    return {"peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2), "gpu_used_gb": round((total - free) / 1e9, 2)}
+    return {
+        "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
+        "gpu_used_gb": round((total - free) / 1e9, 2),
+    }
 
 
 class LucidTestLimit(IO.ComfyNode):

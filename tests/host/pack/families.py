@@ -1,4 +1,6 @@
-"""Nodes for the tests of the model families: what no small file can bring, and the host's samplers beside HostPrior."""
+"""Nodes for the tests of the model families: what no small file can bring, and the host's samplers beside
+HostPrior.
+"""
 
 import itertools
 import json
@@ -15,38 +17,106 @@ from comfy_execution.graph_utils import GraphBuilder
 from rounding import difference, rounding_of
 
 COSMOS = {
-    "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16, "out_channels": 16, "patch_spatial": 2,
-    "patch_temporal": 1, "model_channels": 128, "concat_padding_mask": True, "crossattn_emb_channels": 768,
-    "pos_emb_cls": "rope3d", "pos_emb_learnable": True, "pos_emb_interpolation": "crop", "min_fps": 1, "max_fps": 30,
-    "use_adaln_lora": True, "adaln_lora_dim": 32, "num_blocks": 1, "num_heads": 2, "extra_per_block_abs_pos_emb": False,
-}  # fmt: skip
+    "max_img_h": 240,
+    "max_img_w": 240,
+    "max_frames": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_spatial": 2,
+    "patch_temporal": 1,
+    "model_channels": 128,
+    "concat_padding_mask": True,
+    "crossattn_emb_channels": 768,
+    "pos_emb_cls": "rope3d",
+    "pos_emb_learnable": True,
+    "pos_emb_interpolation": "crop",
+    "min_fps": 1,
+    "max_fps": 30,
+    "use_adaln_lora": True,
+    "adaln_lora_dim": 32,
+    "num_blocks": 1,
+    "num_heads": 2,
+    "extra_per_block_abs_pos_emb": False,
+}
 QWEN_IMAGE = {
-    "image_model": "qwen_image", "in_channels": 64, "num_layers": 16, "num_attention_heads": 1, "joint_attention_dim": 768,
-}  # fmt: skip
-BUILT = {  # family: the host's configuration of it, and what its detection would find in a model as small as this
-    "sd15_narrow": ("SD15", {  # with the levels that FreeU knows
-        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1, 1],
-        "channel_mult": [1, 2, 4], "transformer_depth": [1, 1, 0], "transformer_depth_output": [1, 1, 1, 1, 0, 0],
-        "transformer_depth_middle": 1, "use_spatial_transformer": True, "legacy": False, "use_temporal_attention": False,
-        "use_temporal_resblock": False, "context_dim": 768, "use_linear_in_transformer": False,
-    }),
-    "z_image": ("ZImage", {
-        "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 256, "cap_feat_dim": 768, "n_layers": 3,
-        "qk_norm": True, "n_heads": 8, "n_kv_heads": 8, "axes_dims": [8, 12, 12], "axes_lens": [1536, 512, 512],
-        "rope_theta": 256.0, "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True, "time_scale": 1000.0,
-        "pad_tokens_multiple": 32,
-    }),
-    "chroma": ("Chroma", {
-        "image_model": "chroma", "in_channels": 64, "out_channels": 64, "context_in_dim": 768, "hidden_size": 128,
-        "mlp_ratio": 4.0, "num_heads": 1, "depth": 8, "depth_single_blocks": 8, "axes_dim": [16, 56, 56], "theta": 10000,
-        "patch_size": 2, "qkv_bias": True, "in_dim": 64, "out_dim": 128, "hidden_dim": 128, "n_layers": 2, "txt_ids_dims": [],
-        "vec_in_dim": None,
-    }),
+    "image_model": "qwen_image",
+    "in_channels": 64,
+    "num_layers": 16,
+    "num_attention_heads": 1,
+    "joint_attention_dim": 768,
+}
+# family: the host's configuration of it, and what its detection would find in a model as small as this
+BUILT = {
+    "sd15_narrow": (
+        "SD15",
+        {  # with the levels that FreeU knows
+            "image_size": 32,
+            "in_channels": 4,
+            "out_channels": 4,
+            "model_channels": 32,
+            "num_res_blocks": [1, 1, 1],
+            "channel_mult": [1, 2, 4],
+            "transformer_depth": [1, 1, 0],
+            "transformer_depth_output": [1, 1, 1, 1, 0, 0],
+            "transformer_depth_middle": 1,
+            "use_spatial_transformer": True,
+            "legacy": False,
+            "use_temporal_attention": False,
+            "use_temporal_resblock": False,
+            "context_dim": 768,
+            "use_linear_in_transformer": False,
+        },
+    ),
+    "z_image": (
+        "ZImage",
+        {
+            "image_model": "lumina2",
+            "patch_size": 2,
+            "in_channels": 16,
+            "dim": 256,
+            "cap_feat_dim": 768,
+            "n_layers": 3,
+            "qk_norm": True,
+            "n_heads": 8,
+            "n_kv_heads": 8,
+            "axes_dims": [8, 12, 12],
+            "axes_lens": [1536, 512, 512],
+            "rope_theta": 256.0,
+            "ffn_dim_multiplier": 8 / 3,
+            "z_image_modulation": True,
+            "time_scale": 1000.0,
+            "pad_tokens_multiple": 32,
+        },
+    ),
+    "chroma": (
+        "Chroma",
+        {
+            "image_model": "chroma",
+            "in_channels": 64,
+            "out_channels": 64,
+            "context_in_dim": 768,
+            "hidden_size": 128,
+            "mlp_ratio": 4.0,
+            "num_heads": 1,
+            "depth": 8,
+            "depth_single_blocks": 8,
+            "axes_dim": [16, 56, 56],
+            "theta": 10000,
+            "patch_size": 2,
+            "qkv_bias": True,
+            "in_dim": 64,
+            "out_dim": 128,
+            "hidden_dim": 128,
+            "n_layers": 2,
+            "txt_ids_dims": [],
+            "vec_in_dim": None,
+        },
+    ),
     "qwen_image": ("QwenImage", QWEN_IMAGE),
     "qwen_layered": ("QwenImage", {**QWEN_IMAGE, "use_additional_t_cond": True}),
     "anima": ("Anima", {**COSMOS, "image_model": "anima", "crossattn_emb_channels": 1024}),
     "cosmos": ("CosmosT2IPredict2", {**COSMOS, "image_model": "cosmos_predict2"}),
-}  # fmt: skip
+}
 
 
 def pack_host():
@@ -97,7 +167,10 @@ class LucidTestSpoilt(IO.ComfyNode):
         if change == "no pooled text":
             options = {name: value for name, value in options.items() if name != "pooled_output"}
         elif change == "T5 ids":  # as Anima's own text encoder adds them
-            options = options | {"t5xxl_ids": torch.arange(text.shape[1]), "t5xxl_weights": torch.ones(text.shape[1])}
+            options = options | {
+                "t5xxl_ids": torch.arange(text.shape[1]),
+                "t5xxl_weights": torch.ones(text.shape[1]),
+            }
         elif change == "77 tokens more":
             text = torch.cat([text, 0.5 * text.flip(1)], 1)
         else:
@@ -125,15 +198,19 @@ class LucidTestBuilt(IO.ComfyNode):
             noise = torch.randn(weight.shape, generator=generator)
             one_sided = weight.ndim == 1 and "norm" in name
             weight.data.copy_(1 + 0.1 * noise if one_sided else noise / max(weight[0].numel(), 100) ** 0.5)
-        return IO.NodeOutput(comfy.model_patcher.ModelPatcher(model, device, comfy.model_management.unet_offload_device()))
+        return IO.NodeOutput(
+            comfy.model_patcher.ModelPatcher(model, device, comfy.model_management.unet_offload_device())
+        )
 
 
 class LucidTestEuler(IO.ComfyNode):
-    """Euler steps of the host's sampler and as many in variance-exploding form through HostPrior, from the same noise.
+    """Euler steps of the host's sampler and as many in variance-exploding form through HostPrior, from the
+    same noise.
 
-    "after": the largest difference between their latents. "moved": how far they went. "z": a few values of where ours ended.
-    "vae": the largest differences between what HostPrior and the host's VAE make of two images, and of their latents.
-    "rounding", "vae rounding": the units of these differences (see rounding.py).
+    "after": the largest difference between their latents. "moved": how far they went. "z": a few values of
+    where ours ended. "vae": the largest differences between what HostPrior and the host's VAE make of two
+    images, and of their latents. "rounding", "vae rounding": the units of these differences (see
+    rounding.py).
     """
 
     @classmethod
@@ -141,12 +218,15 @@ class LucidTestEuler(IO.ComfyNode):
         return IO.Schema(
             node_id="LucidTestEuler",
             inputs=[
-                IO.Model.Input("model"), IO.Vae.Input("vae"), IO.Custom("LUCID_PROMPT").Input("prompt"),
-                IO.Float.Input("cfg", default=1.0), IO.Int.Input("steps", default=10),
+                IO.Model.Input("model"),
+                IO.Vae.Input("vae"),
+                IO.Custom("LUCID_PROMPT").Input("prompt"),
+                IO.Float.Input("cfg", default=1.0),
+                IO.Int.Input("steps", default=10),
             ],
             outputs=[],
             is_output_node=True,
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, model, vae, prompt, cfg, steps):
@@ -159,7 +239,9 @@ class LucidTestEuler(IO.ComfyNode):
         times = torch.linspace(0.9, 0.05, steps + 1).tolist()
         images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(2))
         # Together they would be a video's frames.
-        encode = lambda: ours_of(model.model.process_latent_in(torch.cat([vae.encode(image[None]) for image in images])))
+        encode = lambda: ours_of(
+            model.model.process_latent_in(torch.cat([vae.encode(image[None]) for image in images]))
+        )
         theirs_encoded = encode()
         each = model.model.process_latent_out(hosts(theirs_encoded))
         decode = lambda: torch.cat([vae.decode(z[None]).reshape(1, 64, 64, -1)[..., :3] for z in each])
@@ -173,8 +255,16 @@ class LucidTestEuler(IO.ComfyNode):
                 e = [(z - z0) / sigma for z0 in prior.denoise(z, sigma, asked)]
                 z = z + (below - sigma) * prior.guide(z, sigma, asked, e, cfg)
             encoded = prior.encode(images)
-            differences = [difference(encoded, theirs_encoded), difference(prior.decode(theirs_encoded), theirs_decoded)]
-            return {"z": z, "sigmas": sigmas, "ends": [prior.sigma(0.0), prior.sigma(1.0)], "vae": differences}
+            differences = [
+                difference(encoded, theirs_encoded),
+                difference(prior.decode(theirs_encoded), theirs_decoded),
+            ]
+            return {
+                "z": z,
+                "sigmas": sigmas,
+                "ends": [prior.sigma(0.0), prior.sigma(1.0)],
+                "vae": differences,
+            }
 
         guidance = SimpleNamespace(model=model, vae=vae, prompt=prompt)
         ours = pack_host().with_prior(guidance, 2, 64, body)
@@ -184,9 +274,18 @@ class LucidTestEuler(IO.ComfyNode):
 
         def sample():
             latent = comfy.samplers.sample(
-                model, hosts(noise), prompt.views[0], prompt.negative, cfg, model.load_device,
-                comfy.samplers.sampler_object("euler"), torch.tensor(levels), latent_image=start, disable_pbar=True, seed=0,
-            )  # fmt: skip
+                model,
+                hosts(noise),
+                prompt.views[0],
+                prompt.negative,
+                cfg,
+                model.load_device,
+                comfy.samplers.sampler_object("euler"),
+                torch.tensor(levels),
+                latent_image=start,
+                disable_pbar=True,
+                seed=0,
+            )
             # The host's sampler gives the noisy latent divided by 1 - level, which in a flow is our form too.
             return ours_of(model.model.process_latent_in(latent))
 
@@ -208,9 +307,9 @@ class LucidTestEuler(IO.ComfyNode):
 class LucidTestBlend(IO.ComfyNode):
     """What HostPrior says to blended views, beside what the host's sampler and the views alone say.
 
-    "average": two views blended half and half, against one Euler step of the host with the CONDITIONING `average`; "alone":
-    rows of one view each, against that view by itself; "mixed": the same half and half, against the mean of both answers.
-    "rounding": the unit of all three.
+    "average": two views blended half and half, against one Euler step of the host with the CONDITIONING
+    `average`; "alone": rows of one view each, against that view by itself; "mixed": the same half and half,
+    against the mean of both answers. "rounding": the unit of all three.
     """
 
     @classmethod
@@ -218,18 +317,22 @@ class LucidTestBlend(IO.ComfyNode):
         return IO.Schema(
             node_id="LucidTestBlend",
             inputs=[
-                IO.Model.Input("model"), IO.Vae.Input("vae"), IO.Custom("LUCID_PROMPT").Input("prompt"),
+                IO.Model.Input("model"),
+                IO.Vae.Input("vae"),
+                IO.Custom("LUCID_PROMPT").Input("prompt"),
                 IO.Conditioning.Input("average", optional=True),
             ],
             outputs=[],
             is_output_node=True,
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, model, vae, prompt, average=None):
         latents = model.model.latent_format
         side = 64 // latents.spacial_downscale_ratio
-        z = 3 * torch.randn(2, latents.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
+        z = 3 * torch.randn(
+            2, latents.latent_channels, side, side, generator=torch.Generator().manual_seed(0)
+        )
         half, alone = torch.tensor([[0.5, 0, 0.5, 0]] * 2), torch.tensor([[1.0, 0, 0, 0], [0, 0, 1.0, 0]])
 
         def body(prior, prompts):
@@ -242,21 +345,34 @@ class LucidTestBlend(IO.ComfyNode):
                 "mixed": [difference(both, (front + back) / 2)],
                 "apart": [difference(front, back)],
                 "entries": [len(prior.blend(views, half))],
-                "rounding": [max(rounding_of(lambda: ask(views[0]), front), rounding_of(lambda: ask(views[2]), back))],
+                "rounding": [
+                    max(rounding_of(lambda: ask(views[0]), front), rounding_of(lambda: ask(views[2]), back))
+                ],
             }
             if average is not None:
                 found["average"] = [difference(both, one_step(model, average, z))]
             return found
 
-        return IO.NodeOutput(ui=pack_host().with_prior(SimpleNamespace(model=model, vae=vae, prompt=prompt), 2, 64, body))
+        return IO.NodeOutput(
+            ui=pack_host().with_prior(SimpleNamespace(model=model, vae=vae, prompt=prompt), 2, 64, body)
+        )
 
 
 def one_step(model, conditioning, z):
     """z0 at sigma 3: one Euler step of the host's sampler, to sigma 0."""
     stepped = comfy.samplers.sample(
-        model, z / 3, conditioning, conditioning, 1.0, model.load_device, comfy.samplers.sampler_object("euler"),
-        torch.tensor([3.0, 0.0]), latent_image=torch.zeros_like(z), disable_pbar=True, seed=0,
-    )  # fmt: skip
+        model,
+        z / 3,
+        conditioning,
+        conditioning,
+        1.0,
+        model.load_device,
+        comfy.samplers.sampler_object("euler"),
+        torch.tensor([3.0, 0.0]),
+        latent_image=torch.zeros_like(z),
+        disable_pbar=True,
+        seed=0,
+    )
     return model.model.process_latent_in(stepped)
 
 
@@ -264,11 +380,15 @@ SEEN = []  # of LucidTestAttention
 
 
 class LucidTestAttention(IO.ComfyNode):
-    """An attention patch as an IP-Adapter's: it adds to what is asked with the prompt, and not to what is asked without."""
+    """An attention patch as an IP-Adapter's: it adds to what is asked with the prompt, and not to what is
+    asked without.
+    """
 
     @classmethod
     def define_schema(cls):
-        return IO.Schema(node_id="LucidTestAttention", inputs=[IO.Model.Input("model")], outputs=[IO.Model.Output()])
+        return IO.Schema(
+            node_id="LucidTestAttention", inputs=[IO.Model.Input("model")], outputs=[IO.Model.Output()]
+        )
 
     @classmethod
     def execute(cls, model):
@@ -298,7 +418,9 @@ class LucidTestHolder(IO.ComfyNode):
 
         def combine(args):
             cond, uncond = args["cond"], args["uncond"]
-            return uncond + args["cond_scale"] * strength * (cond - uncond) * (model.load_device == cond.device)
+            return uncond + args["cond_scale"] * strength * (cond - uncond) * (
+                model.load_device == cond.device
+            )
 
         model.set_model_sampler_cfg_function(combine)
         return IO.NodeOutput(model)
@@ -327,7 +449,9 @@ class LucidTestRemembers(IO.ComfyNode):
 
 
 class LucidTestRoles(IO.ComfyNode):
-    """What LucidTestAttention saw of the questions of a guidance: [y, negative, another view], the inverse alone."""
+    """What LucidTestAttention saw of the questions of a guidance: [y, negative, another view], the inverse
+    alone.
+    """
 
     @classmethod
     def define_schema(cls):
@@ -336,7 +460,9 @@ class LucidTestRoles(IO.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae, prompt):
-        z = torch.randn(2, model.model.latent_format.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+        z = torch.randn(
+            2, model.model.latent_format.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0)
+        )
 
         def body(prior, prompts):
             y = prior.blend(list(prompts.views), torch.full((2, 4), 0.25))
@@ -347,18 +473,25 @@ class LucidTestRoles(IO.ComfyNode):
             prior.denoise(z, 1.0, [prompts.inverse])
             return {"together": together, "inverse": SEEN[0]}
 
-        return IO.NodeOutput(ui=pack_host().with_prior(SimpleNamespace(model=model, vae=vae, prompt=prompt), 2, 64, body))
+        return IO.NodeOutput(
+            ui=pack_host().with_prior(SimpleNamespace(model=model, vae=vae, prompt=prompt), 2, 64, body)
+        )
 
 
 class LucidTestExpanded(IO.ComfyNode):
-    """Becomes a LoRA and Lucid ISM, whose settings `ism` holds as JSON, when it runs: as the bodies of the host's loops."""
+    """Becomes a LoRA and Lucid ISM, whose settings `ism` holds as JSON, when it runs: as the bodies of the
+    host's loops.
+    """
 
     @classmethod
     def define_schema(cls):
         inputs = [
-            IO.Model.Input("model"), IO.Vae.Input("vae"), IO.Custom("LUCID_PROMPT").Input("prompt"),
-            IO.String.Input("lora"), IO.String.Input("ism"),
-        ]  # fmt: skip
+            IO.Model.Input("model"),
+            IO.Vae.Input("vae"),
+            IO.Custom("LUCID_PROMPT").Input("prompt"),
+            IO.String.Input("lora"),
+            IO.String.Input("ism"),
+        ]
         outputs = [IO.Custom("LUCID_GUIDANCE").Output()]
         return IO.Schema(node_id="LucidTestExpanded", inputs=inputs, outputs=outputs, enable_expand=True)
 
@@ -371,6 +504,14 @@ class LucidTestExpanded(IO.ComfyNode):
 
 
 NODES = [
-    LucidTestExpanded, LucidTestWiden, LucidTestSpoilt, LucidTestBuilt, LucidTestEuler, LucidTestBlend, LucidTestAttention,
-    LucidTestHolder, LucidTestRemembers, LucidTestRoles,
-]  # fmt: skip
+    LucidTestExpanded,
+    LucidTestWiden,
+    LucidTestSpoilt,
+    LucidTestBuilt,
+    LucidTestEuler,
+    LucidTestBlend,
+    LucidTestAttention,
+    LucidTestHolder,
+    LucidTestRemembers,
+    LucidTestRoles,
+]

@@ -1,4 +1,6 @@
-"""Nodes for the tests of memory: how a VAE is copied, loaded and let go, and torch.compile without a compiler."""
+"""Nodes for the tests of memory: how a VAE is copied, loaded and let go, and torch.compile without a
+compiler.
+"""
 
 import gc
 import sys
@@ -17,18 +19,22 @@ def vae_module():
 
 
 class LucidTestVae(IO.ComfyNode):
-    """The gradient of an image through GradientVAE, loaded in several ways: its distance to the gradient when all is loaded.
+    """The gradient of an image through GradientVAE, loaded in several ways: its distance to the gradient when
+    all is loaded.
 
     "rounding", "encode rounding", "decode rounding": the units of the distances (see rounding.py).
     """
 
     @classmethod
     def define_schema(cls):
-        return IO.Schema(node_id="LucidTestVae", inputs=[IO.Vae.Input("vae")], outputs=[], is_output_node=True)
+        return IO.Schema(
+            node_id="LucidTestVae", inputs=[IO.Vae.Input("vae")], outputs=[], is_output_node=True
+        )
 
     @classmethod
     def execute(cls, vae):
-        # With seed 0 one ReLU of the tiny video VAE lies so near its kink that rounding decides on its gradient.
+        # With seed 0 one ReLU of the tiny video VAE lies so near its kink that rounding decides on its
+        # gradient.
         images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
         with torch.inference_mode(False), torch.enable_grad():
             made = vae_module().GradientVAE(vae)
@@ -42,7 +48,9 @@ class LucidTestVae(IO.ComfyNode):
             made.fit(2, 64, 2.5 * size)
             fitting = made.views_at_a_time
             made.patcher.detach()
-            made.patcher.partially_load(cpu, 1.0)  # one byte may be loaded: the rest comes with each layer that is computed
+            made.patcher.partially_load(
+                cpu, 1.0
+            )  # one byte may be loaded: the rest comes with each layer that is computed
             lowvram, loaded = made.patcher.model.model_lowvram, made.patcher.loaded_size()
             low, _ = cls.gradient(made, images)
             made.fit(2, 64, -0.5 * size)
@@ -55,14 +63,23 @@ class LucidTestVae(IO.ComfyNode):
         encoded, decoded_by_host = cls.encoded(vae, images), cls.decoded(vae, latents)
         return IO.NodeOutput(
             ui={
-                "rounding": [rounding], "encode rounding": [rounding_of(lambda: cls.encoded(vae, images), encoded)],
+                "rounding": [rounding],
+                "encode rounding": [rounding_of(lambda: cls.encoded(vae, images), encoded)],
                 "decode rounding": [rounding_of(lambda: cls.decoded(vae, latents), decoded_by_host)],
-                "parts": [distance(parts)], "fitting": [fitting], "blocks": [distance(blocks)], "kept": [kept],
-                "low": [distance(low)], "lowvram": [lowvram], "loaded": [loaded], "gradient": [float(whole.abs().max())],
-                "encode": [difference(latents, encoded)], "shape": list(latents.shape),
-                "decode": [difference(decoded, decoded_by_host)], "decoded": list(decoded.shape),
+                "parts": [distance(parts)],
+                "fitting": [fitting],
+                "blocks": [distance(blocks)],
+                "kept": [kept],
+                "low": [distance(low)],
+                "lowvram": [lowvram],
+                "loaded": [loaded],
+                "gradient": [float(whole.abs().max())],
+                "encode": [difference(latents, encoded)],
+                "shape": list(latents.shape),
+                "decode": [difference(decoded, decoded_by_host)],
+                "decoded": list(decoded.shape),
             }
-        )  # fmt: skip
+        )
 
     @staticmethod
     def encoded(vae, images):
@@ -72,7 +89,9 @@ class LucidTestVae(IO.ComfyNode):
 
     @staticmethod
     def decoded(vae, latents):
-        each = [vae.decode(z[None, :, None])[0] if vae.latent_dim == 3 else vae.decode(z[None]) for z in latents]
+        each = [
+            vae.decode(z[None, :, None])[0] if vae.latent_dim == 3 else vae.decode(z[None]) for z in latents
+        ]
         return torch.cat(each)[..., :3]
 
     @staticmethod
@@ -112,17 +131,23 @@ class LucidTestAlive(IO.ComfyNode):
     def execute(cls, nonce):
         gc.collect()
         things = gc.get_objects()
-        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in things if type(x) in TENSORS}
+        storages = {
+            x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in things if type(x) in TENSORS
+        }
         vaes = sum(type(thing) is comfy.taesd.taesd.TAESD for thing in things)
         return IO.NodeOutput(ui={"vaes": [vaes], "bytes": [sum(storages.values())]})
 
 
 class LucidTestCompile(IO.ComfyNode):
-    """The host's TorchCompileModel with a backend that needs no C++ compiler; its own choices are inductor and cudagraphs."""
+    """The host's TorchCompileModel with a backend that needs no C++ compiler; its own choices are inductor
+    and cudagraphs.
+    """
 
     @classmethod
     def define_schema(cls):
-        return IO.Schema(node_id="LucidTestCompile", inputs=[IO.Model.Input("model")], outputs=[IO.Model.Output()])
+        return IO.Schema(
+            node_id="LucidTestCompile", inputs=[IO.Model.Input("model")], outputs=[IO.Model.Output()]
+        )
 
     @classmethod
     def execute(cls, model):

@@ -1,4 +1,6 @@
-"""For `python -m benchmarks families`: what a step takes beside the host's own evaluations of the same model."""
+"""For `python -m benchmarks families`: what a step takes beside the host's own evaluations of the same
+model.
+"""
 
 import gc
 import sys
@@ -52,25 +54,34 @@ def timed(spent, name):
 
 
 class LucidTestPace(IO.ComfyNode):
-    """Seconds of steps, of the host's evaluations of what they asked, of the VAE there and back; peak bytes of two steps."""
+    """Seconds of steps, of the host's evaluations of what they asked, of the VAE there and back; peak bytes
+    of two steps.
+    """
 
     @classmethod
     def define_schema(cls):
         guidance, splat = IO.Custom("LUCID_GUIDANCE").Input("guidance"), IO.Splat.Input("splat")
         sizes = [IO.Int.Input(name) for name in ("views", "resolution", "steps", "rounds")]
-        return IO.Schema(node_id="LucidTestPace", inputs=[guidance, splat, *sizes], outputs=[], is_output_node=True)
+        return IO.Schema(
+            node_id="LucidTestPace", inputs=[guidance, splat, *sizes], outputs=[], is_output_node=True
+        )
 
     @classmethod
     def execute(cls, guidance, splat, views, resolution, steps, rounds):
-        dream, cameras = module("lucid_core.dream"), module("lucid_core.cameras")
+        dream, cameras = module("lucid_core.optimize.loop"), module("lucid_core.cameras")
         host = module("nodes.host")
-        config = replace(dream.PRESETS["cpu"], steps=10_000, views=views, resolution=resolution)
+        config = replace(
+            module("lucid_core.optimize.config").PRESETS["cpu"],
+            steps=10_000,
+            views=views,
+            resolution=resolution,
+        )
         start = host.one_splat(splat)
 
-        def body(teacher):
+        def body(source):
             found = {"steps": [], "host": [], "vae": [], "evaluations": [], "peak": []}
-            prior = Asked(teacher.prior)
-            run = dream.distil(start, replace(teacher, prior=prior), cameras.CameraRanges(), config, seed=0)
+            prior = Asked(source.prior)
+            run = dream.distil(start, replace(source, prior=prior), cameras.CameraRanges(), config, seed=0)
             with peak(found["peak"]):
                 next(run), next(run)  # kernels are compiled in the first
             for _ in range(rounds):
@@ -92,7 +103,7 @@ class LucidTestPace(IO.ComfyNode):
                     found[name].append(seconds)
             return found
 
-        return IO.NodeOutput(ui=host.with_teacher(guidance, views, resolution, body))
+        return IO.NodeOutput(ui=host.with_source(guidance, views, resolution, body))
 
 
 NODES = [LucidTestPace]

@@ -1,0 +1,1 @@
+"""Set-up steps of dev.py: the virtual environment, ComfyUI and its base directory, Chromium, a server."""

@@ -1,0 +1,1 @@
+"""Conditioning of the model per view: view-dependent prompts and ControlNet images."""

@@ -1,0 +1,149 @@
+"""A Prior of a Stable Diffusion checkpoint without ComfyUI, by diffusers and transformers (optional)."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from ..optional import load
+from ..settings import require
+from .prior import Prior
+
+SD15_UNET = {"cross_attention_dim": 768, "sample_size": 64}  # differences from diffusers' defaults
+SD15_BETAS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
+
+
+class DiffusersPrior(Prior):
+    """A Prior of a diffusers UNet with noise or v prediction and a VAE (None = no encode or decode).
+
+    A conditioning is a text embedding (1 or B, T, D). `alphas_cumprod` (N,) is the training schedule. Raises
+    ValueError for another prediction_type.
+    """
+
+    def __init__(
+        self, unet: Module, vae: Module | None, alphas_cumprod: Tensor, prediction_type: str = "epsilon"
+    ) -> None:
+        kinds = ("epsilon", "v_prediction")
+        require(prediction_type in kinds, "prediction_type", prediction_type, " or ".join(kinds))
+        self.unet = unet
+        self.vae = vae
+        self.predicts_v = prediction_type == "v_prediction"
+        self.evaluations = 0
+        self.log_sigmas = ((1 - alphas_cumprod.double()) / alphas_cumprod.double()).sqrt().log()  # (N,)
+
+    def encode(self, images: Tensor) -> Tensor:
+        encoded = self.vae.encode(images.movedim(-1, 1).to(self.vae.dtype) * 2 - 1)
+        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+        return latents * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        return (
+            self.vae.decode(latents / self.vae.config.scaling_factor).sample.movedim(1, -1) / 2 + 0.5
+        ).clamp(0, 1)
+
+    @torch.no_grad()
+    def denoise(self, z: Tensor, sigma: float, conds: list[Tensor]) -> list[Tensor]:
+        self.evaluations += len(z) * len(conds)
+        scale = (1 + sigma**2) ** 0.5  # the model was trained on z / scale
+        rows = torch.cat([cond.expand(len(z), -1, -1) for cond in conds])
+        output = self.unet(
+            z.repeat(len(conds), 1, 1, 1) / scale, self.timestep(sigma), encoder_hidden_states=rows
+        ).sample
+        z0 = z.repeat(len(conds), 1, 1, 1) / scale**2 if self.predicts_v else z.repeat(len(conds), 1, 1, 1)
+        return list((z0 - sigma / (scale if self.predicts_v else 1) * output).split(len(z)))
+
+    def timestep(self, sigma: float) -> Tensor:
+        """Return the training step with the nearest noise level (in log sigma), as in ComfyUI."""
+        return (self.log_sigmas - torch.tensor(sigma).double().log()).abs().argmin()
+
+    def sigma(self, t: float) -> float:
+        """See Prior. Log sigma is interpolated between training steps, as in ComfyUI."""
+        step = t * (len(self.log_sigmas) - 1)
+        low = min(int(step), len(self.log_sigmas) - 2)
+        return float(torch.lerp(self.log_sigmas[low], self.log_sigmas[low + 1], step - low).exp())
+
+    def blend(self, conds: list[Tensor], weights: Tensor) -> Tensor:
+        return torch.einsum("bv,vtd->btd", weights.to(conds[0]), torch.cat(conds))
+
+
+def unet_of(
+    checkpoint: str | Path, config: dict[str, Any] = SD15_UNET, prefix: str = "model.diffusion_model."
+) -> Module:
+    """Load the UNet of a single-file checkpoint (.safetensors) in float32.
+
+    config: differences from diffusers' defaults. prefix: of the UNet's names in the file. Nothing is
+    downloaded: diffusers reads this configuration. Raises ValueError if the checkpoint does not match it
+    (diffusers itself leaves missing weights at random values), and ImportError without diffusers.
+    """
+    kind = load("diffusers", "diffusers").UNet2DConditionModel
+    with TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps({"_class_name": kind.__name__, **config}))
+        unet = kind.from_single_file(str(checkpoint), config=folder, local_files_only=True)
+    with load("safetensors", "safetensors").safe_open(str(checkpoint), "pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        held = sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    wanted = sum(parameter.numel() for parameter in unet.parameters())
+    require(
+        held == wanted,
+        "number of weights in the checkpoint's UNet",
+        f"{held:,}",
+        f"{wanted:,}, as in its configuration",
+    )
+    return unet.requires_grad_(False)
+
+
+def text_encoder_of(checkpoint: str | Path, prefix: str = "cond_stage_model.transformer.") -> Module:
+    """Load the CLIP ViT-L/14 text encoder of a single-file SD 1.x checkpoint (.safetensors) in float32.
+
+    Raises ValueError if tensors are missing, and ImportError without transformers.
+    """
+    transformers = load("transformers", "transformers")
+    model = transformers.CLIPTextModel(transformers.CLIPTextConfig(**CLIP_L))
+    with load("safetensors", "safetensors").safe_open(str(checkpoint), "pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        state = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+    wanted = model.state_dict().keys()
+    if "embeddings.token_embedding.weight" in wanted:  # transformers 5 dropped the level "text_model."
+        state = {name.removeprefix("text_model."): value for name, value in state.items()}
+    missing = wanted - state.keys()
+    require(
+        not missing,
+        "the checkpoint's text encoder",
+        f"incomplete ({len(missing)} of {len(wanted)} tensors are missing)",
+        "CLIP ViT-L/14",
+    )
+    model.load_state_dict({name: value.float() for name, value in state.items() if name in wanted})
+    return model.requires_grad_(False)
+
+
+CLIP_L = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+}
+
+
+@torch.no_grad()
+def encode_text(text: str, tokenizer: Any, text_encoder: Module) -> Tensor:
+    """Return the embedding (1, 77, D) of `text` by a CLIPTokenizer and its text encoder."""
+    tokens = tokenizer(
+        text, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    ).input_ids
+    return text_encoder(tokens).last_hidden_state

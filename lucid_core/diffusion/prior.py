@@ -1,0 +1,183 @@
+"""The interface between the guidance methods and a diffusion model, and the splitting of its batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .encoder import encode_in_parts
+
+Cond = Any  # a conditioning, opaque to all but the prior that made it
+
+
+@dataclass(frozen=True)
+class Conds:
+    """Conditionings of B views: the positive `y` (B rows), and `negative` and `inverse` (one row for all).
+
+    others: K prompts of other views (one row each) for Perp-Neg; weights (B, K), all <= 0.
+    """
+
+    y: Cond
+    negative: Cond
+    inverse: Cond
+    others: tuple[Cond, ...] = ()
+    weights: Tensor | None = None
+
+
+class Prior(Protocol):
+    """A diffusion model in variance-exploding form, z_sigma = z0 + sigma * eps, as in k-diffusion.
+
+    eps = (z - z0) / sigma holds for every parameterisation, so a guidance method needs no special case for a
+    v-prediction or flow model. Latents are (B, C, h, w). A conditioning has one row for all views, or one row
+    per view. `guide`, `pixel_limit` and `save_memory` have default implementations, which subclasses inherit.
+
+    evaluations: number of latents denoised so far, counted once per conditioning; the cost measure for
+    comparing methods.
+    pixel_limit: see Guidance; used if the guidance method sets no limit of its own.
+    """
+
+    evaluations: int
+    pixel_limit = math.inf
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode images (B, H, W, 3) in [0, 1] -> latents (B, C, h, w); differentiable."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents (B, C, h, w) -> images (B, H, W, 3) for previews and targets; no gradient."""
+
+    def denoise(self, z: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor]:
+        """Predict z0 (B, C, h, w) from `z` (B, C, h, w) at noise level `sigma`, once per conditioning.
+
+        All predictions are made in one model call if memory allows.
+        """
+
+    def sigma(self, t: float) -> float:
+        """Return the noise level sigma at `t`, a fraction in [0, 1] of the training schedule."""
+
+    def blend(self, conds: list[Cond], weights: Tensor) -> Cond:
+        """Weighted sum of V conditionings per view: weights (B, V) -> a conditioning of B rows."""
+
+    def guide(self, z: Tensor, sigma: float, conds: list[Cond], e: list[Tensor], cfg: float) -> Tensor:
+        """Apply classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) -> noise (B, C, h, w).
+
+        conds: the positive and negative conditioning. e: the noise (B, C, h, w) predicted for each of them
+        from `z` (B, C, h, w) at `sigma`.
+        """
+        e_y, e_negative = e
+        return e_negative + cfg * (e_y - e_negative)
+
+    def save_memory(self) -> None:
+        """Switch to a slower mode that needs less memory, if there is one. Called when views are evaluated
+        one at a time because of low memory.
+        """
+
+
+class ControlledPrior(Prior, Protocol):
+    """A prior whose conditionings may have ControlNets that need images of the views."""
+
+    def show(self, hints: list[Tensor]) -> None:
+        """Set the ControlNet images, (B, H, W, 3) in [0, 1] for each hint, for the following `denoise` calls
+        on B views.
+        """
+
+
+class Listening:
+    """A prior that keeps its last x0 prediction for the conditioning `cond` in `answer` (B, C, h, w)."""
+
+    def __init__(self, prior: Prior, cond: Cond) -> None:
+        self.prior, self.cond, self.answer = prior, cond, None
+
+    def denoise(self, z: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor]:
+        answers = self.prior.denoise(z, sigma, conds)
+        for cond, answer in zip(conds, answers):
+            if cond is self.cond:
+                self.answer = answer
+        return answers
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.prior, name)
+
+
+class OutOfMemory(RuntimeError):
+    """The model or its VAE ran out of memory with the current number of views at a time."""
+
+
+IN_WORDS_ALONE = (  # out-of-memory messages without an error class: CPU, MPS, DirectML, CUDA libraries
+    "DefaultCPUAllocator",
+    "MPS backend out of memory",
+    "not enough GPU video memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether `error` means out of memory, by its class or, where torch has no class, its message."""
+    if isinstance(error, (OutOfMemory, torch.OutOfMemoryError)):
+        return True
+    # a failed allocation by CUDA itself
+    on_the_device = isinstance(error, getattr(torch, "AcceleratorError", ()))
+    return any(words in str(error) for words in IN_WORDS_ALONE) or (
+        on_the_device and "out of memory" in str(error)
+    )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A conditioning of many views, split into parts like the views of SplitPrior."""
+
+    conds: tuple[Cond, ...]
+
+
+class SplitPrior(Prior):
+    """A prior that evaluates another prior on at most `size` views at a time.
+
+    Predictions and gradients are the same; it needs less memory.
+    """
+
+    def __init__(self, prior: Prior, size: int) -> None:
+        self.prior, self.size = prior, size
+        self.decode, self.sigma, self.pixel_limit = prior.decode, prior.sigma, prior.pixel_limit
+        self._hints: list[Tensor] = []
+        if size == 1:
+            prior.save_memory()
+
+    @property
+    def evaluations(self) -> int:
+        return self.prior.evaluations
+
+    def encode(self, images: Tensor) -> Tensor:
+        return encode_in_parts(self.prior.encode, images, self.size)
+
+    def show(self, hints: list[Tensor]) -> None:
+        self._hints = hints
+
+    def _to(self, i: int) -> Prior:
+        """Return the inner prior, with the ControlNet images of part `i`."""
+        if self._hints:
+            self.prior.show([hint.split(self.size)[i] for hint in self._hints])
+        return self.prior
+
+    def denoise(self, z: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor]:
+        answers = [
+            self._to(i).denoise(part, sigma, of_part(i, conds)) for i, part in enumerate(z.split(self.size))
+        ]
+        return [torch.cat(rows) for rows in zip(*answers)]
+
+    def guide(self, z: Tensor, sigma: float, conds: list[Cond], e: list[Tensor], cfg: float) -> Tensor:
+        parts = zip(*(x.split(self.size) for x in (z, *e)))
+        apply_cfg = [
+            self._to(i).guide(part, sigma, of_part(i, conds), es, cfg) for i, (part, *es) in enumerate(parts)
+        ]
+        return torch.cat(apply_cfg)
+
+    def blend(self, conds: list[Cond], weights: Tensor) -> Parts:
+        return Parts(tuple(self.prior.blend(conds, rows) for rows in weights.split(self.size)))
+
+
+def of_part(i: int, conds: list[Cond]) -> list[Cond]:
+    """Return the conditionings of part `i`; those with one row for all views are unchanged."""
+    return [cond.conds[i] if isinstance(cond, Parts) else cond for cond in conds]

@@ -1,0 +1,44 @@
+"""Transform of a splat of any position and size to the cameras' frame and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .splats import Splats
+
+RADIUS = 0.6  # radius of a fitted splat in the cameras' frame, as the Lucid Point Cloud ball in the workflows
+INLIERS = 0.99  # fraction of the Gaussians, nearest to the centre, that define the radius
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A splat's own frame: `centre` maps to the origin of the cameras' frame, `radius` to RADIUS."""
+
+    centre: tuple[float, float, float]
+    radius: float
+
+    @staticmethod
+    def of(splats: Splats) -> Frame:
+        """The frame of `splats`: median position, and distance that INLIERS of the Gaussians lie within."""
+        means = splats.means.double().cpu()
+        centre = means.median(dim=0).values
+        far = (means - centre).norm(dim=-1).sort().values[int(INLIERS * (len(means) - 1))]
+        return Frame(tuple(centre.tolist()), max(float(far), 2 * float(splats.scales.median()), 1e-12))
+
+    def enter(self, splats: Splats) -> Splats:
+        """From the splat's own frame to the cameras' frame."""
+        factor = RADIUS / self.radius
+        means = (splats.means.double() - self._centre(splats)) * factor
+        return replace(splats, means=means.float(), scales=(splats.scales.double() * factor).float())
+
+    def leave(self, splats: Splats) -> Splats:
+        """The inverse of `enter`, up to rounding."""
+        factor = self.radius / RADIUS
+        means = splats.means.double() * factor + self._centre(splats)
+        return replace(splats, means=means.float(), scales=(splats.scales.double() * factor).float())
+
+    def _centre(self, splats: Splats) -> Tensor:
+        return torch.tensor(self.centre, dtype=torch.float64, device=splats.means.device)

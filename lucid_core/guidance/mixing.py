@@ -1,0 +1,261 @@
+"""Guidance sources: one model with its method and prompts, or a mix of two sources, in turn or added."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor
+
+from ..cameras import Views
+from ..conditioning.control_images import Hint, move_to_frame
+from ..conditioning.view_prompts import Prompts
+from ..diffusion.prior import Listening, Prior
+from ..frames import Frame
+from ..settings import check_bounds, require, setting
+from .base import Guidance, PixelGradient, average_pixels, limit_pixels
+from .image_targets import ImageTargets
+
+# renders the ControlNet images, (B, H, W, 3) in [0, 1] for each hint
+Hints = Callable[[tuple[Hint, ...]], list[Tensor]]
+
+MODES = {
+    "switch": "the first guidance, then the second for the last share of the run (for example shape, then "
+    "surface)",
+    "sequence": "as switch, but each guidance runs through its full learning-rate and noise schedules",
+    "alternate": "one guidance per step, drawn at random",
+    "add": "both guidances in each step, with their gradients added at twice the cost",
+}
+
+IN_TURN = ("switch", "sequence")
+THROUGH_ENCODER = PixelGradient()
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Mode and share of a mix of two guidance sources. Raises ValueError for an unknown mode or bad share."""
+
+    mode: str = "switch"
+    share: float = setting(
+        0.5,
+        0,
+        1,
+        "Share of the second guidance: the end of the run (switch, sequence), of the steps (alternate) or of "
+        "the gradient (add; the first has 1 - share). 0 = first only, 1 = second only.",
+        step=0.05,
+        advanced=False,
+    )
+
+    def __post_init__(self) -> None:
+        require(self.mode in MODES, "mode", repr(self.mode), ", ".join(MODES))
+        check_bounds(self)
+
+    def weights(self, progress: float, generator: Generator) -> tuple[float, float]:
+        """Return the weights of the first and the second source at `progress` (0 to 1) of the run."""
+        if self.mode == "add":
+            return 1 - self.share, self.share
+        drawn = progress if self.mode in IN_TURN else 1 - torch.rand((), generator=generator).item()
+        second = drawn >= 1 - self.share
+        return 1.0 - second, float(second)
+
+
+def require_mode(mix: Mix, guidances: Sequence[Guidance | ImageTargets]) -> None:
+    """Raise ValueError if image targets, which give no gradient, are mixed in a mode other than switch or
+    sequence.
+    """
+    if any(isinstance(guidance, ImageTargets) for guidance in guidances):
+        require(
+            mix.mode in IN_TURN,
+            "mode",
+            repr(mix.mode),
+            f"{' or '.join(IN_TURN)} with image targets, which give no gradient to mix",
+        )
+
+
+@dataclass(frozen=True)
+class Pull:
+    """The loss (scalar) of a guidance source for B views; its gradient at the images is the guidance.
+
+    wanted: decodes the x0 preview of the first view (H, W, 3) in [0, 1]; None if the model was not evaluated
+    with the positive prompt.
+    """
+
+    loss: Tensor
+    wanted: Callable[[], Tensor] | None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The active source at a moment of the run, with its own `progress` (0 to 1) and the share `length` of
+    the run that it covers.
+    """
+
+    source: GuidanceSource | MixedSource
+    progress: float
+    length: float = 1.0
+
+
+@dataclass(frozen=True)
+class GuidanceSource:
+    """A guidance source: a model, the guidance method and the prompts."""
+
+    prior: Prior
+    guidance: Guidance | ImageTargets
+    prompts: Prompts
+
+    @property
+    def evaluations(self) -> int:
+        return self.prior.evaluations
+
+    def guidances(self) -> list[Guidance | ImageTargets]:
+        return [self.guidance]
+
+    def priors(self) -> list[Prior]:
+        return [self.prior]
+
+    def map(self, change: Callable[[GuidanceSource], GuidanceSource]) -> GuidanceSource:
+        return change(self)
+
+    def phase(self, progress: float) -> Phase:
+        return Phase(self, progress)
+
+    def move_to_frame(self, frame: Frame | None) -> GuidanceSource:
+        """Return the source with the guides of its hints moved into `frame`; None = unchanged."""
+        return replace(self, prompts=replace(self.prompts, hints=move_to_frame(self.prompts.hints, frame)))
+
+    def pull(
+        self,
+        images: Tensor,
+        views: Views,
+        progress: float,
+        generator: Generator,
+        hints: Hints | None = None,
+        pixels: PixelGradient = THROUGH_ENCODER,
+    ) -> Pull:
+        """Evaluate the guidance for `images` (B, H, W, 3) in [0, 1], the renders of `views`.
+
+        progress: finished fraction of the run. Random numbers come from `generator`. hints: renders the
+        ControlNet images, needed if the prompts have hints. pixels: how the gradient at the images is
+        computed and limited.
+        """
+        self._show(hints)
+        average_pixels(images, pixels.average)
+        limits = (pixels.limit, self.guidance.pixel_limit, self.prior.pixel_limit)
+        limit_pixels(images, next((limit for limit in limits if limit < math.inf), math.inf))
+        z0 = self.prior.encode(images.detach() if pixels.residual else images)
+        conds = self.prompts.at(self.prior, views.azimuth_rad, views.elevation_rad)
+        listening = Listening(self.prior, conds.y)
+        g = self.guidance.gradient(listening, z0, conds, progress, generator)
+        answer = listening.answer
+        wanted = None if answer is None else lambda: self.prior.decode(answer[:1])[0].clamp(0, 1)
+        if pixels.residual:
+            return Pull((images * self._residual(images, z0, g)).sum(), wanted)
+        return Pull((z0 * g).sum().to(images.device), wanted)
+
+    @torch.no_grad()
+    def _residual(self, images: Tensor, z0: Tensor, g: Tensor) -> Tensor:
+        """Return the views minus the decoded target images (B, H, W, 3), scaled to the norm of the latent
+        gradient `g` (B, C, h, w).
+        """
+        picture = self.prior.decode(z0 - g / self.guidance.weight).clamp(0, 1).to(images)
+        residual = images - picture
+        return residual * (g.norm().to(images) / residual.norm().clamp_min(1e-12))
+
+    def pictures(
+        self, images: Tensor, views: Views, progress: float, generator: Generator, hints: Hints | None = None
+    ) -> Tensor:
+        """Make the target images (B, H, W, 3) of the views, for image targets; arguments as in `pull`."""
+        self._show(hints)
+        conds = self.prompts.at(self.prior, views.azimuth_rad, views.elevation_rad)
+        return self.guidance.pictures(self.prior, images, conds, progress, generator).to(images)
+
+    def _show(self, hints: Hints | None) -> None:
+        if self.prompts.hints:
+            self.prior.show(hints(self.prompts.hints))
+
+
+@dataclass(frozen=True)
+class MixedSource:
+    """A mix of two guidance sources, each of which may itself be a mix, with its own model, VAE, method and
+    prompts.
+
+    Raises ValueError if the mode does not suit image targets.
+    """
+
+    first: GuidanceSource | MixedSource
+    second: GuidanceSource | MixedSource
+    mix: Mix
+
+    def __post_init__(self) -> None:
+        require_mode(self.mix, self.guidances())
+
+    def guidances(self) -> list[Guidance | ImageTargets]:
+        return [*self.first.guidances(), *self.second.guidances()]
+
+    def priors(self) -> list[Prior]:
+        """Return each prior of both sources once."""
+        return list({id(prior): prior for prior in (*self.first.priors(), *self.second.priors())}.values())
+
+    @property
+    def evaluations(self) -> int:
+        return sum(prior.evaluations for prior in self.priors())
+
+    def map(self, change: Callable[[GuidanceSource], GuidanceSource]) -> MixedSource:
+        """Return the mix with `change` applied to every single source."""
+        return MixedSource(self.first.map(change), self.second.map(change), self.mix)
+
+    def phase(self, progress: float) -> Phase:
+        if self.mix.mode not in IN_TURN:
+            return Phase(self, progress)
+        share = self.mix.share
+        is_second = progress >= 1 - share
+        active = self.second if is_second else self.first
+        if self.mix.mode == "switch":
+            return active.phase(progress)
+        length = share if is_second else 1 - share
+        inner = active.phase((progress - (1 - share)) / share if is_second else progress / (1 - share))
+        return Phase(inner.source, inner.progress, length * inner.length)
+
+    def pull(
+        self,
+        images: Tensor,
+        views: Views,
+        progress: float,
+        generator: Generator,
+        hints: Hints | None = None,
+        pixels: PixelGradient = THROUGH_ENCODER,
+    ) -> Pull:
+        """See GuidanceSource.pull. A source of weight 0 is not evaluated."""
+        weights = self.mix.weights(progress, generator)
+        pulls = [
+            ask_detached(source, weight, images, views, progress, generator, hints, pixels)
+            for source, weight in zip((self.first, self.second), weights)
+            if weight
+        ]
+        return Pull(torch.stack([pull.loss for pull in pulls]).sum(), pulls[-1].wanted)
+
+
+def ask_detached(
+    source: GuidanceSource | MixedSource,
+    weight: float,
+    images: Tensor,
+    views: Views,
+    progress: float,
+    generator: Generator,
+    hints: Hints | None,
+    pixels: PixelGradient,
+) -> Pull:
+    """Evaluate the source times `weight`, and run its backward pass to `images` (B, H, W, 3) at once.
+
+    This frees the VAE activations kept for the backward pass, and lets the model be unloaded, before the next
+    source is evaluated. The result's loss is linear in `images`, with the same value and gradient.
+    """
+    seen = images.detach().requires_grad_(images.requires_grad)
+    pull = source.pull(seen, views, progress, generator, hints, pixels)
+    if not images.requires_grad:
+        return replace(pull, loss=weight * pull.loss)
+    (change,) = torch.autograd.grad(pull.loss, seen)
+    linear = (images * change).sum()
+    return replace(pull, loss=weight * (pull.loss.detach() + linear - linear.detach()))

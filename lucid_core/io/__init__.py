@@ -1,0 +1,1 @@
+"""Files: splats and points as .ply and .npz, pictures and videos."""

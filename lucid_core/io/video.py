@@ -1,0 +1,67 @@
+"""Write images and videos with OpenCV. Frames are (B, H, W, 3) sRGB in [0, 1]."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..optional import load
+
+CODECS = ("vp09", "mp4v")  # VP9 plays in every browser; MPEG-4 is the fallback
+
+
+def to_uint8(frames: Tensor) -> np.ndarray:
+    """Values in [0, 1], clamped -> uint8 of the same shape."""
+    return (torch.as_tensor(frames).detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def contact_sheet(frames: Tensor, columns: int) -> np.ndarray:
+    """Frames (B, H, W, 3), row by row -> one image (rows * H, columns * W, 3) uint8; empty cells white."""
+    frames = to_uint8(frames)
+    rows = -(-len(frames) // columns)
+    cells = np.full((rows * columns, *frames.shape[1:]), 255, np.uint8)
+    cells[: len(frames)] = frames
+    h, w = frames.shape[1:3]
+    return cells.reshape(rows, columns, h, w, 3).transpose(0, 2, 1, 3, 4).reshape(rows * h, columns * w, 3)
+
+
+def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Write an image (H, W, 3), uint8 RGB. Raises ValueError if OpenCV cannot encode it."""
+    cv2 = load("cv2", "opencv-python-headless")
+    ok, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
+    if not ok:
+        raise ValueError(f"{path}: opencv cannot write an image of shape {image.shape}")
+    Path(path).write_bytes(data.tobytes())
+
+
+def write_mp4(path: str | os.PathLike, frames: Tensor, fps: float) -> None:
+    """Write an .mp4; H and W must be even. Raises OSError if OpenCV has none of the codecs."""
+    cv2 = load("cv2", "opencv-python-headless")
+    frames = to_uint8(frames)
+    height, width = frames.shape[1:3]
+    for codec in CODECS:
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), fps, (width, height))
+        if writer.isOpened():
+            for frame in frames:
+                writer.write(np.ascontiguousarray(frame[..., ::-1]))
+            writer.release()
+            return
+    raise OSError(f"{path}: this opencv can write neither {' nor '.join(CODECS)} video")
+
+
+def depth_image(depth: Tensor, alpha: Tensor) -> Tensor:
+    """Accumulated depth and alpha (1, H, W, 1) -> image (1, H, W, 3) in [0, 1].
+
+    1 at the nearest opaque pixel, 0.1 at the farthest, 0 in empty space.
+    """
+    z = depth / alpha.clamp_min(1e-6)
+    solid = z[alpha > 0.5]
+    if len(solid) == 0:
+        return torch.zeros_like(z).expand(-1, -1, -1, 3)
+    near, far = solid.min(), solid.max()
+    bright = 1 - 0.9 * ((z - near) / (far - near).clamp_min(1e-6)).clamp(0, 1)
+    return (bright * alpha).expand(-1, -1, -1, 3)

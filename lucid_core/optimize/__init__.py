@@ -1,0 +1,1 @@
+"""Optimisation of a splat: settings, loop, state, densification, checkpoints."""

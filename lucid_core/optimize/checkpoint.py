@@ -1,0 +1,148 @@
+"""Checkpoints of a run: one safetensors file, written atomically; other values as JSON in its header."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..io.atomic import atomic_path
+from ..optional import load
+from ..splats import Splats, activate
+
+FORMAT = 1  # file format version; newer versions are rejected
+HEADER = "lucid_checkpoint"
+CHANGES = "changes in a run"  # stands for the value of a setting that is modified during the run
+NUMBERS = ("step", "at", "loss", "evaluations", "seconds")
+Settings = dict[str, Any]  # name -> JSON value
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """State of a run after `step` steps; see Run.
+
+    tensors (on the CPU): "params.means", "adam.means.exp_avg", "densify.grad2d", "generator" and so on.
+    """
+
+    step: int
+    at: int
+    loss: float
+    evaluations: int
+    seconds: float
+    tensors: dict[str, Tensor]
+
+    def group(self, name: str) -> dict[str, Tensor]:
+        """The tensors whose key starts with `name` and a dot, by the rest of the key."""
+        return {
+            key[len(name) + 1 :]: value for key, value in self.tensors.items() if key.startswith(f"{name}.")
+        }
+
+    def splats(self) -> Splats:
+        """The optimised Gaussians in activated form, on the CPU."""
+        return activate(self.group("params"))
+
+
+def write(path: str | os.PathLike, checkpoint: Checkpoint, settings: Settings) -> None:
+    """Write the file atomically (write, fsync, rename): after a crash it is either the old or the new one.
+
+    Raises OSError when writing fails, ImportError when safetensors is missing.
+    """
+    safetensors = load("safetensors.torch", "safetensors")
+    numbers = {name: getattr(checkpoint, name) for name in NUMBERS}
+    header = json.dumps({"format": FORMAT, **numbers, "settings": settings})
+    content = safetensors.save(checkpoint.tensors, {HEADER: header})
+    with atomic_path(path) as part:
+        part.write_bytes(content)
+
+
+def read(path: str | os.PathLike) -> tuple[Checkpoint, Settings]:
+    """Read a checkpoint and the settings of its run.
+
+    Raises ValueError if the file is damaged, not a checkpoint, or of a newer format.
+    """
+    safetensors = load("safetensors", "safetensors")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(HEADER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if header else {}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no checkpoint ({error}); use another file") from error
+    if not header:
+        raise ValueError(
+            f"{path} is a safetensors file, but no checkpoint of Lucid Dream; use a file that it wrote"
+        )
+    try:
+        header = json.loads(header)
+        version = header["format"]
+        if version > FORMAT:
+            raise ValueError(
+                f"{path} has format {version}, this version reads up to {FORMAT}; update Lucid ISM"
+            )
+        numbers = {name: header[name] for name in NUMBERS}
+        checkpoint, settings = Checkpoint(**numbers, tensors=tensors), header["settings"]
+        checkpoint.splats(), tensors["generator"], settings.items()
+    except (KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}; use another checkpoint") from error
+    return checkpoint, settings
+
+
+def settings_of(splats: Splats, seed: int, *configs: Any, **others: Any) -> Settings:
+    """Everything that determines the result of a run, as JSON values.
+
+    These are a hash of the start splat, the seed, the fields of the dataclasses `configs`, and `others`.
+    """
+    found = {"start": digest(*vars(splats).values()), "seed": seed}
+    for config in configs:
+        found |= fields_of(config)
+    return json.loads(json.dumps({**found, **others}))
+
+
+def fields_of(config: Any) -> Settings:
+    """The fields of a dataclass, keys prefixed with its class name: "ISM.cfg"."""
+    return {f"{type(config).__name__}.{name}": value for name, value in _flat(dataclasses.asdict(config))}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs = []
+    for name, value in values.items():
+        pairs += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return pairs
+
+
+def digest(*tensors: Tensor) -> str:
+    """Hash of the tensors' dtypes, shapes and bytes: 12 hex digits of SHA-256."""
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()[:12]
+
+
+def changing(settings: Settings, now: Settings) -> Settings:
+    """The initial `settings` of a run, with CHANGES as the value of each one that differs from `now`.
+
+    A value that changes during a run is state, so it must not be compared on resume.
+    """
+    return settings | {
+        name: CHANGES for name, value in now.items() if name in settings and settings[name] != value
+    }
+
+
+def require_same(saved: Settings, now: Settings) -> None:
+    """Raise ValueError that lists all settings in which two runs differ.
+
+    Settings marked CHANGES are compared by name only.
+    """
+    alike = lambda name: saved.get(name) == now.get(name) or (saved.get(name) == CHANGES and name in now)
+    names = [name for name in {**saved, **now} if not alike(name)]
+    if names:
+        listed = "; ".join(f"{name} was {saved.get(name)}, is {now.get(name)}" for name in names)
+        raise ValueError(
+            f"the checkpoint is of another run: {listed}. Set them as they were, or take only its splat"
+        )

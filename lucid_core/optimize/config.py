@@ -1,0 +1,211 @@
+"""Settings of the optimiser: everything in a run except guidance and cameras."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..guidance.base import PixelGradient
+from ..settings import NO_GROWTH, check_bounds, choice, require, setting
+from .densify import Densify
+
+BACKGROUNDS = ("any", "grey")
+
+
+def rates(of: str, default: tuple[float, float], what: str) -> Any:
+    """A setting with two values: the initial and the final learning rate."""
+    help = f"Learning rate of {what}. Decays exponentially from the initial to the final (last) value."
+    return setting(default, 1e-9, 10, help, step=1e-7, advanced=False, parts=(f"lr_{of}", f"lr_{of}_last"))
+
+
+@dataclass(frozen=True)
+class DreamConfig:
+    """Settings of the optimiser. Defaults: the official LucidDreamer settings.
+
+    Learning rates are (initial, final). Raises ValueError for a value out of bounds.
+    """
+
+    steps: int = setting(5000, 1, 1_000_000, "Number of optimisation steps.", step=1, advanced=False)
+    views: int = setting(
+        4,
+        1,
+        64,
+        "Views per step (batch size). More views give smoother gradients and slower steps.",
+        step=1,
+        advanced=False,
+    )
+    resolution: int = setting(
+        512,
+        64,
+        2048,
+        "Width and height of the training views in pixels. Use the native resolution of the model.",
+        step=8,
+        advanced=False,
+    )
+    max_minutes: float = setting(
+        0.0,
+        0,
+        100_000,
+        "Time limit in minutes; 0 = no limit. Schedules are shortened to fit, so results depend on the "
+        "machine's speed, not only on the seed.",
+        step=0.5,
+    )
+    strength: float = setting(
+        1.0,
+        0.01,
+        1,
+        "How far the splat may change, like denoise: scales the noise level range above its minimum and "
+        "all learning rates. 1 = full optimisation, 0.3 = refinement.",
+        advanced=False,
+    )
+    freeze_geometry: bool = setting(
+        False,
+        0,
+        1,
+        "Lock geometry (positions, scales, rotations, opacities, number); optimise colours only.",
+    )
+    freeze_color: bool = setting(False, 0, 1, "Lock all colours; optimise geometry only.")
+    lr_means: tuple[float, float] = rates("means", (5.6e-4, 5.6e-6), "positions, in world units")
+    lr_scales: tuple[float, float] = rates("scales", (5e-3, 1e-3), "log scales")
+    lr_quats: tuple[float, float] = rates("quats", (1e-3, 2e-4), "rotations (quaternions)")
+    lr_opacities: tuple[float, float] = rates("opacities", (5e-2, 5e-2), "logit opacities")
+    lr_sh: tuple[float, float] = rates(
+        "sh", (5e-3, 3e-3), "colours (SH band 0); higher SH bands use 1/20 of the initial rate"
+    )
+    scale_weight: float = setting(
+        1.0,
+        0,
+        1e6,
+        "Weight of the scale loss, which keeps Gaussians small; 0 = off. Use more for few Gaussians.",
+        step=0.1,
+        advanced=False,
+    )
+    tv_weight: float = setting(
+        1.0,
+        0,
+        1e6,
+        "Weight of the total variation loss on images and disparity; 0 = off. More is smoother.",
+        step=0.1,
+        advanced=False,
+    )
+    sh_degree: int = setting(
+        0,
+        0,
+        3,
+        "Final spherical harmonics degree, for view-dependent colour such as gloss; 0 = none. A start "
+        "splat with a higher degree keeps it.",
+        step=1,
+        advanced=False,
+    )
+    sh_every: float = setting(
+        0.1, 0.001, 1, "Fraction of the run between increases of the SH degree by one.", step=0.001
+    )
+    sh_plain_share: float = setting(
+        0.1,
+        0,
+        1,
+        "Fraction of steps rendered with SH degree 0, so that the base colours alone stay correct; 0 = none.",
+    )
+    clip_norm: float = setting(
+        0.0,
+        0,
+        1e9,
+        "Maximum norm of the gradient over all parameters (gradient clipping); 0 = off.",
+        step=0.1,
+    )
+    adam_betas: tuple[float, float] = setting(
+        (0.9, 0.999),
+        0,
+        0.999999,
+        "Decay rates of Adam's first (beta1) and second (beta2) moment. For short runs use beta2 = 0.99.",
+        step=0.0001,
+        parts=("adam_beta1", "adam_beta2"),
+    )
+    background_share: float = setting(
+        0.66, 0, 1, "Fraction of views with a background that is not white; 0 = always white."
+    )
+    background_colors: str = choice(
+        BACKGROUNDS,
+        "Colours of the backgrounds that are not white. any: half random colours, half black; grey: random "
+        "greys, for models trained on plain backgrounds.",
+    )
+    flip_share: float = setting(0.5, 0, 1, "Fraction of steps with horizontally mirrored views; 0 = none.")
+    disparity_share: float = setting(
+        0.2,
+        0,
+        1,
+        "Fraction of steps in which the guidance gets the disparity image in place of the colours; 0 = none.",
+    )
+    # One draw per step, unlike the official code (one per view): all views are rendered in one call. The
+    # noise that a Gaussian gets over many steps has the same distribution.
+    scale_jitter: float = setting(
+        0.112, 0, 10, "Relative random noise on the scales in each step; 0 = none.", step=0.001
+    )
+    image_residual: bool = setting(
+        False,
+        0,
+        1,
+        "Use the difference between view and decoded x0 prediction as the image gradient instead of "
+        "backpropagating through the VAE encoder. Cleaner colours, less memory.",
+    )
+    pixel_limit: float = setting(
+        0.0,
+        0,
+        1e6,
+        "Maximum gradient per pixel channel, against speckle; 0 = automatic (set by guidance or model).",
+        step=0.001,
+    )
+    pixel_average: int = setting(
+        1,
+        1,
+        64,
+        "Average the image gradient over squares of this many pixels, e.g. 8 as in a VAE latent; 1 = off.",
+        step=1,
+    )
+    densify: Densify = field(default_factory=Densify)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        require(self.resolution % 8 == 0, "resolution", self.resolution, "a multiple of 8")
+        fits = self.resolution % self.pixel_average == 0
+        require(fits, "pixel_average", self.pixel_average, f"a divisor of the resolution ({self.resolution})")
+        both = self.freeze_geometry and self.freeze_color
+        require(
+            not both,
+            "freeze_color",
+            self.freeze_color,
+            "off where freeze_geometry is on, otherwise nothing is optimised",
+        )
+
+    @property
+    def pixels(self) -> PixelGradient:
+        """How the gradient of the rendered views is formed; a limit of 0 becomes "no limit of its own"."""
+        return PixelGradient(self.image_residual, self.pixel_limit or math.inf, self.pixel_average)
+
+
+PRESETS = {
+    "official": DreamConfig(),
+    # Minutes on a CPU: 1/20 of the steps, so higher learning rates and a smaller Adam beta2. A few thousand
+    # Gaussians at 128 px need a large scale loss. Small models have not seen mirrored views, disparity or
+    # coloured backgrounds. Growth is off: Gaussians split late remain speckle (red mushroom: 16.7 dB with
+    # growth, 16.9 without). Pruning by scale is off: with few Gaussians some have to be large.
+    "cpu": DreamConfig(
+        steps=260,
+        views=4,
+        resolution=128,
+        lr_means=(2.5e-3, 3e-4),
+        lr_quats=(1e-2, 2e-3),
+        lr_scales=(1e-2, 3e-3),
+        lr_opacities=(1e-1, 5e-2),
+        lr_sh=(1e-2, 4e-3),
+        adam_betas=(0.9, 0.99),
+        scale_weight=100.0,
+        background_colors="grey",
+        disparity_share=0.0,
+        flip_share=0.0,
+        densify=Densify(
+            start=0.3, stop=0.9, every=0.1, grow_grad2d=NO_GROWTH, prune_scale3d=0.0, reset_every=0.0
+        ),
+    ),
+}

@@ -1,0 +1,62 @@
+"""Checks that stop a run, or warn when a run cannot succeed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..cameras import CameraRanges
+from ..rasterize import Render
+from ..splats import Splats
+from .config import DreamConfig
+
+TOO_SMALL, TOO_LARGE = 20, 5  # factors relative to the visible extent: smaller or larger gives a warning
+
+
+@torch.no_grad()
+def require_finite(values: dict[str, Tensor], step: int, config: DreamConfig) -> None:
+    """Raise FloatingPointError that names the first of `values` with NaN or infinity.
+
+    All values are checked with a single device synchronisation.
+    """
+    values = {name: value for name, value in values.items() if value is not None and value.numel()}
+    extremes = torch.stack([extreme for value in values.values() for extreme in value.aminmax()])
+    finite = extremes.isfinite().view(-1, 2).all(1).tolist()
+    for name, ok in zip(values, finite, strict=True):
+        if not ok:
+            raise FloatingPointError(
+                f"{name} is not finite at step {step} of {config.steps}; lower cfg or the learning rates, or "
+                f"set clip_norm"
+            )
+
+
+def require_seen(render: Render, scene: Splats, cameras: CameraRanges) -> None:
+    """Raise ValueError if the first render is empty and the splat lies outside the camera orbit.
+
+    There would be no gradient. `scene` is in the cameras' frame.
+    """
+    centre = scene.means.median(dim=0).values
+    if not (render.alpha > 0).any() and centre.norm() > cameras.radius_max:
+        place = ", ".join(f"{value:.3g}" for value in centre.tolist())
+        raise ValueError(
+            f"no camera sees the splat, which lies about ({place}); turn on fit_to_view, or move it to the "
+            f"origin"
+        )
+
+
+def view_note(splats: Splats, cameras: CameraRanges) -> str:
+    """A warning for the user if `splats` are far too small or too large for the first views, else ""."""
+    radius = (cameras.radius_min + cameras.radius_max) / 2
+    fovy = math.radians(cameras.fovy_min_deg + cameras.fovy_max_deg) / 2
+    seen = 2 * radius * math.tan(fovy / 2)
+    centre = splats.means.median(dim=0).values
+    reach = ((splats.means - centre).norm(dim=-1) + splats.scales.amax(-1)).sort().values
+    size = 2 * float(reach[math.ceil(0.99 * len(reach)) - 1])
+    if seen / TOO_SMALL <= size <= seen * TOO_LARGE:
+        return ""
+    what = "a speck in" if size < seen else "far larger than"
+    return (
+        f"The splat is {size:.3g} units across, {what} what the cameras see, {seen:.3g}; turn on fit_to_view."
+    )

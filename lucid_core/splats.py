@@ -1,0 +1,130 @@
+"""3D Gaussian splats: activated values, used in all interfaces, and the raw parameters that are optimised."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+SH_C0 = 0.28209479177387814  # SH band-0 basis; colour = 0.5 + SH_C0 * sh0 (3DGS, Kerbl et al. 2023)
+NO_ROTATION = 1e-12  # quaternions shorter than this are treated as 0
+MIN_SCALE, MAX_OPACITY = 1e-8, 1 - 1e-6  # keep log scale and logit opacity finite
+
+
+@dataclass(frozen=True)
+class Splats:
+    """N activated Gaussians in the world frame (3DGS / OpenCV: x right, y down, z forward; up is -y).
+
+    means (N, 3) world units; quats (N, 4) wxyz, any non-zero length; scales (N, 3) linear standard
+    deviations; opacities (N,) in [0, 1]; sh (N, K, 3) coefficients, K = (degree + 1)**2, degree 0 to 3.
+    """
+
+    means: Tensor
+    quats: Tensor
+    scales: Tensor
+    opacities: Tensor
+    sh: Tensor
+
+    def __len__(self) -> int:
+        return self.means.shape[0]
+
+    @property
+    def sh_degree(self) -> int:
+        """Spherical harmonics degree, 0 to 3."""
+        return round(self.sh.shape[1] ** 0.5) - 1
+
+    def map(self, f) -> Splats:
+        """Apply `f` to each of the five tensors."""
+        return Splats(*(f(getattr(self, field.name)) for field in fields(self)))
+
+    def detach(self) -> Splats:
+        """A copy without autograd history."""
+        return self.map(lambda x: x.detach().clone())
+
+    def with_sh_degree(self, degree: int) -> Splats:
+        """The same splat with SH bands up to `degree` at least; new coefficients are 0."""
+        missing = (degree + 1) ** 2 - self.sh.shape[1]
+        return replace(self, sh=torch.nn.functional.pad(self.sh, (0, 0, 0, max(missing, 0))))
+
+    def scale_by(self, factor: float) -> Splats:
+        """Scale positions and scales by `factor` about the origin."""
+        return replace(self, means=self.means * factor, scales=self.scales * factor)
+
+
+def validate(splats: Splats) -> None:
+    """Raise ValueError unless `splats` is non-empty, finite and of consistent shapes."""
+    n = len(splats)
+    if n == 0:
+        raise ValueError("the splat is empty (0 Gaussians); connect a splat that has some")
+    k = splats.sh.shape[1] if splats.sh.ndim == 3 else -1
+    if k not in (1, 4, 9, 16):
+        raise ValueError(f"sh has shape {tuple(splats.sh.shape)}; expected (N, K, 3) with K 1, 4, 9 or 16")
+    shapes = {"means": (n, 3), "quats": (n, 4), "scales": (n, 3), "opacities": (n,), "sh": (n, k, 3)}
+    for name, shape in shapes.items():
+        value = getattr(splats, name)
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {shape}")
+        bad = int((~torch.isfinite(value)).reshape(n, -1).any(dim=1).sum())
+        if bad:
+            raise ValueError(f"{name} of {bad} of {n} Gaussians is not finite; repair or remove them first")
+    length = splats.quats.norm(dim=1)
+    still = int(((length < NO_ROTATION) | (length == math.inf)).sum())
+    if still:
+        raise ValueError(
+            f"quats of {still} of {n} Gaussians are 0 or overflow (no rotation); repair or remove them first"
+        )
+
+
+def repair(splats: Splats) -> tuple[Splats, str]:
+    """Remove all-zero rows and replace zero quaternions by the identity; returns (splat, message or "").
+
+    A zero quaternion (or one whose length overflows) defines no rotation, gets no gradient, and renders
+    differently in every viewer.
+    """
+    shapes = [tuple(getattr(splats, name).shape[1:]) for name in ("means", "quats", "scales")]
+    same_length = {x.shape[:1] for x in vars(splats).values()} == {splats.quats.shape[:1]}
+    if not same_length or shapes != [(3,), (4,), (3,)]:
+        return splats, ""  # invalid shapes are left to `validate`
+    length = splats.quats.norm(dim=1)
+    still = (length < NO_ROTATION) | (length == math.inf)
+    empty = still & (splats.scales == 0).all(1) & (splats.means == 0).all(1)
+    if not still.any():
+        return splats, ""
+    quats = torch.where(still[:, None], splats.quats.new_tensor([1.0, 0.0, 0.0, 0.0]), splats.quats)
+    done = []
+    if empty.any():
+        done += [f"{int(empty.sum())} of {len(splats)} Gaussians are all zero and were removed"]
+    unrotated = int((still & ~empty).sum())
+    done += [f"the rotation of {unrotated} Gaussians was 0 and was set to the identity"] if unrotated else []
+    return replace(splats, quats=quats).map(lambda x: x[~empty]), "; ".join(done)
+
+
+def parameters(splats: Splats) -> dict[str, Parameter]:
+    """Activated splats -> raw parameters, as copies, with the keys and activations of gsplat's strategies.
+
+    means (N, 3), unit quats (N, 4) wxyz, log scales (N, 3), logit opacities (N,), sh0 (N, 1, 3), shN
+    (N, K-1, 3).
+    """
+    raw = {
+        "means": splats.means,
+        "quats": torch.nn.functional.normalize(splats.quats, dim=-1),
+        "scales": splats.scales.clamp_min(MIN_SCALE).log(),
+        "opacities": splats.opacities.clamp(1 - MAX_OPACITY, MAX_OPACITY).logit(),
+        "sh0": splats.sh[:, :1],
+        "shN": splats.sh[:, 1:],
+    }
+    return {name: Parameter(value.detach().clone()) for name, value in raw.items()}
+
+
+def activate(params: dict[str, Tensor]) -> Splats:
+    """Raw parameters -> activated splats; inverse of `parameters`, differentiable."""
+    return Splats(
+        means=params["means"],
+        quats=params["quats"],
+        scales=params["scales"].exp(),
+        opacities=params["opacities"].sigmoid(),
+        sh=torch.cat([params["sh0"], params["shN"]], dim=1),
+    )

@@ -1,0 +1,1 @@
+"""Initial splats from simple solids, meshes, depth maps, points and Shap-E."""

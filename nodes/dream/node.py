@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from comfy_api.latest import IO
+
+from ...lucid_core.cameras import CameraRanges
+from ...lucid_core.optimize.checkpoint import changing, require_same, settings_of
+from ...lucid_core.optimize.checkpoint import read as read_checkpoint
+from ...lucid_core.optimize.config import PRESETS, DreamConfig
+from ...lucid_core.optimize.guards import view_note
+from ...lucid_core.optimize.loop import distil
+from ...lucid_core.optimize.selection import Subject, join_splats, whole_splat
+from ...lucid_core.rasterize import require_usable
+from .. import host
+from ..inputs import CATEGORY, backend_input, chosen_of, errors_of, fold_seed, inputs_of, seed_input
+from ..optimizer import ADVANCED_OF_LUCID_DREAM, OF_LUCID_DREAM
+from ..types import LucidCamerasType, LucidGuidanceType, LucidOptimizerType, LucidSelectionType
+from .checkpoints import CheckpointWriter
+from .preview import Preview
+from .session import Session
+
+
+class LucidDream(IO.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(
+            node_id="LucidDream",
+            display_name="Lucid Dream",
+            category=CATEGORY,
+            search_aliases=[
+                "text to splat",
+                "text to 3d",
+                "ksampler splat",
+                "gaussian optimiser",
+                "score distillation",
+            ],
+            description="Optimises a splat so that it matches the prompt from every view. It has the role "
+            "that KSampler has for images.",
+            inputs=[
+                IO.Splat.Input(
+                    "splat", tooltip="Splat to start from: Lucid Point Cloud, or any other splat."
+                ),
+                # lazy, so that `check_lazy_status` can check the settings before a model is loaded
+                LucidGuidanceType.Input(
+                    "guidance",
+                    lazy=True,
+                    tooltip="Guidance method with its model and prompt, from Lucid ISM, Lucid Image "
+                    "Targets, Lucid Baseline or Lucid Mix Guidance.",
+                ),
+                LucidCamerasType.Input(
+                    "cameras", optional=True, tooltip="Training cameras. Empty = the official ranges."
+                ),
+                LucidOptimizerType.Input(
+                    "optimizer",
+                    optional=True,
+                    tooltip="Settings from Lucid Optimizer, which replace those of `preset`. Empty = use "
+                    "the preset.",
+                ),
+                LucidSelectionType.Input(
+                    "selection",
+                    optional=True,
+                    tooltip="Region that may change, from Lucid Selection. Empty = the whole splat.",
+                ),
+                IO.DynamicCombo.Input(
+                    "preset",
+                    options=[
+                        IO.DynamicCombo.Option(name, inputs_of(own, *OF_LUCID_DREAM))
+                        for name, own in PRESETS.items()
+                    ],
+                    tooltip="Sets steps, views and resolution, which can then be edited, and learning "
+                    "rates, densification and regularisers (see Lucid Optimizer). official: values of the "
+                    "paper, for a GPU. cpu: fewer steps with higher learning rates.",
+                ),
+                seed_input(),
+                backend_input(),
+                IO.String.Input(
+                    "resume",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Checkpoint to resume from, under the output folder, e.g. "
+                    "lucid/run_00001_.safetensors (see the log); all other inputs must be unchanged. Empty "
+                    "= start a new run.",
+                ),
+                IO.Boolean.Input(
+                    "resume_splat_only",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Start a new run from the splat of the checkpoint instead of the connected "
+                    "splat; all settings may differ. Off = resume the run.",
+                ),
+                IO.Float.Input(
+                    "checkpoint_minutes",
+                    default=5.0,
+                    min=0.0,
+                    max=1440.0,
+                    step=0.5,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Minutes between checkpoints; each overwrites the previous one. 0 = only when "
+                    "the run ends.",
+                ),
+                *inputs_of(DreamConfig, *ADVANCED_OF_LUCID_DREAM, optional=True),
+                IO.Boolean.Input(
+                    "fit_to_view",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Centre the splat and scale it to the camera view during optimisation, then "
+                    "restore its position and scale. Off = use it as it is; it should be centred at the "
+                    "origin.",
+                ),
+                IO.Float.Input(
+                    "preview_seconds",
+                    default=2.0,
+                    min=0.0,
+                    max=3600.0,
+                    step=0.5,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Seconds between previews on the node; longer if previews would take over 3% "
+                    "of the time. 0 = only at the end.",
+                ),
+                IO.Boolean.Input(
+                    "preview_wanted",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Also show the x0 prediction of the model for one view, to find problems with "
+                    "the prompt. Off = show the splat only.",
+                ),
+                IO.Boolean.Input(
+                    "save_checkpoint",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Write checkpoints from which a run can be resumed. Off = a stopped run saves "
+                    "only its splat.",
+                ),
+                IO.Int.Input(
+                    "checkpoints_kept",
+                    default=10,
+                    min=1,
+                    max=100_000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Number of newest checkpoints lucid/run_... to keep in the output folder; "
+                    "older ones are deleted when a run ends. Renamed files are never deleted.",
+                ),
+            ],
+            outputs=[
+                IO.Splat.Output(
+                    display_name="splat",
+                    tooltip="The optimised splat, at the position and scale of the input splat.",
+                )
+            ],
+            hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, resume="", **others):
+        return host.output_stamp(resume) if resume else ""
+
+    @classmethod
+    def check_lazy_status(
+        cls, preset=None, guidance=None, optimizer=None, backend="auto", resume="", **others
+    ):
+        with errors_of(cls):
+            config_of(chosen_of("preset", PRESETS, preset), optimizer, others)
+            require_usable(backend)
+            if resume:
+                host.output_file("resume", resume)
+            return [] if guidance else ["guidance"]
+
+    @classmethod
+    def execute(
+        cls,
+        splat,
+        guidance,
+        preset,
+        seed,
+        cameras=None,
+        optimizer=None,
+        selection=None,
+        backend="auto",
+        resume="",
+        resume_splat_only=False,
+        checkpoint_minutes=5.0,
+        fit_to_view=False,
+        preview_seconds=2.0,
+        preview_wanted=False,
+        save_checkpoint=True,
+        checkpoints_kept=10,
+        **settings,
+    ) -> IO.NodeOutput:
+        with errors_of(cls):
+            config = config_of(chosen_of("preset", PRESETS, preset), optimizer, settings)
+            ranges, seed = cameras or CameraRanges(), fold_seed(seed)
+            start, checkpoint, saved = host.one_splat(splat), None, None
+            if resume:
+                checkpoint, saved = read_checkpoint(host.output_file("resume", resume))
+            if resume_splat_only and checkpoint:
+                start, checkpoint = whole_splat(checkpoint, saved), None
+            subject = Subject.of(start, selection, fit_to_view)
+            parts = filter(None, (selection, subject.frame))
+            depends_on = settings_of(start, seed, config, ranges, *parts, **host.depends_on(guidance))
+            if checkpoint:
+                require_same(saved, depends_on)
+
+            current = lambda: changing(depends_on, host.held_by_patches(guidance))
+            writer = CheckpointWriter(
+                subject, current, save_checkpoint, checkpoint_minutes, checkpoints_kept, resume
+            )
+            preview = Preview(preview_seconds, preview_wanted, subject.fixed, backend)
+            note = view_note(join_splats(subject.free, subject.fixed), ranges)
+            session = Session(config, subject, preview, writer, note, host.node_of_page(cls.hidden))
+
+            def run(source):
+                source = source.map(lambda one: one.move_to_frame(subject.frame))
+                try:
+                    for step in distil(
+                        subject.free, source, ranges, config, seed, backend, checkpoint, subject.fixed
+                    ):
+                        session.report(step)
+                except FloatingPointError as error:
+                    session.stop(error)
+
+            try:
+                host.with_source(guidance, config.views, config.resolution, run)
+            except BaseException:
+                session.rescue()
+                raise
+            session.end()
+            return IO.NodeOutput(host.from_splats(session.splats()), ui={"lucid": [session.summary()]})
+
+
+def config_of(preset: dict[str, Any], optimizer: DreamConfig | None, settings: dict[str, Any]) -> DreamConfig:
+    """The settings of a run: `optimizer` if given, else the preset, with the widget values of Lucid Dream.
+
+    preset: value of the dynamic combo (its choice and widgets). settings: values of the other widgets; names
+    that are not settings of Lucid Dream are ignored. Raises ValueError if a value is invalid.
+    """
+    widgets = {**preset, **settings}
+    own = {name: value for name, value in widgets.items() if name in OF_LUCID_DREAM + ADVANCED_OF_LUCID_DREAM}
+    return dataclasses.replace(optimizer or PRESETS[preset["preset"]], **own)

@@ -1,0 +1,143 @@
+"""The user-facing side of a Lucid Dream run: progress, previews, checkpoints and what is saved on a stop."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import torch
+
+from ...lucid_core.io import ply
+from ...lucid_core.optimize.config import DreamConfig
+from ...lucid_core.optimize.loop import Step
+from ...lucid_core.optimize.selection import Subject
+from ...lucid_core.splats import Splats
+from .. import host
+from .checkpoints import CheckpointWriter
+from .preview import Preview
+
+log = logging.getLogger(__name__)
+LOG_STEPS = 50
+UNFINISHED = "lucid/unfinished"  # prefix of the splats of stopped runs, under the output folder
+
+
+class Session:
+    """Reports each step of a run, on the node and in the log; `note` is shown with every report.
+
+    subject: the optimised and fixed Gaussians. node_id: the node on the page; None = there is no page.
+    """
+
+    def __init__(
+        self,
+        config: DreamConfig,
+        subject: Subject,
+        preview: Preview,
+        checkpoints: CheckpointWriter,
+        note: str,
+        node_id: str | None,
+    ) -> None:
+        self.config, self.subject, self.preview, self.checkpoints = config, subject, preview, checkpoints
+        self.steps, self.note, self.node_id = config.steps, note, node_id
+        self.first: Step | None = None  # first step reported; time per step is measured from here
+        self.last: Step | None = None
+        self.stopped = ""  # why the run ended early with a valid splat; "" = it did not
+        self.begun = time.monotonic()
+        self.progress = host.Progress(config.steps)
+        if note:
+            log.warning("Lucid Dream: %s", note)
+
+    def report(self, step: Step) -> None:
+        """Update progress, preview, log and checkpoint after `step`. Raises if the user cancelled the run."""
+        slower = step.slowdown and not (self.last and self.last.slowdown)
+        self.first, self.last = self.first or step, step
+        image = None
+        if slower or self.preview.is_due() or step.progress == 1:
+            image = self.preview.draw(step)
+            host.show_text(self.node_id, self.status(step))
+        self.progress.update(round(step.progress * self.steps), image)
+        if step.step % LOG_STEPS == 0 or step.progress == 1:
+            log.info(
+                "Lucid Dream: %s, loss %.3f, %d evaluations", self.status(step), step.loss, step.evaluations
+            )
+        if self.checkpoints.is_due():
+            self.checkpoints.write(step)
+            if self.checkpoints.failure:
+                host.show_text(self.node_id, self.status(step))
+        host.check_interrupt()
+
+    def status(self, step: Step) -> str:
+        """Step, time per step, time left, number of Gaussians, notes.
+
+        The time per step excludes the first step reported, which compiles kernels.
+        """
+        text = [f"step {step.step} of {self.steps}"]
+        steps = step.step - self.first.step
+        if steps:
+            seconds = step.seconds - self.first.seconds
+            left_s = round(seconds * (1 - step.progress) / (step.progress - self.first.progress))
+            left = f"{left_s // 60} min {left_s % 60} s" if left_s >= 60 else f"{left_s} s"
+            text += [f"{seconds / steps:.2f} s a step", f"{left} left"]
+        text += [f"{len(step.splats)} splats"]
+        return "\n".join(
+            [", ".join(text), *filter(None, (self.checkpoints.failure, self.note, step.slowdown))]
+        )
+
+    def end(self) -> None:
+        """Write the final checkpoint; log it if the time limit ended the run."""
+        if self.last is None:
+            return
+        self.checkpoints.finish(self.last)
+        if self.last.progress == 1 and self.last.step < self.steps:
+            log.info(
+                "Lucid Dream: time limit (max_minutes) reached after %d of %d steps.",
+                self.last.step,
+                self.steps,
+            )
+
+    def stop(self, error: FloatingPointError) -> None:
+        """End the run with the last finite splat; before the first step, that is the start splat."""
+        self.stopped = str(error)
+        result = f"splat of step {self.last.step}" if self.last else "start splat, unchanged,"
+        log.warning("Lucid Dream: %s. The %s is returned.", error, result)
+        host.show_text(self.node_id, f"Stopped: {error}.\nThe {result} is returned.")
+
+    def rescue(self) -> None:
+        """Save the splat and the checkpoint of a cancelled or failed run; show and log their file names."""
+        if self.last is None:
+            host.show_text(self.node_id, "Stopped before the first step was finished.")
+            return
+        try:
+            path, entry = host.output_path(UNFINISHED, "ply")
+            ply.write(path, self.splats())
+        except OSError as error:  # a full disk must not hide the error that stopped the run
+            log.error("Lucid Dream could not save the unfinished splat: %s", error)
+            splat = f"The splat could not be saved: {error}"
+        else:
+            splat = f"The splat: {host.name_of(entry)}"
+        self.checkpoints.finish(self.last)
+        resume = (
+            f" To go on, resume: {self.checkpoints.name}"
+            if self.checkpoints.saved_step == self.last.step
+            else ""
+        )
+        # two lines, because the node has room for two
+        lines = [f"Stopped at step {self.last.step} of {self.steps}.{resume}", splat]
+        log.warning("Lucid Dream: %s", " ".join(lines))
+        host.show_text(self.node_id, "\n".join(lines))
+
+    def splats(self) -> Splats:
+        """The whole splat after the last step, in the frame of the input splat, on the CPU."""
+        last = self.last.splats.map(torch.Tensor.cpu) if self.last else self.subject.free
+        return self.subject.whole(last, self.config.freeze_geometry)
+
+    def summary(self) -> dict:
+        """Summary of the run for the API; times in seconds. "stopped" is set only after a numerical error."""
+        return {
+            "steps": self.last.step if self.last else 0,
+            "evaluations": self.last.evaluations if self.last else 0,
+            "splats": len(self.splats()),
+            "seconds": round(time.monotonic() - self.begun, 1),
+            "preview_seconds": round(self.preview.seconds_spent(), 3),
+            "checkpoint": self.checkpoints.name,
+            **({"stopped": self.stopped} if self.stopped else {}),
+        }
