@@ -28,13 +28,13 @@ module = load("lucid_ism", pack + "/__init__.py", submodule_search_locations=[pa
 nodes = asyncio.run(asyncio.run(module.comfy_entrypoint()).get_node_list())
 seconds = time.process_time() - begun
 loaded = sorted({name.split(".")[0] for name in set(sys.modules) - before})
-print(json.dumps({"seconds": seconds, "nodes": len(nodes), "loaded": loaded}))
+print(json.dumps({"host": begun, "seconds": seconds, "nodes": len(nodes), "loaded": loaded}))
 """
 
 
 def test_the_pack_loads_fast_and_nothing_heavy_with_it(host_path):
-    """The second of two processes is judged: the first writes the bytecode. Processor time, as the machine
-    may be busy.
+    """The second of two processes is judged: the first writes the bytecode. Processor time, as a share of what
+    the host's own imports take in the same process: 0.2 s where they take five.
     """
     for _ in range(2):
         command = [sys.executable, "-c", SCRIPT, str(host_path), str(ROOT)]
@@ -43,4 +43,4 @@ def test_the_pack_loads_fast_and_nothing_heavy_with_it(host_path):
     found = json.loads(done.stdout.strip().splitlines()[-1])
     assert found["nodes"] == 18
     assert not {"gsplat", "numba", "diffusers", "cv2", "plyfile"} & set(found["loaded"])
-    assert found["seconds"] < 0.2
+    assert found["seconds"] < 0.04 * found["host"]
