@@ -28,7 +28,8 @@ module = load("lucid_ism", pack + "/__init__.py", submodule_search_locations=[pa
 nodes = asyncio.run(asyncio.run(module.comfy_entrypoint()).get_node_list())
 seconds = time.process_time() - begun
 loaded = sorted({name.split(".")[0] for name in set(sys.modules) - before})
-print(json.dumps({"host": begun, "seconds": seconds, "nodes": len(nodes), "loaded": loaded}))
+found = {"host": begun, "seconds": seconds, "nodes": len(nodes), "loaded": loaded}
+print(json.dumps(found))
 """
 
 

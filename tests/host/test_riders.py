@@ -25,7 +25,7 @@ def euler(client, graph, prompt=None, cfg=3.0):
 
 
 def require_same_change(found, plain):
-    """Ours ends where the host's does, and well apart (40 roundings) from where both end without the rider."""
+    """Ours ends where the host's does, and 40 roundings apart from where both end without the rider."""
     bound = ROUNDINGS * found["rounding"][0]
     assert found["after"][0] < bound
     assert max(abs(a - b) for a, b in zip(found["z"], plain)) > max(5 * bound, 1e-3)
