@@ -34,8 +34,8 @@ print(json.dumps(found))
 
 
 def test_the_pack_loads_fast_and_nothing_heavy_with_it(host_path):
-    """The second of two processes is judged: the first writes the bytecode. Processor time, as a share of what
-    the host's own imports take in the same process: 0.2 s where they take five.
+    """The second of two processes is judged: the first writes the bytecode. Processor time, as a share of
+    what the host's own imports take in the same process: 0.2 s where they take five.
     """
     for _ in range(2):
         command = [sys.executable, "-c", SCRIPT, str(host_path), str(ROOT)]
