@@ -42,7 +42,7 @@ def test_pictures_pace_and_time_left_are_shown(client, wanted, shape):
 
 def test_previews_take_at_most_three_percent_of_the_time(client):
     """However often they are wanted; the first, which compiles, and the one at the end are always made."""
-    settings = {"steps": 120, "views": 1, "seed": 95, "preview_seconds": 0.001}
+    settings = {"steps": 60, "views": 1, "seed": 95, "preview_seconds": 0.001}
     entry = client.run(workflow(LucidDream=settings))
     summary = summary_of(entry)
     print(f"previews took {summary['preview_seconds']} of {summary['seconds']} s")
