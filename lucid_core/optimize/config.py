@@ -101,6 +101,7 @@ class DreamConfig:
     sh_every: float = setting(
         0.1, 0.001, 1, "Fraction of the run between increases of the SH degree by one.", step=0.001
     )
+    # One draw per step, unlike the official code (one per view), for the same reason as `scale_jitter`.
     sh_plain_share: float = setting(
         0.1,
         0,

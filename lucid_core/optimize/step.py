@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from ..cameras import CameraRanges, Cameras
 from ..conditioning.control_images import images_of
 from ..guidance.image_targets import ImageTargets
 from ..guidance.mixing import Phase
-from ..rasterize import rasterize, to_device
+from ..rasterize import Render, rasterize, to_device
 from ..splats import SH_C0, Splats, activate
 from . import losses
 from .augment import guided_images, jitter, light_backgrounds, random_backgrounds
@@ -61,11 +62,7 @@ def backpropagate(
     loss = pull.loss
     loss = loss + config.tv_weight * (losses.tv(render.rgb) + losses.tv(disparity))
     loss = loss + config.scale_weight * losses.scale(current.scales)
-    require_finite({"the loss": loss}, run.step + 1, config)
-    run.densifier.before_backward(run.params, run.optimizers, run.step + 1, render.info)
-    render.info["means2d"].retain_grad()
-    loss.backward()
-    return loss.item(), of_first(len(current), render.info) if fixed else render.info
+    return finish_backward(run, loss, render, len(current) if fixed else None, config)
 
 
 def fit(
@@ -98,11 +95,22 @@ def fit(
         loss = loss + targets.entropy_weight * losses.entropy(render.alpha)
     if targets.aspect_weight:
         loss = loss + targets.aspect_weight * losses.aspect(current.scales)
+    return finish_backward(run, loss, render, len(current) if fixed else None, config)
+
+
+def finish_backward(
+    run: Run, loss: Tensor, render: Render, count: int | None, config: DreamConfig
+) -> tuple[float, dict]:
+    """Backpropagate `loss` to the parameters and the projected means.
+
+    Returns (loss, `Render.info` of the first `count` Gaussians; None = of all). Raises FloatingPointError for
+    a loss that is not finite.
+    """
     require_finite({"the loss": loss}, run.step + 1, config)
     run.densifier.before_backward(run.params, run.optimizers, run.step + 1, render.info)
     render.info["means2d"].retain_grad()
     loss.backward()
-    return loss.item(), of_first(len(current), render.info) if fixed else render.info
+    return loss.item(), render.info if count is None else of_first(count, render.info)
 
 
 @torch.no_grad()

@@ -44,9 +44,7 @@ ON_PAGE = """([x, y]) => {
 
 @dataclass
 class Editor:
-    """One open page; `kind` is the class of a node, of which there is one in the graph. Points are in pixels
-    of the page.
-    """
+    """One open page. `kind` is a node's class; the graph has one node of it. Points are in page pixels."""
 
     page: Page
 

@@ -1,6 +1,4 @@
-"""Targets in image space: what the model is asked for, what is kept of it, and that the splat comes to look
-like it.
-"""
+"""Image targets: the queries to the model, the replay buffer, and the fit of the splat."""
 
 import dataclasses
 import itertools
