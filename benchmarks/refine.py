@@ -31,9 +31,9 @@ from lucid_core.guidance.ism import ISM
 from lucid_core.guidance.mixing import GuidanceSource
 from lucid_core.io import ply, video
 from lucid_core.optimize import loop
-from lucid_core.optimize.config import PRESETS, DreamConfig
+from lucid_core.optimize.config import PRESETS, Budget, DreamConfig, Task
 from lucid_core.rasterize import rasterize
-from lucid_core.settings import bounds_of
+from lucid_core.settings import bounds_of, replace_settings
 from lucid_core.splats import SH_C0, Splats, activate, parameters
 from lucid_core.starts.shapes import PointCloud
 
@@ -78,7 +78,9 @@ Show = Callable[[str, dict[str, float]], None] | None
 def restyle(steps: int | None, show: Show) -> Rows:
     red, blue = world.parse("a red mushroom"), world.parse("a blue mushroom")
     base = cases.workflow()
-    fresh = distil(replace(base, config=replace(base.config, steps=steps or base.config.steps)))[0]
+    fresh = distil(
+        replace(base, config=replace_settings(base.config, steps=steps or base.config.budget.steps))
+    )[0]
     start = fitted(blue)
     after = changed(start, "a red mushroom", settings_of("restyle_splat"), steps)
     return reported(
@@ -114,7 +116,9 @@ def settings_of(workflow: str) -> Settings:
     }
     return Settings(
         ISM(**of(ISM, "LucidISM", "preset.")),
-        replace(PRESETS[inputs["LucidDream"]["preset"]], **of(DreamConfig, "LucidDream")),
+        replace_settings(
+            PRESETS[inputs["LucidDream"]["preset"]], **of(Budget, "LucidDream"), **of(Task, "LucidDream")
+        ),
         CameraRanges(**of(CameraRanges, "LucidCameras")),
         ViewBlend(**of(ViewBlend, "LucidPrompt")),
     )
@@ -125,7 +129,7 @@ def changed(
 ) -> Splats:
     """The result of Lucid Dream for `start`."""
     prior = DemoPrior()
-    config = replace(settings.config, steps=steps or settings.config.steps)
+    config = replace_settings(settings.config, steps=steps or settings.config.budget.steps)
     prompts = prior.prompts(prompt, blend=settings.blend)
     source = GuidanceSource(prior, settings.guidance, prompts)
     *_, last = loop.distil(start, source, settings.cameras, config, seed, "numba")

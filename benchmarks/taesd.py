@@ -38,6 +38,7 @@ from lucid_core.guidance.mixing import GuidanceSource
 from lucid_core.optimize.loop import distil
 from lucid_core.optional import load
 from lucid_core.rasterize import rasterize
+from lucid_core.settings import replace_settings
 from lucid_core.splats import Splats, activate, parameters
 
 from .quality.cases import Case, workflow
@@ -87,7 +88,9 @@ def main(as_json: bool, minutes: float, folder: Path, prompt: str) -> None:
     }
     errors = {name: error_of(encoder, prior.encoder, images) for name, encoder in encoders.items()}
     case = replace(workflow(), prompt=prompt)
-    half_made = made(DemoPrior(), replace(case, config=replace(case.config, steps=case.config.steps // 2)))
+    half_made = made(
+        DemoPrior(), replace(case, config=replace_settings(case.config, steps=case.config.budget.steps // 2))
+    )
     rows = [
         {"encoder": name, "t": t, **compared(prior, encoder, half_made, case, t)}
         for name, encoder in encoders.items()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, TypeVar
 
+Config = TypeVar("Config")
 NO_GROWTH = 1000.0  # threshold of the image-plane gradient that no Gaussian reaches
 
 
@@ -63,3 +64,32 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
     """Raise ValueError "name is value; it must be allowed" unless `ok`."""
     if not ok:
         raise ValueError(f"{name} is {value}; it must be {allowed}")
+
+
+class BoundedSettings:
+    """Base of dataclasses whose settings are checked against their bounds when they are made."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+def replace_settings(config: Config, **values: Any) -> Config:
+    """A copy of a dataclass with some settings replaced by name, also those of the dataclasses within it.
+
+    Raises TypeError for a name that none of them has, ValueError for a value out of bounds.
+    """
+    own = {f.name: getattr(config, f.name) for f in fields(config)}  # type: ignore[arg-type]
+    changed = {name: values.pop(name) for name in own if name in values}
+    for name, part in own.items():
+        inner = values.keys() & names_of(part) if name not in changed and is_dataclass(part) else ()
+        if inner:
+            changed[name] = replace_settings(part, **{key: values.pop(key) for key in sorted(inner)})
+    if values:
+        raise TypeError(f"{type(config).__name__} has no setting {', '.join(values)}")
+    return replace(config, **changed)  # type: ignore[type-var]
+
+
+def names_of(config: Any) -> set[str]:
+    """The names of all settings of a dataclass and of those within it."""
+    names = {f.name for f in fields(config)}
+    return names.union(*(names_of(part) for part in vars(config).values() if is_dataclass(part)))

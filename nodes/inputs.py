@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from comfy_api.latest import IO
 
 from ..lucid_core.rasterize import BACKENDS
-from ..lucid_core.settings import Bounds, bounds_of
+from ..lucid_core.settings import Bounds, Config, bounds_of
 
 CATEGORY = "3d/splat/lucid"
 
@@ -35,16 +35,21 @@ def inputs_of(config: Any, *names: str, optional: bool = False, prefix: str = ""
     ]
 
 
-def settings_of(config: Any, values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The inverse of `inputs_of`: arguments of the dataclass from widget values, where there are values."""
-    of = lambda name, b: (
-        tuple(values[prefix + part] for part in b.parts) if b.parts else values[prefix + name]
-    )
-    return {
-        name: of(name, b)
-        for name, b in bounds_of(config).items()
-        if prefix + (b.parts or (name,))[0] in values
-    }
+def replace_from_widgets(config: Config, values: dict[str, Any], prefix: str = "") -> Config:
+    """The dataclass with the values of the widgets that `inputs_of` made; absent ones stay as they are.
+
+    Raises ValueError, with the widget's name, if one is invalid.
+    """
+    changed = {}
+    for name, bounds in bounds_of(config).items():
+        widgets = [prefix + part for part in bounds.parts or (name,)]
+        if widgets[0] in values:
+            given = tuple(values[widget] for widget in widgets)
+            changed[name] = given if bounds.parts else given[0]
+    try:
+        return replace(config, **changed)
+    except ValueError as error:
+        raise ValueError(f"{prefix}{error}") from error
 
 
 def _widget(name: str, default: Any, b: Bounds, optional: bool) -> IO.Input:

@@ -1,18 +1,14 @@
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from comfy_api.latest import IO
 
-from ..lucid_core.optimize.config import PRESETS, DreamConfig
-from ..lucid_core.settings import bounds_of
-from .inputs import CATEGORY, chosen_of, errors_of, inputs_of, settings_of
+from ..lucid_core.optimize.config import PRESETS, OptimizerConfig
+from .inputs import CATEGORY, chosen_of, errors_of, inputs_of, replace_from_widgets
 from .types import LucidOptimizerType
 
-OF_LUCID_DREAM = ("steps", "views", "resolution")  # settings that are widgets of Lucid Dream
-ADVANCED_OF_LUCID_DREAM = ("max_minutes", "strength", "freeze_geometry", "freeze_color")
-GROWTH = "densify_"
+PREFIXES = {"densify": "densify_"}  # of the widgets of a group of settings
 
 
 class LucidOptimizer(IO.ComfyNode):
@@ -36,7 +32,7 @@ class LucidOptimizer(IO.ComfyNode):
                 IO.DynamicCombo.Input(
                     "preset",
                     options=[
-                        IO.DynamicCombo.Option(name, inputs_of_all(config))
+                        IO.DynamicCombo.Option(name, inputs_of_all(config.optimizer))
                         for name, config in PRESETS.items()
                     ],
                     tooltip="Sets all values below, which can then be edited. official: values of the "
@@ -57,19 +53,17 @@ class LucidOptimizer(IO.ComfyNode):
             return IO.NodeOutput(config_of(preset))
 
 
-def inputs_of_all(config: DreamConfig) -> list[IO.Input]:
-    """Widgets for all settings of a preset except those on Lucid Dream itself; advanced ones last."""
-    own = [name for name in bounds_of(config) if name not in OF_LUCID_DREAM + ADVANCED_OF_LUCID_DREAM]
-    widgets = [*inputs_of(config, *own), *inputs_of(config.densify, prefix=GROWTH)]
+def inputs_of_all(config: OptimizerConfig) -> list[IO.Input]:
+    """Widgets for all settings of a preset; advanced ones last."""
+    groups = vars(config).items()
+    widgets = [widget for name, group in groups for widget in inputs_of(group, prefix=PREFIXES.get(name, ""))]
     return sorted(widgets, key=lambda widget: bool(widget.advanced))
 
 
-def config_of(chosen: dict[str, Any] | None) -> DreamConfig:
+def config_of(chosen: dict[str, Any] | None) -> OptimizerConfig:
     """The preset with the widget values. Raises ValueError, with the widget's name, if one is invalid."""
     chosen = chosen_of("preset", PRESETS, chosen)
-    base = PRESETS[chosen["preset"]]
-    try:
-        densify = dataclasses.replace(base.densify, **settings_of(base.densify, chosen, GROWTH))
-    except ValueError as error:
-        raise ValueError(f"{GROWTH}{error}") from error
-    return dataclasses.replace(base, densify=densify, **settings_of(base, chosen))
+    groups = vars(PRESETS[chosen["preset"]].optimizer).items()
+    return OptimizerConfig(
+        **{name: replace_from_widgets(group, chosen, PREFIXES.get(name, "")) for name, group in groups}
+    )

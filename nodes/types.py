@@ -13,7 +13,7 @@ from ..lucid_core.conditioning.view_prompts import VIEWS, ViewBlend
 from ..lucid_core.guidance.base import Guidance
 from ..lucid_core.guidance.image_targets import ImageTargets
 from ..lucid_core.guidance.mixing import Mix, require_mode
-from ..lucid_core.optimize.config import DreamConfig
+from ..lucid_core.optimize.config import OptimizerConfig
 from ..lucid_core.optimize.selection import Selection
 
 Conditioning = list  # ComfyUI's CONDITIONING: [[embedding, options], ...]
@@ -92,5 +92,5 @@ LucidSelectionType = IO.Custom("LUCID_SELECTION")
 LucidPromptType.Type = LucidPromptData
 LucidGuidanceType.Type = LucidGuidanceData | LucidMixData
 LucidCamerasType.Type = CameraRanges
-LucidOptimizerType.Type = DreamConfig
+LucidOptimizerType.Type = OptimizerConfig
 LucidSelectionType.Type = Selection

@@ -25,8 +25,8 @@ from lucid_core.guidance.base import Guidance
 from lucid_core.guidance.image_targets import PRESETS as TARGETS
 from lucid_core.guidance.image_targets import ImageTargets
 from lucid_core.guidance.ism import ISM
-from lucid_core.optimize.config import PRESETS, DreamConfig
-from lucid_core.settings import bounds_of, require
+from lucid_core.optimize.config import PRESETS, Budget, DreamConfig
+from lucid_core.settings import bounds_of, replace_settings, require
 from lucid_core.starts.shapes import PointCloud
 
 from .methods import METHODS, Method
@@ -87,7 +87,7 @@ def workflow() -> Case:
         guidance=ISM(**{name: ism[f"preset.{name}"] for name in bounds_of(ISM) if f"preset.{name}" in ism}),
         surface=TARGETS[ism["preset"]],
         surface_share=ism["surface_share"],
-        config=replace(PRESETS[run["preset"]], **settings(DreamConfig, "LucidDream")),
+        config=replace_settings(PRESETS[run["preset"]], **settings(Budget, "LucidDream")),
         blend=ViewBlend(**settings(ViewBlend, "LucidPrompt")),
         view_words=True,
         cameras=CameraRanges(**settings(CameraRanges, "LucidCameras")),
@@ -97,13 +97,15 @@ def workflow() -> Case:
 
 
 def with_method(case: Case, method: Method) -> Case:
-    preset = PRESETS["cpu"]
+    preset = PRESETS["cpu"].budget
     return replace(
         case,
         guidance=method.guidance,
         surface=method.surface,
         surface_share=method.surface_share,
-        config=replace(case.config, **{"steps": preset.steps, "views": preset.views, **method.config}),
+        config=replace_settings(
+            case.config, **{"steps": preset.steps, "views": preset.views, **method.config}
+        ),
         blend=replace(case.blend, **method.blend),
         view_words=method.view_words,
     )
@@ -129,15 +131,19 @@ def plan(
         require(0 < budget < math.inf, "budget", budget, "above 0")
     base = workflow()
     ism = with_method(base, METHODS["ism"])
-    evaluations = ism.config.steps * evaluations_a_step(ism)
+    evaluations = ism.config.budget.steps * evaluations_a_step(ism)
     templates = []
     for name in methods:
         case = with_method(base, METHODS[name])
-        steps = case.config.steps if case.surface else evaluations / evaluations_a_step(case)
+        steps = case.config.budget.steps if case.surface else evaluations / evaluations_a_step(case)
         for budget in budgets:
             label = name if budget == 1 else f"{name}@{budget:g}"
             templates.append(
-                replace(case, label=label, config=replace(case.config, steps=max(round(budget * steps), 1)))
+                replace(
+                    case,
+                    label=label,
+                    config=replace_settings(case.config, steps=max(round(budget * steps), 1)),
+                )
             )
     return [
         replace(case, prompt=prompt, seed=seed) for seed in seeds for prompt in prompts for case in templates
@@ -150,9 +156,11 @@ def evaluations_a_step(case: Case) -> float:
     prompts = Prompts((None,) * 4, None, None, case.blend)
     for i in range(DRAWS):
         progress = i / DRAWS
-        views = case.cameras.sample(case.config.views, progress, 8, 8, generator)
+        views = case.cameras.sample(case.config.budget.views, progress, 8, 8, generator)
         conds = prompts.at(prior, views.azimuth_rad, views.elevation_rad)
-        case.guidance.gradient(prior, torch.zeros(case.config.views, 4, 1, 1), conds, progress, generator)
+        case.guidance.gradient(
+            prior, torch.zeros(case.config.budget.views, 4, 1, 1), conds, progress, generator
+        )
     return prior.evaluations / DRAWS
 
 

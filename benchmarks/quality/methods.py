@@ -22,7 +22,7 @@ LEVELS = {f.name: getattr(CPU, f.name) for f in fields(Distillation)}
 # is smallest (`python -m benchmarks pull`).
 SDS_LEVELS = LEVELS | {"t_min": 0.02, "t_max": 0.3}
 STEPS, SHARE = 1400, 0.68  # the shipped recipe: steps, and the fraction of them with image targets
-GROWING = replace(DREAMS["cpu"].densify, grow_grad2d=Densify().grow_grad2d)
+GROWING = replace(DREAMS["cpu"].optimizer.densify, grow_grad2d=Densify().grow_grad2d)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from lucid_core.guidance.mixing import GuidanceSource, Mix, MixedSource
 from lucid_core.io import ply
 from lucid_core.io.atomic import atomic_path
 from lucid_core.optimize import loop as dream
+from lucid_core.settings import replace_settings
 from lucid_core.splats import Splats
 
 from . import report
@@ -185,4 +186,4 @@ def _warm_up() -> None:
     """Run one step, so that compilation and loading at first use do not count in a method's seconds."""
     torch.set_num_threads(1)
     case = workflow()
-    distil(replace(case, config=replace(case.config, steps=1)))
+    distil(replace(case, config=replace_settings(case.config, steps=1)))

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..cameras import Cameras
+from ..cameras import Views
 from ..frames import Frame
 from ..optional import load
-from ..rasterize import Render, rasterize
+from ..rasterize import Render, Renderer
 from ..settings import require
 from ..splats import Splats
 
@@ -50,22 +50,35 @@ class Hint:
         require(self.kind in KINDS, "hint", repr(self.kind), f"one of {', '.join(KINDS)}")
 
 
-@torch.no_grad()
-def images_of(
-    hints: tuple[Hint, ...], render: Render, cameras: Cameras, mirrored: bool, backend: str
-) -> list[Tensor]:
-    """Return an image (B, H, W, 3) in [0, 1] for each hint, of the views in `render` or mirrored.
+@dataclass(frozen=True)
+class RenderedBatch:
+    """B rendered views, as a guidance gets them.
 
-    Guides are rendered by the same `cameras` on black, at their own positions.
+    images (B, H, W, 3) in [0, 1]: the colours of `render` or its disparity, mirrored if `mirrored`. views:
+    their cameras, on the device of the images.
     """
-    height, width = render.rgb.shape[1:3]
-    seen = {id(None): render}
-    for guide in (hint.guide for hint in hints):
-        if id(guide) not in seen:
-            there = guide.map(lambda x: x.to(render.rgb.device))
-            seen[id(guide)] = rasterize(there, cameras, width, height, backend=backend)
-    turn = mirror if mirrored else lambda render: render
-    return [KINDS[hint.kind](turn(seen[id(hint.guide)]), cameras.Ks) for hint in hints]
+
+    images: Tensor
+    views: Views
+    render: Render
+    renderer: Renderer
+    mirrored: bool = False
+
+    @torch.no_grad()
+    def control_images(self, hints: tuple[Hint, ...]) -> list[Tensor]:
+        """Return an image (B, H, W, 3) in [0, 1] for each hint.
+
+        Guides are rendered by the same cameras on black, at their own positions.
+        """
+        height, width = self.render.rgb.shape[1:3]
+        cameras = self.views.cameras
+        seen = {id(None): self.render}
+        for guide in (hint.guide for hint in hints):
+            if guide is not None and id(guide) not in seen:
+                there = guide.map(lambda x: x.to(self.render.rgb.device))
+                seen[id(guide)] = self.renderer(there, cameras, width, height)
+        turn = mirror if self.mirrored else lambda render: render
+        return [KINDS[hint.kind](turn(seen[id(hint.guide)]), cameras.Ks) for hint in hints]
 
 
 def move_to_frame(hints: tuple[Hint, ...], frame: Frame | None) -> tuple[Hint, ...]:

@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import avg_pool2d
 
 from ..diffusion.prior import Cond, Conds, Prior
-from ..settings import check_bounds, require, setting
+from ..settings import BoundedSettings, check_bounds, require, setting
 
 MIN_T = 1e-3  # one step of a 1000-step schedule, where the division by sigma is still stable
 FIXED_NOISE = 0x15A  # separates the seed of the fixed noise from the run's other draws
@@ -187,17 +187,33 @@ def fixed_noise(like: Tensor, generator: Generator) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PixelGradient:
-    """How the gradient at the views (B, H, W, 3) is computed and post-processed.
+class PixelGradient(BoundedSettings):
+    """How the gradient at the views (B, H, W, 3) is computed and limited.
 
-    residual: use the view minus the decoded target image instead of the gradient through the VAE encoder.
-    limit: see `limit_pixels`; inf = the limit of the method or the model.
-    average: see `average_pixels`; side of the squares in pixels, 1 = off.
+    Raises ValueError for a value out of bounds.
     """
 
-    residual: bool = False
-    limit: float = math.inf
-    average: int = 1
+    image_residual: bool = setting(
+        False,
+        0,
+        1,
+        "Use the difference between view and decoded x0 prediction as the image gradient instead of "
+        "backpropagating through the VAE encoder. Cleaner colours, less memory.",
+    )
+    pixel_limit: float = setting(
+        0.0,
+        0,
+        1e6,
+        "Maximum gradient per pixel channel, against speckle; 0 = automatic (set by guidance or model).",
+        step=0.001,
+    )
+    pixel_average: int = setting(
+        1,
+        1,
+        64,
+        "Average the image gradient over squares of this many pixels, e.g. 8 as in a VAE latent; 1 = off.",
+        step=1,
+    )
 
 
 def average_pixels(images: Tensor, size: int) -> None:

@@ -176,7 +176,7 @@ class ImageTargets:
         """Interpolate linearly from `first` to `last` over `fall`, a share of these steps."""
         return first + (min(progress / self.fall, 1.0) if self.fall else 1.0) * (last - first)
 
-    def asks(self, progress: float, steps: int) -> int:
+    def rounds(self, progress: float, steps: int) -> int:
         """Return the number of rounds of target images up to and including `progress` (0 to 1) of `steps`."""
         end = max(round((1 - self.last) * steps), 1)
         return min(round(progress * steps), end - 1) // self.fits + 1

@@ -9,17 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
-from ..cameras import Views
-from ..conditioning.control_images import Hint, move_to_frame
+from ..conditioning.control_images import RenderedBatch, move_to_frame
 from ..conditioning.view_prompts import Prompts
 from ..diffusion.prior import Listening, Prior
 from ..frames import Frame
 from ..settings import check_bounds, require, setting
 from .base import Guidance, PixelGradient, average_pixels, limit_pixels
 from .image_targets import ImageTargets
-
-# renders the ControlNet images, (B, H, W, 3) in [0, 1] for each hint
-Hints = Callable[[tuple[Hint, ...]], list[Tensor]]
 
 MODES = {
     "switch": "the first guidance, then the second for the last share of the run (for example shape, then "
@@ -75,15 +71,17 @@ def require_mode(mix: Mix, guidances: Sequence[Guidance | ImageTargets]) -> None
 
 
 @dataclass(frozen=True)
-class Pull:
-    """The loss (scalar) of a guidance source for B views; its gradient at the images is the guidance.
+class GuidanceLoss:
+    """The answer of a guidance source for B views.
 
-    wanted: decodes the x0 preview of the first view (H, W, 3) in [0, 1]; None if the model was not evaluated
-    with the positive prompt.
+    loss: a scalar whose gradient at the images is the guidance; its value has no meaning. gradient_norm: norm
+    (scalar) of the gradient at the latents. x0_preview: decodes the x0 prediction of the first view (H, W, 3)
+    in [0, 1]; None if the model was not evaluated with the positive prompt.
     """
 
     loss: Tensor
-    wanted: Callable[[], Tensor] | None
+    gradient_norm: Tensor
+    x0_preview: Callable[[], Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -95,6 +93,12 @@ class Phase:
     source: GuidanceSource | MixedSource
     progress: float
     length: float = 1.0
+
+    @property
+    def target_source(self) -> GuidanceSource | None:
+        """The source if it makes image targets; None if it gives gradients."""
+        source = self.source
+        return source if isinstance(source, GuidanceSource) and source.makes_targets else None
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,18 @@ class GuidanceSource:
     @property
     def evaluations(self) -> int:
         return self.prior.evaluations
+
+    @property
+    def makes_targets(self) -> bool:
+        """Whether the method makes image targets and so has no gradient."""
+        return isinstance(self.guidance, ImageTargets)
+
+    @property
+    def targets(self) -> ImageTargets:
+        """The image targets. Raises TypeError for a method that gives gradients."""
+        if not isinstance(self.guidance, ImageTargets):
+            raise TypeError(f"{type(self.guidance).__name__} makes no image targets")
+        return self.guidance
 
     def guidances(self) -> list[Guidance | ImageTargets]:
         return [self.guidance]
@@ -125,34 +141,36 @@ class GuidanceSource:
         """Return the source with the guides of its hints moved into `frame`; None = unchanged."""
         return replace(self, prompts=replace(self.prompts, hints=move_to_frame(self.prompts.hints, frame)))
 
-    def pull(
+    def loss(
         self,
-        images: Tensor,
-        views: Views,
+        batch: RenderedBatch,
         progress: float,
         generator: Generator,
-        hints: Hints | None = None,
         pixels: PixelGradient = THROUGH_ENCODER,
-    ) -> Pull:
-        """Evaluate the guidance for `images` (B, H, W, 3) in [0, 1], the renders of `views`.
+    ) -> GuidanceLoss:
+        """Evaluate the guidance for `batch`.
 
-        progress: finished fraction of the run. Random numbers come from `generator`. hints: renders the
-        ControlNet images, needed if the prompts have hints. pixels: how the gradient at the images is
-        computed and limited.
+        progress: finished fraction of the run. Random numbers come from `generator`. pixels: how the gradient
+        at the images is computed and limited.
         """
-        self._show(hints)
-        average_pixels(images, pixels.average)
-        limits = (pixels.limit, self.guidance.pixel_limit, self.prior.pixel_limit)
+        images, method = batch.images, self.guidance
+        if isinstance(method, ImageTargets):
+            raise TypeError("image targets give no gradient; use `pictures`")
+        self._show(batch)
+        average_pixels(images, pixels.pixel_average)
+        limits = (pixels.pixel_limit or math.inf, method.pixel_limit, self.prior.pixel_limit)
         limit_pixels(images, next((limit for limit in limits if limit < math.inf), math.inf))
-        z0 = self.prior.encode(images.detach() if pixels.residual else images)
-        conds = self.prompts.at(self.prior, views.azimuth_rad, views.elevation_rad)
+        z0 = self.prior.encode(images.detach() if pixels.image_residual else images)
+        conds = self.prompts.at(self.prior, batch.views.azimuth_rad, batch.views.elevation_rad)
         listening = Listening(self.prior, conds.y)
-        g = self.guidance.gradient(listening, z0, conds, progress, generator)
+        g = method.gradient(listening, z0, conds, progress, generator)
         answer = listening.answer
-        wanted = None if answer is None else lambda: self.prior.decode(answer[:1])[0].clamp(0, 1)
-        if pixels.residual:
-            return Pull((images * self._residual(images, z0, g)).sum(), wanted)
-        return Pull((z0 * g).sum().to(images.device), wanted)
+        x0_preview = None if answer is None else lambda: self.prior.decode(answer[:1])[0].clamp(0, 1)
+        if pixels.image_residual:
+            loss = (images * self._residual(images, z0, g)).sum()
+        else:
+            loss = (z0 * g).sum().to(images.device)
+        return GuidanceLoss(loss, g.norm().to(images.device), x0_preview)
 
     @torch.no_grad()
     def _residual(self, images: Tensor, z0: Tensor, g: Tensor) -> Tensor:
@@ -163,17 +181,16 @@ class GuidanceSource:
         residual = images - picture
         return residual * (g.norm().to(images) / residual.norm().clamp_min(1e-12))
 
-    def pictures(
-        self, images: Tensor, views: Views, progress: float, generator: Generator, hints: Hints | None = None
-    ) -> Tensor:
-        """Make the target images (B, H, W, 3) of the views, for image targets; arguments as in `pull`."""
-        self._show(hints)
-        conds = self.prompts.at(self.prior, views.azimuth_rad, views.elevation_rad)
-        return self.guidance.pictures(self.prior, images, conds, progress, generator).to(images)
+    def pictures(self, batch: RenderedBatch, progress: float, generator: Generator) -> Tensor:
+        """Make the target images (B, H, W, 3) in [0, 1] of the views, for image targets; see `loss`."""
+        self._show(batch)
+        conds = self.prompts.at(self.prior, batch.views.azimuth_rad, batch.views.elevation_rad)
+        pictures = self.targets.pictures(self.prior, batch.images, conds, progress, generator)
+        return pictures.to(batch.images)
 
-    def _show(self, hints: Hints | None) -> None:
+    def _show(self, batch: RenderedBatch) -> None:
         if self.prompts.hints:
-            self.prior.show(hints(self.prompts.hints))
+            self.prior.show(batch.control_images(self.prompts.hints))
 
 
 @dataclass(frozen=True)
@@ -218,44 +235,46 @@ class MixedSource:
         inner = active.phase((progress - (1 - share)) / share if is_second else progress / (1 - share))
         return Phase(inner.source, inner.progress, length * inner.length)
 
-    def pull(
+    def loss(
         self,
-        images: Tensor,
-        views: Views,
+        batch: RenderedBatch,
         progress: float,
         generator: Generator,
-        hints: Hints | None = None,
         pixels: PixelGradient = THROUGH_ENCODER,
-    ) -> Pull:
-        """See GuidanceSource.pull. A source of weight 0 is not evaluated."""
+    ) -> GuidanceLoss:
+        """See GuidanceSource.loss. A source of weight 0 is not evaluated."""
         weights = self.mix.weights(progress, generator)
-        pulls = [
-            ask_detached(source, weight, images, views, progress, generator, hints, pixels)
+        losses = [
+            detached_loss(source, weight, batch, progress, generator, pixels)
             for source, weight in zip((self.first, self.second), weights)
             if weight
         ]
-        return Pull(torch.stack([pull.loss for pull in pulls]).sum(), pulls[-1].wanted)
+        return GuidanceLoss(
+            torch.stack([one.loss for one in losses]).sum(),
+            torch.stack([one.gradient_norm for one in losses]).norm(),
+            losses[-1].x0_preview,
+        )
 
 
-def ask_detached(
+def detached_loss(
     source: GuidanceSource | MixedSource,
     weight: float,
-    images: Tensor,
-    views: Views,
+    batch: RenderedBatch,
     progress: float,
     generator: Generator,
-    hints: Hints | None,
     pixels: PixelGradient,
-) -> Pull:
-    """Evaluate the source times `weight`, and run its backward pass to `images` (B, H, W, 3) at once.
+) -> GuidanceLoss:
+    """Evaluate the source times `weight`, and run its backward pass to the images (B, H, W, 3) at once.
 
     This frees the VAE activations kept for the backward pass, and lets the model be unloaded, before the next
-    source is evaluated. The result's loss is linear in `images`, with the same value and gradient.
+    source is evaluated. The result's loss is linear in the images, with the same value and gradient.
     """
-    seen = images.detach().requires_grad_(images.requires_grad)
-    pull = source.pull(seen, views, progress, generator, hints, pixels)
-    if not images.requires_grad:
-        return replace(pull, loss=weight * pull.loss)
-    (change,) = torch.autograd.grad(pull.loss, seen)
-    linear = (images * change).sum()
-    return replace(pull, loss=weight * (pull.loss.detach() + linear - linear.detach()))
+    seen = batch.images.detach().requires_grad_(batch.images.requires_grad)
+    found = source.loss(replace(batch, images=seen), progress, generator, pixels)
+    norm = weight * found.gradient_norm
+    if not batch.images.requires_grad:
+        return GuidanceLoss(weight * found.loss, norm, found.x0_preview)
+    (change,) = torch.autograd.grad(found.loss, seen)
+    linear = (batch.images * change).sum()
+    loss = found.loss.detach() + linear - linear.detach()
+    return GuidanceLoss(weight * loss, norm, found.x0_preview)

@@ -15,11 +15,12 @@ from torch import Tensor
 from ..io.atomic import atomic_path
 from ..optional import load
 from ..splats import Splats, activate
+from .config import DreamConfig
 
-FORMAT = 1  # file format version; newer versions are rejected
+FORMAT = 2  # file format version; newer versions are rejected
 HEADER = "lucid_checkpoint"
 CHANGES = "changes in a run"  # stands for the value of a setting that is modified during the run
-NUMBERS = ("step", "at", "loss", "evaluations", "seconds")
+NUMBERS = ("step", "at", "evaluations", "seconds", "losses")
 Settings = dict[str, Any]  # name -> JSON value
 
 
@@ -27,14 +28,15 @@ Settings = dict[str, Any]  # name -> JSON value
 class Checkpoint:
     """State of a run after `step` steps; see Run.
 
-    tensors (on the CPU): "params.means", "adam.means.exp_avg", "densify.grad2d", "generator" and so on.
+    losses: of the last step, by name; see Step. tensors (on the CPU): "params.means", "adam.means.exp_avg",
+    "densify.grad2d", "generator" and so on.
     """
 
     step: int
     at: int
-    loss: float
     evaluations: int
     seconds: float
+    losses: dict[str, float]
     tensors: dict[str, Tensor]
 
     def group(self, name: str) -> dict[str, Tensor]:
@@ -84,6 +86,8 @@ def read(path: str | os.PathLike) -> tuple[Checkpoint, Settings]:
             raise ValueError(
                 f"{path} has format {version}, this version reads up to {FORMAT}; update Lucid ISM"
             )
+        if version == 1:
+            header, tensors = upgrade(header, tensors)
         numbers = {name: header[name] for name in NUMBERS}
         checkpoint, settings = Checkpoint(**numbers, tensors=tensors), header["settings"]
         checkpoint.splats(), tensors["generator"], settings.items()
@@ -104,15 +108,30 @@ def settings_of(splats: Splats, seed: int, *configs: Any, **others: Any) -> Sett
 
 
 def fields_of(config: Any) -> Settings:
-    """The fields of a dataclass, keys prefixed with its class name: "ISM.cfg"."""
-    return {f"{type(config).__name__}.{name}": value for name, value in _flat(dataclasses.asdict(config))}
+    """The fields of a dataclass and of those within it, keys prefixed with the class name: "ISM.cfg"."""
+    found: Settings = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        key = f"{type(config).__name__}.{field.name}"
+        found |= fields_of(value) if dataclasses.is_dataclass(value) else {key: value}
+    return found
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs = []
-    for name, value in values.items():
-        pairs += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
-    return pairs
+def upgrade(header: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a file of format 1, in the form of format 2.
+
+    In format 1 all settings of the optimiser were of one dataclass, and the loss had no parts.
+    """
+    renamed = {}
+    for key in fields_of(DreamConfig()):
+        group, name = key.split(".")
+        renamed["DreamConfig." + (f"densify.{name}" if group == "Densify" else name)] = key
+    settings = {renamed.get(key, key): value for key, value in header["settings"].items()}
+    rounds = {"replay.asked": "replay.rounds"}
+    return (
+        {**header, "losses": {}, "settings": settings},
+        {rounds.get(name, name): value for name, value in tensors.items()},
+    )
 
 
 def digest(*tensors: Tensor) -> str:

@@ -1,13 +1,12 @@
-"""Settings of the optimiser: everything in a run except guidance and cameras."""
+"""Settings of a run except guidance and cameras: budget, task, and what Lucid Optimizer sets."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..guidance.base import PixelGradient
-from ..settings import NO_GROWTH, check_bounds, choice, require, setting
+from ..settings import NO_GROWTH, BoundedSettings, check_bounds, choice, require, setting
 from .densify import Densify
 
 BACKGROUNDS = ("any", "grey")
@@ -20,11 +19,8 @@ def rates(of: str, default: tuple[float, float], what: str) -> Any:
 
 
 @dataclass(frozen=True)
-class DreamConfig:
-    """Settings of the optimiser. Defaults: the official LucidDreamer settings.
-
-    Learning rates are (initial, final). Raises ValueError for a value out of bounds.
-    """
+class Budget:
+    """Length of a run and size of its batches. Raises ValueError for a value out of bounds."""
 
     steps: int = setting(5000, 1, 1_000_000, "Number of optimisation steps.", step=1, advanced=False)
     views: int = setting(
@@ -51,6 +47,16 @@ class DreamConfig:
         "machine's speed, not only on the seed.",
         step=0.5,
     )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        require(self.resolution % 8 == 0, "resolution", self.resolution, "a multiple of 8")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What may change, and how far. Raises ValueError for a value out of bounds or if nothing may change."""
+
     strength: float = setting(
         1.0,
         0.01,
@@ -66,6 +72,21 @@ class DreamConfig:
         "Lock geometry (positions, scales, rotations, opacities, number); optimise colours only.",
     )
     freeze_color: bool = setting(False, 0, 1, "Lock all colours; optimise geometry only.")
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        require(
+            not (self.freeze_geometry and self.freeze_color),
+            "freeze_color",
+            self.freeze_color,
+            "off where freeze_geometry is on, otherwise nothing is optimised",
+        )
+
+
+@dataclass(frozen=True)
+class LearningRates(BoundedSettings):
+    """Learning rates, (initial, final). Raises ValueError for a value out of bounds."""
+
     lr_means: tuple[float, float] = rates("means", (5.6e-4, 5.6e-6), "positions, in world units")
     lr_scales: tuple[float, float] = rates("scales", (5e-3, 1e-3), "log scales")
     lr_quats: tuple[float, float] = rates("quats", (1e-3, 2e-4), "rotations (quaternions)")
@@ -73,6 +94,12 @@ class DreamConfig:
     lr_sh: tuple[float, float] = rates(
         "sh", (5e-3, 3e-3), "colours (SH band 0); higher SH bands use 1/20 of the initial rate"
     )
+
+
+@dataclass(frozen=True)
+class Regularisers(BoundedSettings):
+    """Weights of the losses beside the guidance. Raises ValueError for a value out of bounds."""
+
     scale_weight: float = setting(
         1.0,
         0,
@@ -89,6 +116,12 @@ class DreamConfig:
         step=0.1,
         advanced=False,
     )
+
+
+@dataclass(frozen=True)
+class Harmonics(BoundedSettings):
+    """Degree of the spherical harmonics over a run. Raises ValueError for a value out of bounds."""
+
     sh_degree: int = setting(
         0,
         0,
@@ -108,6 +141,16 @@ class DreamConfig:
         1,
         "Fraction of steps rendered with SH degree 0, so that the base colours alone stay correct; 0 = none.",
     )
+
+    def degree(self, progress: float, first: int) -> int:
+        """The degree at `progress` (0 to 1) of a run whose start splat has the degree `first`."""
+        return min(first + int(progress / self.sh_every), max(first, self.sh_degree))
+
+
+@dataclass(frozen=True)
+class AdamSettings(BoundedSettings):
+    """Settings of the parameter update. Raises ValueError for a value out of bounds."""
+
     clip_norm: float = setting(
         0.0,
         0,
@@ -123,6 +166,12 @@ class DreamConfig:
         step=0.0001,
         parts=("adam_beta1", "adam_beta2"),
     )
+
+
+@dataclass(frozen=True)
+class Augmentation(BoundedSettings):
+    """Random changes to the training views. Raises ValueError for a value out of bounds."""
+
     background_share: float = setting(
         0.66, 0, 1, "Fraction of views with a background that is not white; 0 = always white."
     )
@@ -143,46 +192,36 @@ class DreamConfig:
     scale_jitter: float = setting(
         0.112, 0, 10, "Relative random noise on the scales in each step; 0 = none.", step=0.001
     )
-    image_residual: bool = setting(
-        False,
-        0,
-        1,
-        "Use the difference between view and decoded x0 prediction as the image gradient instead of "
-        "backpropagating through the VAE encoder. Cleaner colours, less memory.",
-    )
-    pixel_limit: float = setting(
-        0.0,
-        0,
-        1e6,
-        "Maximum gradient per pixel channel, against speckle; 0 = automatic (set by guidance or model).",
-        step=0.001,
-    )
-    pixel_average: int = setting(
-        1,
-        1,
-        64,
-        "Average the image gradient over squares of this many pixels, e.g. 8 as in a VAE latent; 1 = off.",
-        step=1,
-    )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Settings of the optimiser. Defaults: the official LucidDreamer settings."""
+
+    rates: LearningRates = field(default_factory=LearningRates)
+    regularisers: Regularisers = field(default_factory=Regularisers)
+    harmonics: Harmonics = field(default_factory=Harmonics)
+    adam: AdamSettings = field(default_factory=AdamSettings)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    pixels: PixelGradient = field(default_factory=PixelGradient)
     densify: Densify = field(default_factory=Densify)
 
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        require(self.resolution % 8 == 0, "resolution", self.resolution, "a multiple of 8")
-        fits = self.resolution % self.pixel_average == 0
-        require(fits, "pixel_average", self.pixel_average, f"a divisor of the resolution ({self.resolution})")
-        both = self.freeze_geometry and self.freeze_color
-        require(
-            not both,
-            "freeze_color",
-            self.freeze_color,
-            "off where freeze_geometry is on, otherwise nothing is optimised",
-        )
 
-    @property
-    def pixels(self) -> PixelGradient:
-        """How the gradient of the rendered views is formed; a limit of 0 becomes "no limit of its own"."""
-        return PixelGradient(self.image_residual, self.pixel_limit or math.inf, self.pixel_average)
+@dataclass(frozen=True)
+class DreamConfig:
+    """All settings of a run except guidance and cameras. Defaults: the official LucidDreamer settings.
+
+    `settings.replace_settings` changes settings by name. Raises ValueError if the resolution is not a
+    multiple of `pixel_average`.
+    """
+
+    budget: Budget = field(default_factory=Budget)
+    task: Task = field(default_factory=Task)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        size, resolution = self.optimizer.pixels.pixel_average, self.budget.resolution
+        require(resolution % size == 0, "pixel_average", size, f"a divisor of the resolution ({resolution})")
 
 
 PRESETS = {
@@ -192,21 +231,22 @@ PRESETS = {
     # coloured backgrounds. Growth is off: Gaussians split late remain speckle (red mushroom: 16.7 dB with
     # growth, 16.9 without). Pruning by scale is off: with few Gaussians some have to be large.
     "cpu": DreamConfig(
-        steps=260,
-        views=4,
-        resolution=128,
-        lr_means=(2.5e-3, 3e-4),
-        lr_quats=(1e-2, 2e-3),
-        lr_scales=(1e-2, 3e-3),
-        lr_opacities=(1e-1, 5e-2),
-        lr_sh=(1e-2, 4e-3),
-        adam_betas=(0.9, 0.99),
-        scale_weight=100.0,
-        background_colors="grey",
-        disparity_share=0.0,
-        flip_share=0.0,
-        densify=Densify(
-            start=0.3, stop=0.9, every=0.1, grow_grad2d=NO_GROWTH, prune_scale3d=0.0, reset_every=0.0
+        Budget(steps=260, views=4, resolution=128),
+        Task(),
+        OptimizerConfig(
+            LearningRates(
+                lr_means=(2.5e-3, 3e-4),
+                lr_scales=(1e-2, 3e-3),
+                lr_quats=(1e-2, 2e-3),
+                lr_opacities=(1e-1, 5e-2),
+                lr_sh=(1e-2, 4e-3),
+            ),
+            Regularisers(scale_weight=100.0),
+            adam=AdamSettings(adam_betas=(0.9, 0.99)),
+            augmentation=Augmentation(background_colors="grey", disparity_share=0.0, flip_share=0.0),
+            densify=Densify(
+                start=0.3, stop=0.9, every=0.1, grow_grad2d=NO_GROWTH, prune_scale3d=0.0, reset_every=0.0
+            ),
         ),
     ),
 }

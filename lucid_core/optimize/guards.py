@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,24 +11,23 @@ from torch import Tensor
 from ..cameras import CameraRanges
 from ..rasterize import Render
 from ..splats import Splats
-from .config import DreamConfig
 
 TOO_SMALL, TOO_LARGE = 20, 5  # factors relative to the visible extent: smaller or larger gives a warning
 
 
 @torch.no_grad()
-def require_finite(values: dict[str, Tensor], step: int, config: DreamConfig) -> None:
+def require_finite(values: Mapping[str, Tensor | None], step: int, steps: int) -> None:
     """Raise FloatingPointError that names the first of `values` with NaN or infinity.
 
-    All values are checked with a single device synchronisation.
+    step: the current one of `steps`. All values are checked with a single device synchronisation.
     """
-    values = {name: value for name, value in values.items() if value is not None and value.numel()}
-    extremes = torch.stack([extreme for value in values.values() for extreme in value.aminmax()])
+    given = {name: value for name, value in values.items() if value is not None and value.numel()}
+    extremes = torch.stack([extreme for value in given.values() for extreme in value.aminmax()])
     finite = extremes.isfinite().view(-1, 2).all(1).tolist()
-    for name, ok in zip(values, finite, strict=True):
+    for name, ok in zip(given, finite, strict=True):
         if not ok:
             raise FloatingPointError(
-                f"{name} is not finite at step {step} of {config.steps}; lower cfg or the learning rates, or "
+                f"{name} is not finite at step {step} of {steps}; lower cfg or the learning rates, or "
                 f"set clip_norm"
             )
 

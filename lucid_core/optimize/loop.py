@@ -10,16 +10,15 @@ from torch import Tensor
 
 from ..cameras import CameraRanges
 from ..diffusion.prior import OutOfMemory, SplitPrior, is_out_of_memory
-from ..guidance.image_targets import ImageTargets
-from ..guidance.mixing import GuidanceSource, MixedSource
-from ..rasterize import RenderError, device_for, slowdown
-from ..splats import Splats, activate, validate
+from ..guidance.mixing import GuidanceSource, MixedSource, Phase
+from ..rasterize import Renderer, RenderError, slowdown
+from ..splats import Splats, validate
 from .checkpoint import Checkpoint
-from .config import DreamConfig
+from .config import Budget, DreamConfig
 from .guards import require_finite
 from .schedule import set_learning_rates
 from .state import Run
-from .step import backpropagate, fit, keep_frozen, update
+from .step import Gradients, Setup, backpropagate, fit, update
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +28,16 @@ class Step:
     """One finished step. `splats` is finite, a copy, and on the device of the backend."""
 
     step: int  # from 1
-    loss: float
+    # "gradient norm" (of the guidance, at the latents) or "pixels" (image targets), and each regulariser with
+    # its weight
+    losses: dict[str, float]
     splats: Splats
     evaluations: int
     seconds: float  # since the start of the run
     progress: float  # 1.0 in the last step
     checkpoint: Callable[[], Checkpoint]  # state of this step; valid until the next step begins
     # x0 preview of the first view (H, W, 3) sRGB; None if the model was not evaluated
-    wanted: Callable[[], Tensor | None]
+    x0_preview: Callable[[], Tensor | None]
     slowdown: str  # message if a slower rendering backend is in use, else ""
 
 
@@ -66,55 +67,61 @@ def distil(
     Gaussian is left. The splats of the last yielded step stay valid.
     """
     validate(splats)
-    device = device_for(backend)
-    source = source.map(lambda one: replace(one, guidance=one.guidance.with_strength(config.strength)))
-    first_degree, last_degree = splats.sh_degree, max(splats.sh_degree, config.sh_degree)
-    start = splats.with_sh_degree(last_degree).map(lambda x: x.to(device))
-    fixed = fixed and fixed.map(lambda x: x.to(device))
-    run = Run(start, config.densify, config.steps, config.adam_betas, seed)
+    renderer, harmonics = Renderer(backend), config.optimizer.harmonics
+    source = source.map(lambda one: replace(one, guidance=one.guidance.with_strength(config.task.strength)))
+    first_degree = splats.sh_degree
+    start = splats.with_sh_degree(harmonics.sh_degree).map(lambda x: x.to(renderer.device))
+    setup = Setup(config, cameras, renderer, fixed and fixed.map(lambda x: x.to(renderer.device)))
+    run = Run(start, config, seed)
     if resume:
         run.restore(resume)
-        yield report(run, keep_frozen(activate(run.params).detach(), start, config), config)
-    active, size = source, most_views(source, config)  # the source, with split batches if memory is too small
-    while run_progress(run, config) < 1:
-        evaluations = source.evaluations
-        at = max(run.at + 1, int(run_progress(run, config) * config.steps) + 1)  # schedule step, from 1
-        progress = (at - 1) / config.steps
-        phase = active.phase(progress)
-        fitted = isinstance(phase.source, GuidanceSource) and isinstance(phase.source.guidance, ImageTargets)
-        set_learning_rates(
-            run.optimizers, config, phase.progress, phase.source.guidance.rate if fitted else 1.0
-        )
-        sh_degree = min(first_degree + int(progress / config.sh_every), last_degree)
+        yield report(run, config.budget)
+    active, size = source, most_views(source, config.budget)  # the source, in parts if memory is too small
+    while run_progress(run, config.budget) < 1:
+        at = next_schedule_step(run, config.budget)
+        progress = (at - 1) / config.budget.steps
+        phase, sh_degree = active.phase(progress), harmonics.degree(progress, first_degree)
         try:
-            step = fit if fitted else backpropagate
-            loss, info = step(run, fixed, phase, cameras, config, sh_degree, backend)
+            with run.next_step(at, source):
+                gradients = find_gradients(run, setup, phase, sh_degree)
+                update(run, config, gradients, at)
+                require_finite_splats(run, config.budget.steps)
+                run.losses = gradients.losses
         except RuntimeError as error:
             if isinstance(error, RenderError) or not is_out_of_memory(error):
                 raise
-            size = halve(size, config, error)
+            size = halve(size, config.budget, error)
             active = source.map(lambda one, size=size: replace(one, prior=SplitPrior(one.prior, size)))
-            run.undo()
             continue
-        update(run, info, config, at, phase.source.guidance if fitted else None)
-        finished = keep_frozen(activate(run.params).detach(), start, config)
-        require_finite(
-            {f"{name} of the splat": value for name, value in vars(finished).items()}, run.step + 1, config
-        )
-        run.finish(at, loss, source.evaluations - evaluations)
-        yield report(run, finished, config)
+        yield report(run, config.budget)
 
 
-def most_views(source: GuidanceSource | MixedSource, config: DreamConfig) -> int:
+def find_gradients(run: Run, setup: Setup, phase: Phase, sh_degree: int) -> Gradients:
+    """Set the learning rates of `phase` and the gradients of all parameters."""
+    rates, task, source = setup.config.optimizer.rates, setup.config.task, phase.target_source
+    multiplier = source.targets.rate if source else 1.0
+    set_learning_rates(run.optimizers, rates, task, phase.progress, multiplier)
+    if source:
+        return fit(run, setup, phase, source, sh_degree)
+    return backpropagate(run, setup, phase, sh_degree)
+
+
+def require_finite_splats(run: Run, steps: int) -> None:
+    """Raise FloatingPointError if a value of the splats is not finite after an update."""
+    values = {f"{name} of the splat": value.detach() for name, value in vars(run.splats()).items()}
+    require_finite(values, run.step + 1, steps)
+
+
+def most_views(source: GuidanceSource | MixedSource, budget: Budget) -> int:
     """The largest batch of views that a model is evaluated on."""
-    return max(getattr(guidance, "views", config.views) for guidance in source.guidances())
+    return max(getattr(guidance, "views", budget.views) for guidance in source.guidances())
 
 
-def halve(size: int, config: DreamConfig, error: Exception) -> int:
+def halve(size: int, budget: Budget, error: Exception) -> int:
     """Half the number of views per batch, rounded up. Raises OutOfMemory if it is already 1."""
     if size == 1:
         raise OutOfMemory(
-            f"there is no memory for one view of {config.resolution} px; lower the resolution, take a "
+            f"there is no memory for one view of {budget.resolution} px; lower the resolution, take a "
             "smaller model, or free memory (other programs, loaded models)"
         ) from error
     half = (size + 1) // 2
@@ -126,16 +133,27 @@ def halve(size: int, config: DreamConfig, error: Exception) -> int:
     return half
 
 
-def run_progress(run: Run, config: DreamConfig) -> float:
+def run_progress(run: Run, budget: Budget) -> float:
     """Progress in [0, 1]: the larger of the fractions of steps done and of time elapsed."""
-    in_time = run.seconds / (60 * config.max_minutes) if config.max_minutes else 0.0
-    return min(max(run.at / config.steps, in_time), 1.0)
+    in_time = run.seconds / (60 * budget.max_minutes) if budget.max_minutes else 0.0
+    return min(max(run.at / budget.steps, in_time), 1.0)
 
 
-def report(run: Run, splats: Splats, config: DreamConfig) -> Step:
+def next_schedule_step(run: Run, budget: Budget) -> int:
+    """The schedule step after `run.at`, from 1; later ones are skipped to keep a time limit."""
+    return max(run.at + 1, int(run_progress(run, budget) * budget.steps) + 1)
+
+
+def report(run: Run, budget: Budget) -> Step:
     """The Step that describes the state of `run`."""
-    wanted = run.wanted or (lambda: None)
-    progress = run_progress(run, config)
     return Step(
-        run.step, run.loss, splats, run.evaluations, run.seconds, progress, run.checkpoint, wanted, slowdown()
+        run.step,
+        run.losses,
+        run.splats().detach(),
+        run.evaluations,
+        run.seconds,
+        run_progress(run, budget),
+        run.checkpoint,
+        run.x0_preview or (lambda: None),
+        slowdown(),
     )

@@ -4,36 +4,29 @@ from __future__ import annotations
 
 from torch.optim import Adam
 
-from .config import DreamConfig
+from .config import LearningRates, Task
 
 # factor on the initial colour learning rate with locked geometry: colours may have to change completely
 REPAINT = 10
 
 
 def set_learning_rates(
-    optimizers: dict[str, Adam], config: DreamConfig, progress: float, share: float = 1.0
+    optimizers: dict[str, Adam], rates: LearningRates, task: Task, progress: float, multiplier: float = 1.0
 ) -> None:
     """Set exponentially decaying learning rates for `progress` in [0, 1].
 
-    Higher SH bands use 1/20 of the initial colour rate (3DGS). All rates are multiplied by `config.strength`
-    and `share`; locked parameters get 0.
+    Higher SH bands use 1/20 of the initial colour rate (3DGS), constant, as in the official code, which
+    decays the rate of the base colours alone. All rates are multiplied by `task.strength` and `multiplier`.
     """
-    sh0 = (REPAINT * config.lr_sh[0], config.lr_sh[1]) if config.freeze_geometry else config.lr_sh
-    # constant, as in the official code, which only decays the rate of the base colours
-    shN = (
-        config.lr_sh[0] / 20,
-        config.lr_sh[0] / 20,
-    )
+    first, last = rates.lr_sh
     ranges = {
-        "means": config.lr_means,
-        "quats": config.lr_quats,
-        "scales": config.lr_scales,
-        "opacities": config.lr_opacities,
-        "sh0": sh0,
-        "shN": shN,
+        "means": rates.lr_means,
+        "quats": rates.lr_quats,
+        "scales": rates.lr_scales,
+        "opacities": rates.lr_opacities,
+        "sh0": (REPAINT * first, last) if task.freeze_geometry else (first, last),
+        "shN": (first / 20, first / 20),
     }
-    for name, (first, last) in ranges.items():
-        still = config.freeze_color if name.startswith("sh") else config.freeze_geometry
-        optimizers[name].param_groups[0]["lr"] = (
-            0.0 if still else share * config.strength * first * (last / first) ** progress
-        )
+    for name, optimizer in optimizers.items():
+        first, last = ranges[name]
+        optimizer.param_groups[0]["lr"] = multiplier * task.strength * first * (last / first) ** progress

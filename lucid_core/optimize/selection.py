@@ -74,12 +74,13 @@ class Subject:
     def whole(self, changed: Splats, freeze_geometry: bool = False) -> Splats:
         """The whole splat in its own frame; `changed` (in the cameras' frame) replaces the free ones.
 
-        The free ones come first. freeze_geometry: keep their exact positions and scales.
+        The free ones come first. freeze_geometry: take only the colours of `changed`; leaving the frame
+        rounds.
         """
-        back = self.frame.leave(changed) if self.frame else changed
         if freeze_geometry:
-            back = replace(back, means=self.own.means.to(back.means), scales=self.own.scales.to(back.scales))
-        return join_splats(back, self.rest)
+            own = self.own.map(lambda x: x.to(changed.means.device))
+            return join_splats(replace(own, sh=changed.sh), self.rest)
+        return join_splats(self.frame.leave(changed) if self.frame else changed, self.rest)
 
     def kept(self, checkpoint: Checkpoint) -> Checkpoint:
         """`checkpoint` with the fixed splats added, which are not part of the run's own state."""

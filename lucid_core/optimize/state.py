@@ -3,59 +3,85 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import Adam
 
-from ..splats import Splats, parameters
+from ..guidance.mixing import GuidanceSource, MixedSource
+from ..splats import Splats, activate, parameters
 from .checkpoint import Checkpoint
-from .densify import Densifier, Densify
+from .config import DreamConfig
+from .densify import Densifier
 from .replay import Replay
+
+COLORS = ("sh0", "shN")
 
 
 class Run:
     """Parameters, optimisers, densification state, image targets, random generator and counters.
 
-    All describe the state after `step` steps. `at`: schedule step; equals `step`, or is larger with a time
-    limit, which skips schedule steps.
+    All describe the state after `step` steps. start: the splat to optimise, on the device of the run. `at`:
+    schedule step; equals `step`, or is larger with a time limit, which skips schedule steps. Frozen
+    parameters require no gradient and have no optimiser.
     """
 
-    def __init__(
-        self, splats: Splats, densify: Densify, steps: int, adam_betas: tuple[float, float], seed: int
-    ) -> None:
-        self.params = parameters(splats)
-        self.optimizers = {
-            name: Adam([param], lr=1.0, betas=adam_betas, eps=1e-15) for name, param in self.params.items()
-        }
-        self.densifier = Densifier(densify, steps)
+    def __init__(self, start: Splats, config: DreamConfig, seed: int) -> None:
+        self.start, self.task = start, config.task
+        self.params: dict[str, Parameter] = parameters(start)
+        self.optimizers: dict[str, Adam] = {}
+        for name, param in self.params.items():
+            if config.task.freeze_color if name in COLORS else config.task.freeze_geometry:
+                param.requires_grad_(False)
+            else:
+                betas = config.optimizer.adam.adam_betas
+                self.optimizers[name] = Adam([param], lr=1.0, betas=betas, eps=1e-15)
+        self.densifier = Densifier(config.optimizer.densify, config.budget.steps)
         self.generator = torch.Generator().manual_seed(seed)
-        self.step, self.at, self.loss, self.evaluations, self.seconds = 0, 0, 0.0, 0, 0.0
+        self.step, self.at, self.evaluations, self.seconds = 0, 0, 0, 0.0
+        self.losses: dict[str, float] = {}  # of the last step; see Step
         self.replay: Replay | None = None  # image targets, if the guidance generates them
-        # decodes the last x0 preview of the first view (H, W, 3)
-        self.wanted: Callable[[], Tensor] | None = None
+        # decodes the last x0 prediction of the first view (H, W, 3)
+        self.x0_preview: Callable[[], Tensor] | None = None
         self._begun, self._drawn, self._whole = time.monotonic(), self.generator.get_state(), True
         self._fitted = self.replay  # the replay buffer after the last finished step
 
+    @property
+    def device(self) -> torch.device:
+        return self.params["means"].device
+
+    def splats(self) -> Splats:
+        """The activated splats, differentiable in the parameters.
+
+        With locked geometry, all but the colours are exactly those of the start; the activations would round.
+        """
+        splats = activate(self.params)
+        return replace(self.start, sh=splats.sh) if self.task.freeze_geometry else splats
+
     def restore(self, checkpoint: Checkpoint) -> None:
         """Set the state to that of `checkpoint`; parameters stay on their device."""
-        device = self.params["means"].device
+        device = self.device
         own = lambda x: x.to(device, copy=True)
         for name, value in checkpoint.group("params").items():
-            param, optimizer = torch.nn.Parameter(own(value)), self.optimizers[name]
-            self.params[name] = optimizer.param_groups[0]["params"][0] = param
-            moments = checkpoint.group(f"adam.{name}")
-            optimizer.state[param] = {
-                key: x.clone() if key == "step" else own(x) for key, x in moments.items()
-            }
+            param = self.params[name] = Parameter(own(value), self.params[name].requires_grad)
+            if name in self.optimizers:
+                optimizer = self.optimizers[name]
+                optimizer.param_groups[0]["params"][0] = param
+                moments = checkpoint.group(f"adam.{name}")
+                optimizer.state[param] = {
+                    key: x.clone() if key == "step" else own(x) for key, x in moments.items()
+                }
         self.densifier.state.update({name: own(value) for name, value in checkpoint.group("densify").items()})
         kept = {name: own(value) for name, value in checkpoint.group("replay").items()}
         if kept:
-            self.replay = self._fitted = Replay(asked=int(kept.pop("asked")), **kept)
+            self.replay = self._fitted = Replay(rounds=int(kept.pop("rounds")), **kept)
         self.generator.set_state(checkpoint.tensors["generator"].clone())
         self.step, self.at = checkpoint.step, checkpoint.at
-        self.loss, self.evaluations = checkpoint.loss, checkpoint.evaluations
+        self.losses, self.evaluations = checkpoint.losses, checkpoint.evaluations
         self._begun, self._drawn = time.monotonic() - checkpoint.seconds, self.generator.get_state()
         self.seconds = checkpoint.seconds
 
@@ -65,27 +91,33 @@ class Run:
             optimizer.state.clear()
         self.densifier.forget_gradients()
 
-    def undo(self) -> None:
-        """Restore the state after the last finished step; only valid before `begin_update`."""
+    @contextmanager
+    def next_step(self, at: int, source: GuidanceSource | MixedSource) -> Iterator[None]:
+        """The step to schedule step `at`: counts it and the evaluations of `source` when it is finished.
+
+        If it fails before `begin_update`, the state after the last finished step is restored.
+        """
+        evaluations = source.evaluations
+        try:
+            yield
+        except BaseException:
+            if self._whole:
+                self._undo()
+            raise
+        self.step, self.at = self.step + 1, at
+        self.evaluations += source.evaluations - evaluations
+        self.seconds = time.monotonic() - self._begun
+        self._drawn, self._fitted, self._whole = self.generator.get_state(), self.replay, True
+
+    def begin_update(self) -> None:
+        """Mark the parameters as partially updated, until the step ends."""
+        self._whole = False
+
+    def _undo(self) -> None:
         self.generator.set_state(self._drawn)
         self.replay = self._fitted
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-
-    def begin_update(self) -> None:
-        """Mark the parameters as partially updated, until `finish`."""
-        self._whole = False
-
-    def finish(self, at: int, loss: float, evaluations: int) -> None:
-        """Mark the step as finished; `evaluations`: model evaluations of this step alone."""
-        self.step += 1
-        self.at = at
-        self.loss = loss
-        self.evaluations += evaluations
-        self.seconds = time.monotonic() - self._begun
-        self._drawn = self.generator.get_state()
-        self._whole = True
-        self._fitted = self.replay
 
     def checkpoint(self) -> Checkpoint:
         """A copy on the CPU of the state after the last finished step; callable during a model evaluation.
@@ -95,16 +127,14 @@ class Run:
         if not self._whole:
             raise RuntimeError(f"step {self.step + 1} was left half made")
         tensors: dict[str, Tensor] = {"generator": self._drawn}
-        for name, param in self.params.items():
-            tensors[f"params.{name}"] = param
-            tensors |= {
-                f"adam.{name}.{key}": value
-                for key, value in self.optimizers[name].state.get(param, {}).items()
-            }
+        tensors |= {f"params.{name}": param for name, param in self.params.items()}
+        for name, optimizer in self.optimizers.items():
+            moments = optimizer.state.get(self.params[name], {})
+            tensors |= {f"adam.{name}.{key}": value for key, value in moments.items()}
         gathered = self.densifier.state.items()
         tensors |= {f"densify.{name}": value for name, value in gathered if isinstance(value, Tensor)}
         if self._fitted:
             tensors |= {f"replay.{name}": value for name, value in self._fitted.tensors().items()}
-            tensors["replay.asked"] = torch.tensor(self._fitted.asked)
+            tensors["replay.rounds"] = torch.tensor(self._fitted.rounds)
         tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-        return Checkpoint(self.step, self.at, self.loss, self.evaluations, self.seconds, tensors)
+        return Checkpoint(self.step, self.at, self.evaluations, self.seconds, self.losses, tensors)

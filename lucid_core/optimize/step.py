@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..cameras import CameraRanges, Cameras
-from ..conditioning.control_images import images_of
+from ..cameras import CameraRanges, Cameras, Views
+from ..conditioning.control_images import RenderedBatch
 from ..guidance.image_targets import ImageTargets
-from ..guidance.mixing import Phase
-from ..rasterize import Render, rasterize, to_device
-from ..splats import SH_C0, Splats, activate
+from ..guidance.mixing import GuidanceSource, Phase
+from ..rasterize import Render, Renderer, to_device
+from ..splats import SH_C0, Splats
 from . import losses
 from .augment import guided_images, jitter, light_backgrounds, random_backgrounds
 from .config import DreamConfig
@@ -23,166 +24,186 @@ from .selection import join_splats
 from .state import Run
 
 
-def backpropagate(
-    run: Run,
-    fixed: Splats | None,
-    phase: Phase,
-    cameras: CameraRanges,
-    config: DreamConfig,
-    sh_degree: int,
-    backend: str,
-) -> tuple[float, dict]:
-    """Render a batch of views and backpropagate the guidance and the regularisers to the parameters.
+@dataclass(frozen=True)
+class Setup:
+    """What stays the same in all steps of a run. fixed: splats that are rendered but not optimised."""
 
-    Returns (loss, `Render.info` for the densification). Raises FloatingPointError for a loss that is not
-    finite, ValueError if no camera sees the splat.
+    config: DreamConfig
+    cameras: CameraRanges
+    renderer: Renderer
+    fixed: Splats | None
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What a step gives beside the gradients of the parameters.
+
+    losses: by name, see Step. info: `Render.info` of the optimised Gaussians. targets: the image targets if
+    the step fitted them.
     """
-    generator, device, progress = run.generator, run.params["means"].device, phase.progress
+
+    losses: dict[str, float]
+    info: dict[str, Any]
+    targets: ImageTargets | None = None
+
+
+def backpropagate(run: Run, setup: Setup, phase: Phase, sh_degree: int) -> Gradients:
+    """Backpropagate the guidance and the regularisers of a batch of views to the parameters.
+
+    Raises FloatingPointError for a loss that is not finite, ValueError if no camera sees the splat.
+    """
+    budget, optimizer, generator = setup.config.budget, setup.config.optimizer, run.generator
 
     # 1. render a batch of views
-    views = cameras.sample(config.views, progress, config.resolution, config.resolution, generator)
-    seen_by = to_device(views.cameras, device)
-    current = activate(run.params)
-    background = random_backgrounds(config.views, config, generator).to(device)
-    if sh_degree and torch.rand((), generator=generator) < config.sh_plain_share:
+    views = sample_views(run, setup, budget.views, phase.progress)
+    splats = run.splats()
+    backgrounds = random_backgrounds(budget.views, optimizer.augmentation, generator).to(run.device)
+    if sh_degree and torch.rand((), generator=generator) < optimizer.harmonics.sh_plain_share:
         sh_degree = 0
-    scene = join_splats(jitter(current, config, generator), fixed)
-    render = rasterize(scene, seen_by, config.resolution, config.resolution, sh_degree, background, backend)
-    if run.step == 0:
-        require_seen(render, scene, cameras)
-    disparity = losses.disparity(render.depth, render.alpha, seen_by.Ks[:, 0, 0] / config.resolution)
+    render = render_views(
+        run, setup, jitter(splats, optimizer.augmentation, generator), views, sh_degree, backgrounds
+    )
+    focal = views.cameras.Ks[:, 0, 0] / budget.resolution
+    disparity = losses.disparity(render.depth, render.alpha, focal)
 
     # 2. evaluate the guidance
-    images, mirrored = guided_images(render, disparity, config, generator)
-    hints = lambda wanted: images_of(wanted, render, seen_by, mirrored, backend)
-    pull = phase.source.pull(images, views, progress, generator, hints, config.pixels)
-    run.wanted = pull.wanted
+    images, mirrored = guided_images(render.rgb, disparity, optimizer.augmentation, generator)
+    batch = RenderedBatch(images, views, render, setup.renderer, mirrored)
+    guidance = phase.source.loss(batch, phase.progress, generator, optimizer.pixels)
+    run.x0_preview = guidance.x0_preview
 
     # 3. add the regularisers and backpropagate
-    loss = pull.loss
-    loss = loss + config.tv_weight * (losses.tv(render.rgb) + losses.tv(disparity))
-    loss = loss + config.scale_weight * losses.scale(current.scales)
-    return finish_backward(run, loss, render, len(current) if fixed else None, config)
+    weights = optimizer.regularisers
+    terms = {
+        "tv": weights.tv_weight * (losses.tv(render.rgb) + losses.tv(disparity)),
+        "scale": weights.scale_weight * losses.scale(splats.scales),
+    }
+    loss = guidance.loss + terms["tv"] + terms["scale"]
+    return finish_backward(run, setup, loss, {"gradient norm": guidance.gradient_norm, **terms}, render)
 
 
-def fit(
-    run: Run,
-    fixed: Splats | None,
-    phase: Phase,
-    cameras: CameraRanges,
-    config: DreamConfig,
-    sh_degree: int,
-    backend: str,
-) -> tuple[float, dict]:
-    """As `backpropagate`, but fits image targets; new targets are generated when they are due."""
-    targets = phase.source.guidance
-    due = targets.asks(phase.progress, round(phase.length * config.steps))
-    if run.replay is None or run.replay.asked < due:
-        replay = ask(run, fixed, phase, cameras, config, sh_degree, backend, due)
+def fit(run: Run, setup: Setup, phase: Phase, source: GuidanceSource, sh_degree: int) -> Gradients:
+    """As `backpropagate`, but fits the image targets of `source`; makes new ones when they are due."""
+    budget, targets = setup.config.budget, source.targets
+    rounds = targets.rounds(phase.progress, round(phase.length * budget.steps))
+    if run.replay is None or run.replay.rounds < rounds:
+        new = make_targets(run, setup, source, phase.progress, sh_degree, rounds)
         if run.replay is None:
             run.forget_gradients()
-        run.replay = run.replay.add(replay, targets.kept) if run.replay else replay
-    drawn = run.replay.draw(config.views, run.generator)
-    current = activate(run.params)
-    seen_by = Cameras(drawn.viewmats, drawn.Ks)
-    wanted = drawn.pictures / 255
-    height, width = wanted.shape[1:3]
-    render = rasterize(
-        join_splats(current, fixed), seen_by, width, height, sh_degree, drawn.backgrounds, backend
-    )
-    loss = targets.difference(render.rgb, wanted) + targets.scale_weight * losses.scale(current.scales)
+        run.replay = run.replay.add(new, targets.kept) if run.replay else new
+    drawn = run.replay.draw(budget.views, run.generator)
+    splats, pictures = run.splats(), drawn.pictures / 255
+    height, width = pictures.shape[1:3]
+    scene, cameras = join_splats(splats, setup.fixed), Cameras(drawn.viewmats, drawn.Ks)
+    render = setup.renderer(scene, cameras, width, height, sh_degree, drawn.backgrounds)
+    terms = {
+        "pixels": targets.difference(render.rgb, pictures),
+        "scale": targets.scale_weight * losses.scale(splats.scales),
+    }
     if targets.entropy_weight:
-        loss = loss + targets.entropy_weight * losses.entropy(render.alpha)
+        terms["entropy"] = targets.entropy_weight * losses.entropy(render.alpha)
     if targets.aspect_weight:
-        loss = loss + targets.aspect_weight * losses.aspect(current.scales)
-    return finish_backward(run, loss, render, len(current) if fixed else None, config)
+        terms["aspect"] = targets.aspect_weight * losses.aspect(splats.scales)
+    return replace(
+        finish_backward(run, setup, torch.stack(list(terms.values())).sum(), terms, render), targets=targets
+    )
 
 
 def finish_backward(
-    run: Run, loss: Tensor, render: Render, count: int | None, config: DreamConfig
-) -> tuple[float, dict]:
-    """Backpropagate `loss` to the parameters and the projected means.
+    run: Run, setup: Setup, loss: Tensor, reported: dict[str, Tensor], render: Render
+) -> Gradients:
+    """Backpropagate `loss` (scalar) to the parameters and the projected means; `reported`: scalars by name.
 
-    Returns (loss, `Render.info` of the first `count` Gaussians; None = of all). Raises FloatingPointError for
-    a loss that is not finite.
+    Raises FloatingPointError for a loss that is not finite.
     """
-    require_finite({"the loss": loss}, run.step + 1, config)
-    run.densifier.before_backward(run.params, run.optimizers, run.step + 1, render.info)
-    render.info["means2d"].retain_grad()
+    require_finite({"the loss": loss}, run.step + 1, setup.config.budget.steps)
+    if not setup.config.task.freeze_geometry:
+        run.densifier.before_backward(run.params, run.optimizers, run.step + 1, render.info)
+        render.info["means2d"].retain_grad()
     loss.backward()
-    return loss.item(), render.info if count is None else of_first(count, render.info)
+    values = torch.stack([value.detach() for value in reported.values()]).tolist()
+    info = render.info if setup.fixed is None else of_first(len(run.params["means"]), render.info)
+    return Gradients(dict(zip(reported, values, strict=True)), info)
 
 
 @torch.no_grad()
-def ask(
-    run: Run,
-    fixed: Splats | None,
-    phase: Phase,
-    cameras: CameraRanges,
-    config: DreamConfig,
-    sh_degree: int,
-    backend: str,
-    asked: int,
+def make_targets(
+    run: Run, setup: Setup, source: GuidanceSource, progress: float, sh_degree: int, rounds: int
 ) -> Replay:
-    """Generate image targets for new views from the late camera ranges; `asked`: their generation count."""
-    targets, generator, device = phase.source.guidance, run.generator, run.params["means"].device
-    views = cameras.sample(targets.views, 1.0, config.resolution, config.resolution, generator)
-    seen_by = to_device(views.cameras, device)
-    backgrounds = light_backgrounds(targets.views, config, generator).to(device)
-    scene = join_splats(activate(run.params), fixed)
-    render = rasterize(scene, seen_by, config.resolution, config.resolution, sh_degree, backgrounds, backend)
+    """Generate image targets for new views from the late camera ranges; `rounds`: their number so far."""
+    targets = source.targets
+    views = sample_views(run, setup, targets.views, 1.0)
+    augmentation, generator = setup.config.optimizer.augmentation, run.generator
+    backgrounds = light_backgrounds(targets.views, augmentation, generator).to(run.device)
+    render = render_views(run, setup, run.splats(), views, sh_degree, backgrounds)
+    batch = RenderedBatch(render.rgb, views, render, setup.renderer)
+    pictures = source.pictures(batch, progress, generator)
+    require_finite({"a picture of the model": pictures}, run.step + 1, setup.config.budget.steps)
+    run.x0_preview = lambda: pictures[0]
+    cameras = views.cameras
+    return Replay(cameras.viewmats, cameras.Ks, backgrounds, (255 * pictures).round().byte(), rounds)
+
+
+def sample_views(run: Run, setup: Setup, count: int, progress: float) -> Views:
+    """Draw `count` views at `progress` (0 to 1), with the cameras on the device of the run."""
+    size = setup.config.budget.resolution
+    views = setup.cameras.sample(count, progress, size, size, run.generator)
+    return replace(views, cameras=to_device(views.cameras, run.device))
+
+
+def render_views(
+    run: Run, setup: Setup, splats: Splats, views: Views, sh_degree: int, backgrounds: Tensor
+) -> Render:
+    """Render `splats` and the fixed ones on backgrounds (B, 3).
+
+    Raises ValueError in the first step if no camera sees them.
+    """
+    size, scene = setup.config.budget.resolution, join_splats(splats, setup.fixed)
+    render = setup.renderer(scene, views.cameras, size, size, sh_degree, backgrounds)
     if run.step == 0:
-        require_seen(render, scene, cameras)
-    hints = lambda wanted: images_of(wanted, render, seen_by, False, backend)
-    pictures = phase.source.pictures(render.rgb, views, phase.progress, generator, hints)
-    require_finite({"a picture of the model": pictures}, run.step + 1, config)
-    run.wanted = lambda: pictures[0]
-    return Replay(seen_by.viewmats, seen_by.Ks, backgrounds, (255 * pictures).round().byte(), asked)
+        require_seen(render, scene, setup.cameras)
+    return render
 
 
-def update(run: Run, info: dict, config: DreamConfig, at: int, targets: ImageTargets | None = None) -> None:
+def update(run: Run, config: DreamConfig, gradients: Gradients, at: int) -> None:
     """Update the parameters with their gradients, then densify.
 
-    at: schedule step. targets: the image targets if this step fitted them. Raises FloatingPointError for
-    gradients that are not finite, RuntimeError if all Gaussians were pruned.
+    at: schedule step. Raises FloatingPointError for gradients that are not finite, RuntimeError if all
+    Gaussians were pruned.
     """
-    params, step = run.params, run.step + 1
-    require_finite({f"the gradient of {name}": param.grad for name, param in params.items()}, step, config)
-    if config.clip_norm:
-        torch.nn.utils.clip_grad_norm_(params.values(), config.clip_norm)
+    params, steps = run.params, config.budget.steps
+    found = {f"the gradient of {name}": param.grad for name, param in params.items()}
+    require_finite(found, run.step + 1, steps)
+    if config.optimizer.adam.clip_norm:
+        torch.nn.utils.clip_grad_norm_(params.values(), config.optimizer.adam.clip_norm)
     run.begin_update()
     for optimizer in run.optimizers.values():
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    if not config.freeze_color:
-        keep_colors(params)
-    if not config.freeze_geometry:
-        thresholds = (targets.grow_grad2d, targets.prune_opacity) if targets else None
-        run.densifier.after_backward(params, run.optimizers, run.at, at, info, run.generator, thresholds)
+    if not config.task.freeze_color:
+        clamp_colors(params)
+    if not config.task.freeze_geometry:
+        fitted = gradients.targets
+        thresholds = (fitted.grow_grad2d, fitted.prune_opacity) if fitted else None
+        run.densifier.after_backward(
+            params, run.optimizers, run.at, at, gradients.info, run.generator, thresholds
+        )
     if len(params["means"]) == 0:
         raise RuntimeError(
-            f"every Gaussian was pruned at step {step} of {config.steps}; start from more opaque or smaller "
+            f"every Gaussian was pruned at step {run.step + 1} of {steps}; start from more opaque or smaller "
             f"ones"
         )
 
 
-def of_first(n: int, info: dict) -> dict:
+def of_first(n: int, info: dict[str, Any]) -> dict[str, Any]:
     """`Render.info` restricted to the first `n` Gaussians, the ones that are not fixed."""
     means2d = info["means2d"].detach()[:, :n]
-    means2d.grad = info["means2d"].grad[:, :n]
+    if info["means2d"].grad is not None:
+        means2d.grad = info["means2d"].grad[:, :n]
     return {**info, "means2d": means2d, "radii": info["radii"][:, :n]}
 
 
-def keep_frozen(splats: Splats, start: Splats, config: DreamConfig) -> Splats:
-    """With locked geometry, the exact start values: the activations would change them by rounding."""
-    if not config.freeze_geometry:
-        return splats
-    return replace(
-        splats, quats=start.quats.clone(), scales=start.scales.clone(), opacities=start.opacities.clone()
-    )
-
-
 @torch.no_grad()
-def keep_colors(params: dict[str, Parameter]) -> None:
+def clamp_colors(params: dict[str, Parameter]) -> None:
     """Clamp the base colours to [0, 1]; a guidance at high cfg drives them beyond what an image can show."""
     params["sh0"].clamp_(-0.5 / SH_C0, 0.5 / SH_C0)

@@ -95,6 +95,29 @@ def _render(backend: str, arguments: parts.Arguments) -> parts.Outputs:
     return parts.render(backend, arguments)
 
 
+@dataclass(frozen=True)
+class Renderer:
+    """`rasterize` with one backend, on the device of that backend."""
+
+    backend: str = "auto"
+
+    @property
+    def device(self) -> torch.device:
+        return device_for(self.backend)
+
+    def __call__(
+        self,
+        splats: Splats,
+        cameras: Cameras,
+        width: int,
+        height: int,
+        sh_degree: int | None = None,
+        background: Tensor | None = None,
+    ) -> Render:
+        """See `rasterize`."""
+        return rasterize(splats, cameras, width, height, sh_degree, background, self.backend)
+
+
 def to_device(cameras: Cameras, device: torch.device) -> Cameras:
     """The cameras with both tensors on `device`."""
     return Cameras(cameras.viewmats.to(device), cameras.Ks.to(device))

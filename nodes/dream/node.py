@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from comfy_api.latest import IO
@@ -8,18 +7,28 @@ from comfy_api.latest import IO
 from ...lucid_core.cameras import CameraRanges
 from ...lucid_core.optimize.checkpoint import changing, require_same, settings_of
 from ...lucid_core.optimize.checkpoint import read as read_checkpoint
-from ...lucid_core.optimize.config import PRESETS, DreamConfig
+from ...lucid_core.optimize.config import PRESETS, Budget, DreamConfig, OptimizerConfig, Task
 from ...lucid_core.optimize.guards import view_note
 from ...lucid_core.optimize.loop import distil
 from ...lucid_core.optimize.selection import Subject, join_splats, whole_splat
-from ...lucid_core.rasterize import require_usable
+from ...lucid_core.rasterize import Renderer, require_usable
 from .. import host
-from ..inputs import CATEGORY, backend_input, chosen_of, errors_of, fold_seed, inputs_of, seed_input
-from ..optimizer import ADVANCED_OF_LUCID_DREAM, OF_LUCID_DREAM
+from ..inputs import (
+    CATEGORY,
+    backend_input,
+    chosen_of,
+    errors_of,
+    fold_seed,
+    inputs_of,
+    replace_from_widgets,
+    seed_input,
+)
 from ..types import LucidCamerasType, LucidGuidanceType, LucidOptimizerType, LucidSelectionType
 from .checkpoints import CheckpointWriter
 from .preview import Preview
 from .session import Session
+
+OF_PRESET = ("steps", "views", "resolution")  # settings that a preset sets on the node
 
 
 class LucidDream(IO.ComfyNode):
@@ -66,7 +75,7 @@ class LucidDream(IO.ComfyNode):
                 IO.DynamicCombo.Input(
                     "preset",
                     options=[
-                        IO.DynamicCombo.Option(name, inputs_of(own, *OF_LUCID_DREAM))
+                        IO.DynamicCombo.Option(name, inputs_of(own.budget, *OF_PRESET))
                         for name, own in PRESETS.items()
                     ],
                     tooltip="Sets steps, views and resolution, which can then be edited, and learning "
@@ -103,7 +112,8 @@ class LucidDream(IO.ComfyNode):
                     tooltip="Minutes between checkpoints; each overwrites the previous one. 0 = only when "
                     "the run ends.",
                 ),
-                *inputs_of(DreamConfig, *ADVANCED_OF_LUCID_DREAM, optional=True),
+                *inputs_of(Budget, "max_minutes", optional=True),
+                *inputs_of(Task, optional=True),
                 IO.Boolean.Input(
                     "fit_to_view",
                     default=False,
@@ -214,7 +224,7 @@ class LucidDream(IO.ComfyNode):
             writer = CheckpointWriter(
                 subject, current, save_checkpoint, checkpoint_minutes, checkpoints_kept, resume
             )
-            preview = Preview(preview_seconds, preview_wanted, subject.fixed, backend)
+            preview = Preview(preview_seconds, preview_wanted, subject.fixed, Renderer(backend))
             note = view_note(join_splats(subject.free, subject.fixed), ranges)
             session = Session(config, subject, preview, writer, note, host.node_of_page(cls.hidden))
 
@@ -229,7 +239,7 @@ class LucidDream(IO.ComfyNode):
                     session.stop(error)
 
             try:
-                host.with_source(guidance, config.views, config.resolution, run)
+                host.with_source(guidance, config.budget.views, config.budget.resolution, run)
             except BaseException:
                 session.rescue()
                 raise
@@ -237,12 +247,14 @@ class LucidDream(IO.ComfyNode):
             return IO.NodeOutput(host.from_splats(session.splats()), ui={"lucid": [session.summary()]})
 
 
-def config_of(preset: dict[str, Any], optimizer: DreamConfig | None, settings: dict[str, Any]) -> DreamConfig:
-    """The settings of a run: `optimizer` if given, else the preset, with the widget values of Lucid Dream.
+def config_of(
+    preset: dict[str, Any], optimizer: OptimizerConfig | None, widgets: dict[str, Any]
+) -> DreamConfig:
+    """The settings of a run: those of the preset, `optimizer` if given, and the widget values of Lucid Dream.
 
-    preset: value of the dynamic combo (its choice and widgets). settings: values of the other widgets; names
-    that are not settings of Lucid Dream are ignored. Raises ValueError if a value is invalid.
+    preset: value of the dynamic combo (its choice and widgets). widgets: values of the other widgets; names
+    that are not settings are ignored. Raises ValueError if a value is invalid.
     """
-    widgets = {**preset, **settings}
-    own = {name: value for name, value in widgets.items() if name in OF_LUCID_DREAM + ADVANCED_OF_LUCID_DREAM}
-    return dataclasses.replace(optimizer or PRESETS[preset["preset"]], **own)
+    base = PRESETS[preset["preset"]]
+    budget = replace_from_widgets(base.budget, {**preset, **widgets})
+    return DreamConfig(budget, replace_from_widgets(base.task, widgets), optimizer or base.optimizer)

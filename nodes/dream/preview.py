@@ -11,7 +11,7 @@ from torch import Tensor
 from ...lucid_core.cameras import Cameras, turntable
 from ...lucid_core.optimize.loop import Step
 from ...lucid_core.optimize.selection import join_splats
-from ...lucid_core.rasterize import rasterize, to_device
+from ...lucid_core.rasterize import Renderer, to_device
 from ...lucid_core.splats import Splats
 
 TIME_SHARE = 0.03  # largest share of the run time that previews may take
@@ -22,12 +22,11 @@ class Preview:
     """Renders a preview every `seconds`, or less often to take at most TIME_SHARE of the run time.
 
     seconds: 0 = no preview before the end. with_x0: also show the x0 prediction of the model for one view.
-    fixed: Gaussians that are not optimised but shown, in the frame of the cameras; None = none. backend: name
-    of the rasterizer.
+    fixed: Gaussians that are not optimised but shown, in the frame of the cameras; None = none.
     """
 
-    def __init__(self, seconds: float, with_x0: bool, fixed: Splats | None, backend: str) -> None:
-        self.seconds, self.with_x0, self.fixed, self.backend = seconds or math.inf, with_x0, fixed, backend
+    def __init__(self, seconds: float, with_x0: bool, fixed: Splats | None, renderer: Renderer) -> None:
+        self.seconds, self.with_x0, self.fixed, self.renderer = seconds or math.inf, with_x0, fixed, renderer
         self._pause, self._last = self.seconds, -math.inf
         self._spent: list[float] = []  # seconds that each preview took
 
@@ -38,8 +37,8 @@ class Preview:
     def draw(self, step: Step) -> Tensor:
         """Render the preview (SIZE, SIZE, 3), on the CPU; (SIZE, 2 * SIZE, 3) with the x0 prediction."""
         begun = time.monotonic()
-        image = turned_view(join_splats(step.splats, self.fixed), len(self._spent), self.backend)
-        x0 = step.wanted() if self.with_x0 else None
+        image = turned_view(join_splats(step.splats, self.fixed), len(self._spent), self.renderer)
+        x0 = step.x0_preview() if self.with_x0 else None
         if x0 is not None:
             x0 = torch.nn.functional.interpolate(x0.cpu().movedim(-1, 0)[None], image.shape[:2], mode="area")
             image = torch.cat([image, x0[0].movedim(0, -1)], dim=1)
@@ -57,13 +56,9 @@ class Preview:
         return sum(self._spent[1:-1])
 
 
-def turned_view(splats: Splats, picture: int, backend: str) -> Tensor:
+def turned_view(splats: Splats, picture: int, renderer: Renderer) -> Tensor:
     """Render (SIZE, SIZE, 3) on white, on the CPU. The camera advances by 10 degrees per `picture`."""
     around = turntable(36, 15.0, 5.3, 26.0, SIZE, SIZE)
     camera = to_device(Cameras(around.viewmats[picture % 36][None], around.Ks[:1]), splats.means.device)
     with torch.no_grad():
-        return (
-            rasterize(splats, camera, SIZE, SIZE, background=splats.means.new_ones(3), backend=backend)
-            .rgb[0]
-            .cpu()
-        )
+        return renderer(splats, camera, SIZE, SIZE, background=splats.means.new_ones(3)).rgb[0].cpu()

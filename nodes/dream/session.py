@@ -37,12 +37,12 @@ class Session:
         node_id: str | None,
     ) -> None:
         self.config, self.subject, self.preview, self.checkpoints = config, subject, preview, checkpoints
-        self.steps, self.note, self.node_id = config.steps, note, node_id
+        self.steps, self.note, self.node_id = config.budget.steps, note, node_id
         self.first: Step | None = None  # first step reported; time per step is measured from here
         self.last: Step | None = None
         self.stopped = ""  # why the run ended early with a valid splat; "" = it did not
         self.begun = time.monotonic()
-        self.progress = host.Progress(config.steps)
+        self.progress = host.Progress(config.budget.steps)
         if note:
             log.warning("Lucid Dream: %s", note)
 
@@ -56,9 +56,7 @@ class Session:
             host.show_text(self.node_id, self.status(step))
         self.progress.update(round(step.progress * self.steps), image)
         if step.step % LOG_STEPS == 0 or step.progress == 1:
-            log.info(
-                "Lucid Dream: %s, loss %.3f, %d evaluations", self.status(step), step.loss, step.evaluations
-            )
+            log.info("Lucid Dream: %s, %d evaluations", self.status(step), step.evaluations)
         if self.checkpoints.is_due():
             self.checkpoints.write(step)
             if self.checkpoints.failure:
@@ -66,7 +64,7 @@ class Session:
         host.check_interrupt()
 
     def status(self, step: Step) -> str:
-        """Step, time per step, time left, number of Gaussians, notes.
+        """Step, time per step, time left, number of Gaussians, losses, notes.
 
         The time per step excludes the first step reported, which compiles kernels.
         """
@@ -78,6 +76,7 @@ class Session:
             left = f"{left_s // 60} min {left_s % 60} s" if left_s >= 60 else f"{left_s} s"
             text += [f"{seconds / steps:.2f} s a step", f"{left} left"]
         text += [f"{len(step.splats)} splats"]
+        text += [f"{name} {value:.3g}" for name, value in step.losses.items()]
         return "\n".join(
             [", ".join(text), *filter(None, (self.checkpoints.failure, self.note, step.slowdown))]
         )
@@ -128,7 +127,7 @@ class Session:
     def splats(self) -> Splats:
         """The whole splat after the last step, in the frame of the input splat, on the CPU."""
         last = self.last.splats.map(torch.Tensor.cpu) if self.last else self.subject.free
-        return self.subject.whole(last, self.config.freeze_geometry)
+        return self.subject.whole(last, self.config.task.freeze_geometry)
 
     def summary(self) -> dict:
         """Summary of the run for the API; times in seconds. "stopped" is set only after a numerical error."""
@@ -136,6 +135,7 @@ class Session:
             "steps": self.last.step if self.last else 0,
             "evaluations": self.last.evaluations if self.last else 0,
             "splats": len(self.splats()),
+            "losses": self.last.losses if self.last else {},
             "seconds": round(time.monotonic() - self.begun, 1),
             "preview_seconds": round(self.preview.seconds_spent(), 3),
             "checkpoint": self.checkpoints.name,

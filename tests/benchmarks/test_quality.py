@@ -19,6 +19,7 @@ from demo.world import parse
 from lucid_core.guidance.base import Guidance
 from lucid_core.guidance.baselines import METHODS as BASELINES
 from lucid_core.optimize.config import PRESETS
+from lucid_core.settings import replace_settings
 
 RESULT = Result(20.0, 0.9, 0.8, 1.1, 0.2, 0.05, 0.02, 0.5, 1000, 60.0, 25, 1.0, None)
 
@@ -29,7 +30,7 @@ def small_case():
     base = replace(with_method(workflow(), METHODS["ism"]), label="ism", prompt="a blue snowman", seed=3)
     return replace(
         base,
-        config=replace(base.config, steps=2, views=1, resolution=64),
+        config=replace_settings(base.config, steps=2, views=1, resolution=64),
         start=replace(base.start, count=300),
     )
 
@@ -38,7 +39,7 @@ def test_the_benchmark_runs_what_the_workflow_has():
     graph = json.loads(planning.WORKFLOW.read_text(encoding="utf-8"))
     inputs = {node["class_type"]: node["inputs"] for node in graph.values()}
     case = workflow()
-    assert (case.config.steps, case.start.count) == (
+    assert (case.config.budget.steps, case.start.count) == (
         inputs["LucidDream"]["preset.steps"],
         inputs["LucidPointCloud"]["count"],
     )
@@ -65,7 +66,7 @@ def test_every_method_of_the_pack_takes_part():
 
 def test_evaluations_are_those_of_the_methods():
     of = lambda name: evaluations_a_step(with_method(workflow(), METHODS[name]))
-    views = PRESETS["cpu"].views
+    views = PRESETS["cpu"].budget.views
     assert of("sds") == 2 * views  # with the prompt and without
     assert of("isd") == 3 * views
     assert of("ism_inversion_0") == 3 * views
@@ -75,16 +76,16 @@ def test_evaluations_are_those_of_the_methods():
 
 def test_the_demo_prior_counts_as_the_plan_does(small_case):
     case = with_method(small_case, METHODS["sds"])
-    case = replace(case, config=replace(case.config, steps=20))
-    assert distil(case)[1]["evaluations"] == case.config.steps * evaluations_a_step(case)
+    case = replace(case, config=replace_settings(case.config, steps=20))
+    assert distil(case)[1]["evaluations"] == case.config.budget.steps * evaluations_a_step(case)
 
 
 def test_all_methods_get_the_same_evaluations():
     names = ["ism", "sds", "sdi", "ism_official", "ism_perp_neg"]
     planned = plan(["a red mushroom"], [0], names, [1.0, 0.25])
-    spent = {case.label: case.config.steps * evaluations_a_step(case) for case in planned}
+    spent = {case.label: case.config.budget.steps * evaluations_a_step(case) for case in planned}
     assert set(spent) == {*names, *(f"{name}@0.25" for name in names)}
-    assert next(case for case in planned if case.label == "ism").config.steps == PRESETS["cpu"].steps
+    assert next(case for case in planned if case.label == "ism").config.steps == PRESETS["cpu"].budget.steps
     for name in names:
         assert spent[name] == pytest.approx(spent["ism"], rel=0.02)
         assert spent[f"{name}@0.25"] == pytest.approx(spent["ism"] / 4, rel=0.05)
@@ -122,7 +123,7 @@ def test_a_key_follows_the_settings_and_not_the_name(small_case):
     for changed in (
         replace(small_case, seed=4),
         replace(small_case, guidance=replace(small_case.guidance, cfg=1.5)),
-        replace(small_case, config=replace(small_case.config, lr_sh=(0.1, 0.1))),
+        replace(small_case, config=replace_settings(small_case.config, lr_sh=(0.1, 0.1))),
         replace(small_case, blend=replace(small_case.blend, blend_deg=5.0)),
         replace(small_case, view_words=False),
         replace(small_case, start=replace(small_case.start, count=301)),
@@ -154,7 +155,7 @@ def test_view_words_can_be_left_out(small_case, monkeypatch):
     prior = running._prior()
     monkeypatch.setattr(prior, "denoise", lambda z, sigma, conds: asked.append(conds) or [z] * len(conds))
     for words in (True, False):
-        distil(replace(small_case, view_words=words, config=replace(small_case.config, steps=1)))
+        distil(replace(small_case, view_words=words, config=replace_settings(small_case.config, steps=1)))
     lengths = [max(len(cond.bias) for cond in conds) for conds in (asked[len(asked) // 2 - 1], asked[-1])]
     assert lengths[0] == lengths[1] + 1  # "front" and so on
 

@@ -2,12 +2,12 @@
 refine`.
 """
 
-import torch
+import pytest
 
 from benchmarks import refine
 from demo import world
 from lucid_core.guidance.ism import PRESETS as METHODS
-from lucid_core.optimize.config import PRESETS
+from lucid_core.optimize.config import PRESETS, Task
 from lucid_core.optimize.schedule import REPAINT, set_learning_rates
 from lucid_core.optimize.state import Run
 from lucid_core.starts.shapes import PointCloud
@@ -28,11 +28,9 @@ def test_half_of_the_gaussians_are_broken_a_third_of_that_missing():
 
 def test_the_settings_are_those_of_the_workflows():
     restyle, mend = refine.settings_of("restyle_splat"), refine.settings_of("refine_splat")
-    assert (
-        restyle.guidance == METHODS["cpu"] and restyle.config.freeze_geometry and restyle.config.strength == 1
-    )
-    assert not mend.config.freeze_geometry and 0.3 < mend.config.strength < 1
-    assert mend.config.lr_means == PRESETS["cpu"].lr_means
+    assert restyle.guidance == METHODS["cpu"] and restyle.config.task == Task(freeze_geometry=True)
+    assert not mend.config.task.freeze_geometry and 0.3 < mend.config.task.strength < 1
+    assert mend.config.optimizer == PRESETS["cpu"].optimizer
 
 
 def test_the_measures_of_a_fitted_splat(tmp_path, monkeypatch):
@@ -49,9 +47,10 @@ def test_the_measures_of_a_fitted_splat(tmp_path, monkeypatch):
 
 def test_frozen_geometry_repaints_boldly():
     config = refine.settings_of("restyle_splat").config
-    run = Run(PointCloud(count=10).splats(0), config.densify, 10, config.adam_betas, 0)
-    rate = lambda name: run.optimizers[name].param_groups[0]["lr"]
-    set_learning_rates(run.optimizers, config, 0.0)
-    assert (rate("sh0"), rate("means")) == (REPAINT * config.lr_sh[0], 0.0)
-    set_learning_rates(run.optimizers, config, 1.0)
-    assert torch.isclose(torch.tensor(rate("sh0")), torch.tensor(config.lr_sh[1]))
+    run = Run(PointCloud(count=10).splats(0), config, 0)
+    rate, rates = lambda: run.optimizers["sh0"].param_groups[0]["lr"], config.optimizer.rates
+    assert set(run.optimizers) == {"sh0", "shN"}
+    set_learning_rates(run.optimizers, rates, config.task, 0.0)
+    assert rate() == REPAINT * rates.lr_sh[0]
+    set_learning_rates(run.optimizers, rates, config.task, 1.0)
+    assert rate() == pytest.approx(rates.lr_sh[1])

@@ -13,19 +13,6 @@ from workflows.api.client import ComfyError
 
 from .graphs import Graph, image, node_of, only_start, ply_of, with_baseline, workflow
 
-WIDGETS_OF_LUCID_DREAM = (
-    "steps",
-    "views",
-    "resolution",
-    "max_minutes",
-    "strength",
-    "freeze_geometry",
-    "freeze_color",
-)
-
-
-GROWTH = "densify_"
-
 
 def test_cameras_show_where_they_stand(client):
     graph = workflow()
@@ -61,16 +48,16 @@ def test_every_rival_of_ism_runs_in_its_place(client, method):
 def with_optimizer(preset, changes, **dream):
     """The workflow with a Lucid Optimizer of all widgets' defaults but `changes`."""
     graph = workflow(LucidDream=dream)
-    base = PRESETS[preset]
+    base = PRESETS[preset].optimizer
     values = {}
-    for prefix, config in (("", base), (GROWTH, base.densify)):
+    for group, config in vars(base).items():
+        prefix = "densify_" if group == "densify" else ""
         for name, bounds in bounds_of(config).items():
-            if prefix or name not in WIDGETS_OF_LUCID_DREAM:
-                value = getattr(config, name)
-                values |= {
-                    prefix + part: v
-                    for part, v in (zip(bounds.parts, value) if bounds.parts else [(name, value)])
-                }
+            value = getattr(config, name)
+            values |= {
+                prefix + part: v
+                for part, v in (zip(bounds.parts, value) if bounds.parts else [(name, value)])
+            }
     inputs = {"preset": preset, **{f"preset.{name}": value for name, value in (values | changes).items()}}
     graph["optimizer"] = {"class_type": "LucidOptimizer", "inputs": inputs}
     graph[node_of(graph, "LucidDream")]["inputs"]["optimizer"] = ["optimizer", 0]

@@ -19,6 +19,7 @@ from lucid_core.guidance.ism import PRESETS
 from lucid_core.guidance.sds import SDS
 from lucid_core.io import ply
 from lucid_core.optimize.config import PRESETS as DREAMS
+from lucid_core.settings import replace_settings
 from lucid_core.starts.shapes import PointCloud
 from workflows.api.client import ComfyError, input_of
 
@@ -203,17 +204,17 @@ def test_text_to_splat_sd_has_the_official_settings_but_one_view_and_image_targe
     assert {name: inputs["LucidISM"][f"preset.{name}"] for name in settings} == settings
     official = DREAMS["official"]
     run = inputs["LucidDream"]
-    assert (run["preset"], run["preset.steps"], run["preset.views"]) == ("official", official.steps, 1)
+    assert (run["preset"], run["preset.steps"], run["preset.views"]) == ("official", official.budget.steps, 1)
     share, targets = inputs["LucidISM"]["surface_share"], TARGETS["official"]
-    config = dataclasses.replace(official, views=1)
+    config = replace_settings(official, views=1)
     of_ism = evaluations_a_step(dataclasses.replace(workflow(), guidance=PRESETS["official"], config=config))
     of_picture = targets.inversion_steps + 2 * targets.sampling_steps
-    of_targets = targets.asks(1.0, round(share * run["preset.steps"])) * targets.views * of_picture
+    of_targets = targets.rounds(1.0, round(share * run["preset.steps"])) * targets.views * of_picture
     assert 7000 < (1 - share) * run["preset.steps"] * of_ism + of_targets < 10_000
     official_run = evaluations_a_step(
         dataclasses.replace(workflow(), guidance=PRESETS["official"], config=official)
     )
-    assert official.steps * official_run == pytest.approx(91_000, rel=0.02)
+    assert official.budget.steps * official_run == pytest.approx(91_000, rel=0.02)
     assert (run["preset.resolution"], inputs["LucidPointCloud"]["count"]) == (512, 100_000)
     assert "LucidCameras" not in inputs  # the official ranges
     assert (inputs["LucidPrompt"]["blend_deg"], inputs["LucidPrompt"]["overhead_deg"]) == (

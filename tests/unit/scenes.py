@@ -2,7 +2,6 @@
 render.
 """
 
-import dataclasses
 from dataclasses import replace
 
 import torch
@@ -16,7 +15,7 @@ from lucid_core.optimize.config import DreamConfig
 from lucid_core.optimize.densify import Densify
 from lucid_core.optimize.loop import distil
 from lucid_core.rasterize import rasterize
-from lucid_core.settings import NO_GROWTH
+from lucid_core.settings import NO_GROWTH, replace_settings
 from lucid_core.splats import Splats
 from lucid_core.starts.shapes import PointCloud
 
@@ -25,7 +24,8 @@ from .priors import GaussianPrior
 # ---- runs of the loop
 
 SIZE = 64
-CONFIG = DreamConfig(
+CONFIG = replace_settings(
+    DreamConfig(),
     steps=60,
     views=2,
     resolution=SIZE,
@@ -114,7 +114,7 @@ def arguments(config):
         "guidance": METHOD,
         "prompts": prompts,
         "cameras": CAMERAS,
-        "config": dataclasses.replace(config, steps=10),
+        "config": replace_settings(config, steps=10),
         "seed": 0,
     }
 
@@ -154,7 +154,7 @@ def same(a, b):
 
 
 def same_end(a, b):
-    return (a.step, a.loss, a.evaluations) == (b.step, b.loss, b.evaluations) and same(a.splats, b.splats)
+    return (a.step, a.losses, a.evaluations) == (b.step, b.losses, b.evaluations) and same(a.splats, b.splats)
 
 
 # ---- splats to render

@@ -221,7 +221,7 @@ def test_what_differs_from_the_checkpoints_run_is_listed(tmp_path, good):
     listed = str(error.value)
     for part in (
         "seed was 3, is 4",
-        "DreamConfig.densify.stop was 0.9, is 0.8",
+        "Densify.stop was 0.9, is 0.8",
         "ISM.cfg was 7.5, is 5.0",
         "start was ",
         "prompt was a red ball, is a red cube",

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lucid_core.optimize.densify import Densifier, Densify, relocate
+from lucid_core.settings import replace_settings
 from lucid_core.splats import parameters
 from lucid_core.starts.shapes import PointCloud
 
@@ -18,7 +19,7 @@ MCMC = Densify(strategy="mcmc", start=0.1, stop=1.0, every=0.1, prune_opacity=0.
 
 
 def few_steps(densify, steps=20, **changes):
-    return dataclasses.replace(CONFIG, steps=steps, densify=densify, **changes)
+    return replace_settings(CONFIG, steps=steps, densify=densify, **changes)
 
 
 def gsplats_table():

@@ -121,7 +121,7 @@ def steps_of(method=METHOD, steps=4, strategy="default", resume=None, fixed=None
     start = PointCloud(count=60, size=1.2).splats(0)
     for step in dream(start, prior, method, prompts, CAMERAS, config, 0, resume=resume, fixed=fixed):
         made.append((step, step.checkpoint()))
-        step.wanted()
+        step.x0_preview()
     return made
 
 
@@ -167,4 +167,5 @@ def test_the_device_changes_no_number():
     here = steps_of(on_gpu=False)
     with PretendedGpu():
         there = steps_of()
-    assert [step.loss for step, _ in there] == pytest.approx([step.loss for step, _ in here], rel=1e-4)
+    for (step, _), (true, _) in zip(there, here, strict=True):
+        assert step.losses == pytest.approx(true.losses, rel=1e-4)

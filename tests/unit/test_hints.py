@@ -8,12 +8,12 @@ import math
 import pytest
 import torch
 
-from lucid_core.cameras import CameraRanges, intrinsics, orbit
+from lucid_core.cameras import CameraRanges, Views, intrinsics, orbit
 from lucid_core.conditioning.control_images import (
     FARTHEST,
     KINDS,
     Hint,
-    images_of,
+    RenderedBatch,
     mirror,
     move_to_frame,
     normals_of,
@@ -26,8 +26,9 @@ from lucid_core.guidance.mixing import GuidanceSource, Mix, MixedSource, Phase
 from lucid_core.optimize.config import DreamConfig
 from lucid_core.optimize.densify import Densify
 from lucid_core.optimize.state import Run
-from lucid_core.optimize.step import backpropagate
-from lucid_core.rasterize import Render, rasterize
+from lucid_core.optimize.step import Setup, backpropagate
+from lucid_core.rasterize import Render, Renderer, rasterize
+from lucid_core.settings import replace_settings
 from lucid_core.splats import Splats
 from lucid_core.starts.shapes import PointCloud, from_points
 
@@ -183,7 +184,9 @@ class Shown(GaussianPrior):
         ]
 
 
-CONFIG = DreamConfig(steps=6, views=5, resolution=64, densify=Densify(start=0.0, stop=0.0))
+CONFIG = replace_settings(
+    DreamConfig(), steps=6, views=5, resolution=64, densify=Densify(start=0.0, stop=0.0)
+)
 PROMPTS = Prompts(("controlled",) * 4, "controlled", "free", hints=(Hint("depth"),))
 
 
@@ -193,11 +196,9 @@ def gradients(prior, **changes):
 
 
 def gradients_of(source, **changes):
-    config = dataclasses.replace(CONFIG, **changes)
-    run = Run(
-        PointCloud(count=200, size=1.2).splats(0), config.densify, config.steps, config.adam_betas, seed=5
-    )
-    backpropagate(run, None, Phase(source, 0.4), CameraRanges(), config, 0, "numba")
+    config = replace_settings(CONFIG, **changes)
+    run = Run(PointCloud(count=200, size=1.2).splats(0), config, seed=5)
+    backpropagate(run, Setup(config, CameraRanges(), Renderer("numba"), None), Phase(source, 0.4), 0)
     return {name: param.grad for name, param in run.params.items()}
 
 
@@ -264,7 +265,7 @@ def test_a_hint_follows_the_splat_and_a_guide_does_not():
         jitter_target=0,
         jitter_up=0,
     )
-    config = dataclasses.replace(CONFIG, flip_share=0.0, scale_jitter=0.0)
+    config = replace_settings(CONFIG, flip_share=0.0, scale_jitter=0.0)
     list(dream(PointCloud(count=200, size=1.2).splats(0), prior, ISM(), both, still, config, seed=0))
     assert len(prior.log) == 6 and not torch.equal(prior.log[0][0], prior.log[-1][0])
     assert torch.equal(prior.log[0][1], prior.log[-1][1])
@@ -277,8 +278,10 @@ def test_a_guide_is_seen_by_the_same_cameras():
     angles = torch.tensor([0.0, 1.2])
     cameras = orbit(angles, *torch.tensor([[0.1], [5.0], [0.4]]).expand(-1, 2), 64, 64)
     render = rasterize(part, cameras, 64, 64, backend="numba")
+    views = Views(cameras, angles, torch.full((2,), 0.1))
+    batch = RenderedBatch(render.rgb, views, render, Renderer("numba"), mirrored=True)
     for kind in KINDS:
-        own, guided = images_of((Hint(kind), Hint(kind, part)), render, cameras, True, "numba")
+        own, guided = batch.control_images((Hint(kind), Hint(kind, part)))
         assert torch.equal(own, guided) and not torch.equal(own[0], own[1]) and own.shape == (2, 64, 64, 3)
         assert own.min() >= 0 and own.max() <= 1
 
@@ -313,5 +316,5 @@ def test_a_resumed_run_with_hints_is_the_run():
     assert (
         again.step == last.step
         and torch.equal(again.splats.means, last.splats.means)
-        and again.loss == last.loss
+        and again.losses == last.losses
     )

@@ -19,7 +19,7 @@ from lucid_core.guidance.ism import ISM
 from lucid_core.optimize.config import DreamConfig
 from lucid_core.optimize.densify import Densify
 from lucid_core.rasterize import rasterize
-from lucid_core.settings import NO_GROWTH
+from lucid_core.settings import NO_GROWTH, replace_settings
 from lucid_core.starts.shapes import PointCloud
 
 from .priors import CloudPrior
@@ -27,7 +27,8 @@ from .scenes import dream
 
 THING, SIZE, FOVY, VIEWS = world.parse("a red mushroom"), 64, math.radians(26), 32
 RADIUS = float(world.distance(THING.kind, FOVY, 0.8))
-CONFIG = DreamConfig(
+CONFIG = replace_settings(
+    DreamConfig(),
     steps=450,
     views=4,
     resolution=SIZE,

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lucid_core.cameras import Views, turntable
+from lucid_core.conditioning.control_images import RenderedBatch
 from lucid_core.conditioning.view_prompts import Prompts
 from lucid_core.diffusion.prior import OutOfMemory
 from lucid_core.guidance.base import PixelGradient
@@ -15,6 +16,8 @@ from lucid_core.guidance.mixing import MODES, GuidanceSource, Mix, MixedSource
 from lucid_core.guidance.sds import SDS
 from lucid_core.guidance.tsm import TSM
 from lucid_core.optimize.loop import distil
+from lucid_core.rasterize import Render, Renderer
+from lucid_core.settings import replace_settings
 from lucid_core.starts.shapes import PointCloud
 
 from .scenes import CAMERAS, CONFIG, METHOD, SIZE, WishPrior, disc, normal
@@ -43,11 +46,20 @@ def source(color, method=METHOD, **prior):
     return GuidanceSource(Scaled(**prior), method, Prompts((wish,) * 4, negative=anything, inverse=anything))
 
 
+def batch_of(images, views):
+    """These images as they would be rendered; nothing but the colours is looked at."""
+    return RenderedBatch(
+        images, views, Render(images, images[..., :1], images[..., :1], {}), Renderer("numba")
+    )
+
+
 def pulled(asked, progress=0.4, seed=0, generator=None):
     """(gradient at two grey images, loss)."""
     images = torch.linspace(0.2, 0.8, 2 * SIZE * SIZE * 3).reshape(2, SIZE, SIZE, 3).requires_grad_()
     views = Views(turntable(2, 0.0, 5.3, 26.0, SIZE, SIZE), torch.tensor([0.1, 2.0]), torch.zeros(2))
-    loss = asked.pull(images * 1.0, views, progress, generator or torch.Generator().manual_seed(seed)).loss
+    loss = asked.loss(
+        batch_of(images * 1.0, views), progress, generator or torch.Generator().manual_seed(seed)
+    ).loss
     loss.backward()
     return images.grad, loss.item()
 
@@ -118,7 +130,7 @@ def steps(asked, steps=8, resume=None):
         start,
         asked,
         CAMERAS,
-        dataclasses.replace(CONFIG, steps=steps),
+        replace_settings(CONFIG, steps=steps),
         seed=4,
         backend="numba",
         resume=resume,
@@ -146,14 +158,14 @@ def test_one_models_full_memory_halves_the_views_of_all():
     whole, parts = list(steps(three("add"), 2)), list(steps(three("add", views=1), 2))
     assert [step.evaluations for step in parts] == [step.evaluations for step in whole]
     torch.testing.assert_close(
-        parts[0].splats.means, whole[0].splats.means, rtol=0, atol=2 * CONFIG.lr_means[0]
+        parts[0].splats.means, whole[0].splats.means, rtol=0, atol=2 * CONFIG.optimizer.rates.lr_means[0]
     )
 
 
 def test_after_a_switch_the_colour_turns_to_that_of_the_second():
     def blueness(asked):
         *_, last = steps(asked, 60)
-        middle = last.wanted()[SIZE // 2, SIZE // 2]
+        middle = last.x0_preview()[SIZE // 2, SIZE // 2]
         color = (last.splats.opacities[:, None] * last.splats.sh[:, 0]).mean(0)
         return float(color[2] - color[0]), float(middle[2] - middle[0])
 
@@ -173,9 +185,8 @@ def views_of(count):
 
 def gradient_of(asked, pixels):
     images = torch.linspace(0.2, 0.8, 2 * SIZE * SIZE * 3).reshape(2, SIZE, SIZE, 3).requires_grad_()
-    asked.pull(
-        images * 1.0, views_of(2), 0.4, torch.Generator().manual_seed(0), pixels=pixels
-    ).loss.backward()
+    batch = batch_of(images * 1.0, views_of(2))
+    asked.loss(batch, 0.4, torch.Generator().manual_seed(0), pixels).loss.backward()
     return images.grad
 
 
@@ -184,7 +195,7 @@ def test_the_residual_is_the_view_less_what_the_model_makes_of_it_as_strong_as_t
     [0, 1].
     """
     asked = source(RED)
-    plain, residual = (gradient_of(asked, PixelGradient(residual=on)) for on in (False, True))
+    plain, residual = (gradient_of(asked, PixelGradient(image_residual=on)) for on in (False, True))
     images = torch.linspace(0.2, 0.8, 2 * SIZE * SIZE * 3).reshape(2, SIZE, SIZE, 3)
     expected = images - (images - plain / METHOD.weight).clamp(0, 1)
     torch.testing.assert_close(residual, expected * (plain.norm() / expected.norm()))
@@ -197,16 +208,16 @@ def test_no_graph_of_the_encoder_is_kept_for_the_residual():
             return super().encode(images)
 
     asked = dataclasses.replace(source(RED), prior=Watched())
-    assert gradient_of(asked, PixelGradient(residual=True)).abs().sum() > 0
+    assert gradient_of(asked, PixelGradient(image_residual=True)).abs().sum() > 0
 
 
 def test_the_pull_is_averaged_over_squares_and_then_limited():
     plain = gradient_of(source(RED), PixelGradient())
-    means = gradient_of(source(RED), PixelGradient(average=8))
+    means = gradient_of(source(RED), PixelGradient(pixel_average=8))
     squares = plain.unflatten(2, (-1, 8)).unflatten(1, (-1, 8)).mean((2, 4), keepdim=True)
     torch.testing.assert_close(means, squares.expand(-1, -1, 8, -1, 8, -1).flatten(3, 4).flatten(1, 2))
     limit = float(means.abs().max()) / 2
-    limited = gradient_of(source(RED), PixelGradient(limit=limit, average=8))
+    limited = gradient_of(source(RED), PixelGradient(pixel_limit=limit, pixel_average=8))
     assert limited.abs().max() == pytest.approx(limit, rel=1e-5)
     hue = limited / limited.norm(dim=-1, keepdim=True)
     torch.testing.assert_close(hue, means / means.norm(dim=-1, keepdim=True))
@@ -214,4 +225,4 @@ def test_the_pull_is_averaged_over_squares_and_then_limited():
 
 def test_a_size_that_does_not_divide_the_resolution_is_refused():
     with pytest.raises(ValueError, match=r"^pixel_average is 7"):
-        dataclasses.replace(CONFIG, pixel_average=7)
+        replace_settings(CONFIG, pixel_average=7)

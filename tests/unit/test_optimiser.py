@@ -6,9 +6,11 @@ import math
 import pytest
 import torch
 
+from lucid_core import rasterize as rasterizers
 from lucid_core.optimize import augment, losses, schedule
 from lucid_core.optimize import step as module
-from lucid_core.optimize.config import DreamConfig
+from lucid_core.optimize.config import Augmentation, DreamConfig, LearningRates, Task
+from lucid_core.settings import replace_settings
 from lucid_core.splats import parameters
 
 from .scenes import CONFIG, arguments, dream, run, splats
@@ -16,20 +18,20 @@ from .scenes import CONFIG, arguments, dream, run, splats
 
 def watch_renders(monkeypatch):
     """-> the SH degree of each render of a run."""
-    degrees, rasterize = [], module.rasterize
+    degrees, rasterize = [], rasterizers.rasterize
 
     def watched(splats, cameras, width, height, sh_degree, *rest):
         degrees.append(sh_degree)
         return rasterize(splats, cameras, width, height, sh_degree, *rest)
 
-    monkeypatch.setattr(module, "rasterize", watched)
+    monkeypatch.setattr(rasterizers, "rasterize", watched)
     return degrees
 
 
 def test_colours_gain_a_band_at_each_share_of_the_run(monkeypatch):
     degrees = watch_renders(monkeypatch)
     steps = run(
-        dataclasses.replace(CONFIG, steps=10, sh_degree=2, sh_every=0.3, sh_plain_share=0.0), start=splats()
+        replace_settings(CONFIG, steps=10, sh_degree=2, sh_every=0.3, sh_plain_share=0.0), start=splats()
     )
     assert degrees == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
     assert steps[0].splats.sh.shape == (200, 9, 3)
@@ -45,15 +47,13 @@ def test_a_splat_keeps_the_bands_it_starts_with(monkeypatch):
     degrees = watch_renders(monkeypatch)
     start = splats()
     start = dataclasses.replace(start, sh=torch.cat([start.sh, torch.zeros(200, 3, 3)], 1))
-    run(dataclasses.replace(CONFIG, steps=4, sh_degree=2, sh_every=0.5, sh_plain_share=0.0), start=start)
+    run(replace_settings(CONFIG, steps=4, sh_degree=2, sh_every=0.5, sh_plain_share=0.0), start=start)
     assert degrees == [1, 1, 2, 2]
 
 
 def test_a_share_of_the_steps_renders_the_base_colours_alone(monkeypatch):
     degrees = watch_renders(monkeypatch)
-    run(
-        dataclasses.replace(CONFIG, steps=40, sh_degree=1, sh_every=0.001, sh_plain_share=0.5), start=splats()
-    )
+    run(replace_settings(CONFIG, steps=40, sh_degree=1, sh_every=0.001, sh_plain_share=0.5), start=splats())
     assert 10 <= degrees[1:].count(0) <= 30 and degrees[1:].count(1) == 39 - degrees[1:].count(0)
 
 
@@ -62,7 +62,7 @@ def test_the_higher_bands_learn_at_a_constant_twentieth_of_the_base_colours_firs
     optimizers = {name: torch.optim.Adam([param]) for name, param in params.items()}
     rate = lambda name: optimizers[name].param_groups[0]["lr"]
     for progress in (0.0, 0.7, 1.0):
-        schedule.set_learning_rates(optimizers, DreamConfig(), progress)
+        schedule.set_learning_rates(optimizers, LearningRates(), Task(), progress)
         assert rate("shN") == pytest.approx(0.005 / 20, rel=1e-12)
         assert rate("sh0") == pytest.approx(0.005 * 0.6**progress, rel=1e-12)
 
@@ -70,8 +70,9 @@ def test_the_higher_bands_learn_at_a_constant_twentieth_of_the_base_colours_firs
 @pytest.mark.parametrize("colors", ["any", "grey"])
 def test_every_view_has_a_background_of_its_own(colors):
     """66% of them are not white: half random, half black, or all grey."""
-    config = DreamConfig(background_colors=colors)
-    found = augment.random_backgrounds(3000, config, torch.Generator().manual_seed(0))
+    found = augment.random_backgrounds(
+        3000, Augmentation(background_colors=colors), torch.Generator().manual_seed(0)
+    )
     white, black = (found == 1).all(1), (found == 0).all(1)
     assert found.shape == (3000, 3) and found.min() >= 0 and found.max() <= 1
     assert white.float().mean() == pytest.approx(0.34, abs=0.03)
@@ -82,7 +83,7 @@ def test_every_view_has_a_background_of_its_own(colors):
 
 def test_the_official_colours_have_one_band(monkeypatch):
     degrees = watch_renders(monkeypatch)
-    assert run(dataclasses.replace(CONFIG, steps=3), start=splats())[-1].splats.sh.shape == (200, 1, 3)
+    assert run(replace_settings(CONFIG, steps=3), start=splats())[-1].splats.sh.shape == (200, 1, 3)
     assert degrees == [0, 0, 0]
 
 
@@ -96,10 +97,10 @@ def test_the_gradient_is_cut_to_its_norm(monkeypatch):
 
     monkeypatch.setattr("lucid_core.optimize.state.Adam", Watched)
     total = lambda: math.sqrt(sum(norms[:6]))  # of the six parameters in the first step
-    run(dataclasses.replace(CONFIG, steps=1), start=splats())
+    run(replace_settings(CONFIG, steps=1), start=splats())
     free = total()
     norms.clear()
-    run(dataclasses.replace(CONFIG, steps=1, clip_norm=free / 10), start=splats())
+    run(replace_settings(CONFIG, steps=1, clip_norm=free / 10), start=splats())
     assert total() == pytest.approx(free / 10, rel=1e-4)
 
 
@@ -115,7 +116,7 @@ def until_it_stops(config=CONFIG):
 
 def test_a_loss_that_is_not_finite_stops_the_run(monkeypatch):
     monkeypatch.setattr(losses, "scale", _nan_at(4))
-    steps, message = until_it_stops(dataclasses.replace(CONFIG, scale_weight=1.0))
+    steps, message = until_it_stops(replace_settings(CONFIG, scale_weight=1.0))
     assert len(steps) == 3 and message.startswith("the loss is not finite at step 4 of 10")
 
 
@@ -138,7 +139,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_spoils_nothing(monkeypa
         return scales.mean() if len(calls) < 3 else (scales - scales.detach()).sqrt().sum()
 
     monkeypatch.setattr(losses, "scale", scale)
-    steps, message = until_it_stops(dataclasses.replace(CONFIG, scale_weight=1.0))
+    steps, message = until_it_stops(replace_settings(CONFIG, scale_weight=1.0))
     assert len(steps) == 2 and message.startswith("the gradient of scales is not finite at step 3 of 10")
 
 
@@ -149,9 +150,9 @@ def test_a_parameter_that_is_not_finite_stops_the_run(monkeypatch):
             with torch.no_grad():
                 params["scales"][7] = 100.0  # its exponential overflows float32
 
-    monkeypatch.setattr(module, "keep_colors", spoiled)
+    monkeypatch.setattr(module, "clamp_colors", spoiled)
     steps, message = until_it_stops(
-        dataclasses.replace(CONFIG, densify=dataclasses.replace(CONFIG.densify, prune_scale3d=0.0))
+        replace_settings(CONFIG, densify=dataclasses.replace(CONFIG.densify, prune_scale3d=0.0))
     )
     assert len(steps) == 4 and message.startswith("scales of the splat is not finite at step 5 of 10")
 
@@ -167,4 +168,4 @@ def test_a_finished_step_is_the_readers_own():
 @pytest.mark.parametrize("bad", [{"sh_degree": 4}, {"sh_every": 0.0}, {"clip_norm": -1.0}])
 def test_bad_settings_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
-        DreamConfig(**bad)
+        replace_settings(DreamConfig(), **bad)

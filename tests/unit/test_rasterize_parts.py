@@ -12,6 +12,7 @@ from torch import nn
 
 from lucid_core.optimize import loop
 from lucid_core.rasterize import RenderError, choice, rasterize, slowdown
+from lucid_core.settings import replace_settings
 
 from .scenes import (
     CONFIG,
@@ -190,7 +191,7 @@ def test_only_wanted_gradients_are_made(monkeypatch, wanted):
 
 def steps_of_a_run(**options):
     given = arguments(CONFIG)
-    return list(dream(**{**given, "config": replace(given["config"], steps=3), **options}))
+    return list(dream(**{**given, "config": replace_settings(given["config"], steps=3), **options}))
 
 
 def test_a_run_with_little_memory_takes_the_same_steps(monkeypatch):
@@ -200,7 +201,7 @@ def test_a_run_with_little_memory_takes_the_same_steps(monkeypatch):
     assert asked == [2, 1, 1, *[1, 1, 1, 1] * 2]  # only the first step tries both views together
     for step, true_step in zip(steps, truth):
         assert step.evaluations == true_step.evaluations and step.slowdown == ""
-        assert step.loss == pytest.approx(true_step.loss, rel=1e-5)
+        assert step.losses == pytest.approx(true_step.losses, rel=1e-5)
         torch.testing.assert_close(step.splats.means, true_step.splats.means, rtol=0, atol=1e-4)
 
 

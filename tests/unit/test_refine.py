@@ -11,17 +11,17 @@ from lucid_core.frames import RADIUS, Frame
 from lucid_core.guidance.baselines import METHODS
 from lucid_core.guidance.ism import ISM
 from lucid_core.optimize.checkpoint import read, settings_of, write
-from lucid_core.optimize.config import DreamConfig
+from lucid_core.optimize.config import Task
 from lucid_core.optimize.densify import Densify
 from lucid_core.optimize.selection import Selection, Subject, join_splats, whole_splat
-from lucid_core.settings import NO_GROWTH
+from lucid_core.settings import NO_GROWTH, replace_settings
 from lucid_core.splats import Splats
 from lucid_core.starts.shapes import PointCloud
 
 from .scenes import CAMERAS, CONFIG, GROWING, MCMC, METHOD, WishPrior, disc, dream, normal, run
 
 STILL = Densify(grow_grad2d=NO_GROWTH, prune_opacity=0.0, reset_every=0.0)
-FEW = dataclasses.replace(CONFIG, steps=8, scale_weight=1.0, densify=STILL)
+FEW = replace_settings(CONFIG, steps=8, scale_weight=1.0, densify=STILL)
 HALF = Selection("box", x=5.0, width=10.0, height=10.0, depth=10.0)  # x > 0
 
 
@@ -45,7 +45,7 @@ def refined(start, config=FEW, selection=None, fit=False):
     prompts = Prompts((wish,) * 4, negative=anything, inverse=anything)
     subject = Subject.of(start, selection, fit)
     *_, last = dream(subject.free, WishPrior(), METHOD, prompts, CAMERAS, config, seed=0, fixed=subject.fixed)
-    return subject.whole(last.splats, config.freeze_geometry)
+    return subject.whole(last.splats, config.task.freeze_geometry)
 
 
 def equal(a, b, *names):
@@ -65,7 +65,7 @@ def test_frozen_colours_keep_their_bits_while_the_rest_moves():
     after = refined(start, dataclasses.replace(FEW, freeze_color=True))
     assert equal(after, start, "sh") and not equal(after, start, "means")
     with pytest.raises(ValueError, match="freeze_color is True; it must be off where freeze_geometry is on"):
-        DreamConfig(freeze_color=True, freeze_geometry=True)
+        Task(freeze_color=True, freeze_geometry=True)
 
 
 @pytest.mark.parametrize("densify", [GROWING, MCMC], ids=["default", "mcmc"])

@@ -16,7 +16,7 @@ from lucid_core.optimize.densify import Densify
 from lucid_core.optimize.loop import distil
 from lucid_core.optimize.replay import Replay
 from lucid_core.rasterize import rasterize
-from lucid_core.settings import NO_GROWTH
+from lucid_core.settings import NO_GROWTH, replace_settings
 from lucid_core.starts.shapes import PointCloud
 
 from .priors import GaussianPrior
@@ -54,7 +54,7 @@ def source(targets=TARGETS, prior=None, negative=ANYTHING):
 
 def steps(asked, steps=30, resume=None, **config):
     start = PointCloud(count=300, size=1.2).splats(0)
-    config = dataclasses.replace(CONFIG, steps=steps, **config)
+    config = replace_settings(CONFIG, steps=steps, **config)
     return distil(start, asked, CAMERAS, config, seed=4, backend="numba", resume=resume)
 
 
@@ -146,9 +146,9 @@ def test_the_schedules_go_from_their_first_to_their_last_values():
 
 def test_it_asks_by_its_fits_and_not_in_its_last_part():
     targets = ImageTargets(fits=10, last=0.4)
-    asked = [targets.asks(step / 100, 100) for step in range(100)]
+    asked = [targets.rounds(step / 100, 100) for step in range(100)]
     assert asked[:60] == [step // 10 + 1 for step in range(60)] and set(asked[60:]) == {6}
-    assert ImageTargets(last=0.99).asks(0.5, 3) == 1
+    assert ImageTargets(last=0.99).rounds(0.5, 3) == 1
 
 
 def pictures(count, first=0.0):
@@ -166,7 +166,7 @@ def test_the_replay_keeps_the_newest_pictures_with_their_cameras():
     replay = pictures(4).add(pictures(4, first=4.0), kept=6)
     for value in replay.tensors().values():
         assert value.flatten(1)[:, 0].tolist() == [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
-    assert replay.asked == 5
+    assert replay.rounds == 5
 
 
 def test_draws_use_every_picture_equally_often():

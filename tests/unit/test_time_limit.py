@@ -11,9 +11,9 @@ import torch
 from lucid_core.conditioning.view_prompts import Prompts
 from lucid_core.guidance.ism import ISM
 from lucid_core.optimize import state as module
-from lucid_core.optimize.config import DreamConfig
+from lucid_core.optimize.config import Budget
 from lucid_core.optimize.densify import Densifier, Densify, latest
-from lucid_core.settings import NO_GROWTH
+from lucid_core.settings import NO_GROWTH, replace_settings
 from lucid_core.starts.shapes import PointCloud
 
 from .scenes import CAMERAS, CONFIG, WishPrior, disc, dream, normal
@@ -50,7 +50,7 @@ def steps_of(minutes, next_step, monkeypatch, resume=None, **changes):
         "densify": Densify(grow_grad2d=NO_GROWTH, reset_every=0.0),
         **changes,
     }
-    config = dataclasses.replace(CONFIG, max_minutes=minutes, **settings)
+    config = replace_settings(CONFIG, max_minutes=minutes, **settings)
     wish = normal(disc([0.9, 0.2, 0.1]), 0.01)
     method, prompts = Watched(seen=[]), Prompts((wish,) * 4, negative=wish, inverse=wish)
     start = PointCloud(count=50, size=1.2).splats(0)
@@ -122,7 +122,7 @@ def test_splats_grow_as_often_on_a_short_time_as_on_a_long_one(monkeypatch):
 def test_the_limit_is_one_of_the_clock_on_the_wall():
     begun = time.monotonic()
     wish = normal(disc([0.9, 0.2, 0.1]), 0.01)
-    config = dataclasses.replace(CONFIG, steps=1_000_000, max_minutes=0.02)
+    config = replace_settings(CONFIG, steps=1_000_000, max_minutes=0.02)
     prompts, start = Prompts((wish,) * 4, negative=wish, inverse=wish), PointCloud(count=50).splats(0)
     *_, last = dream(start, WishPrior(), ISM(inversion_steps=1), prompts, CAMERAS, config, seed=0)
     assert last.seconds >= 1.2 and time.monotonic() - begun < 5 and last.progress == 1
@@ -131,4 +131,4 @@ def test_the_limit_is_one_of_the_clock_on_the_wall():
 @pytest.mark.parametrize("minutes", [-1.0, math.nan, 1e9])
 def test_bad_limits_are_refused(minutes):
     with pytest.raises(ValueError, match="max_minutes is"):
-        DreamConfig(max_minutes=minutes)
+        Budget(max_minutes=minutes)

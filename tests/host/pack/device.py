@@ -90,10 +90,12 @@ def measure(guidance, splat, views, resolution, steps):
         module("lucid_core.cameras"),
         module("nodes.host"),
     )
-    step, presets = module("lucid_core.optimize.step"), module("lucid_core.optimize.config").PRESETS
-    config = replace(presets["official"], steps=5000, views=views, resolution=resolution)
+    renderers, presets = module("lucid_core.rasterize"), module("lucid_core.optimize.config").PRESETS
+    config = module("lucid_core.settings").replace_settings(
+        presets["official"], steps=5000, views=views, resolution=resolution
+    )
     start, clock = host.one_splat(splat), Clock()
-    rasterize, update = step.rasterize, dream.update
+    rasterize, update = renderers.rasterize, dream.update
 
     def after_backward(*arguments):
         clock.stop("render")
@@ -126,11 +128,11 @@ def measure(guidance, splat, views, resolution, steps):
             **memory(),
         }
 
-    step.rasterize, dream.update = clock.time("render", rasterize), after_backward
+    renderers.rasterize, dream.update = clock.time("render", rasterize), after_backward
     try:
         return host.with_source(guidance, views, resolution, body)
     finally:
-        step.rasterize, dream.update = rasterize, update
+        renderers.rasterize, dream.update = rasterize, update
 
 
 def memory():

@@ -70,7 +70,7 @@ class LucidTestPace(IO.ComfyNode):
     def execute(cls, guidance, splat, views, resolution, steps, rounds):
         dream, cameras = module("lucid_core.optimize.loop"), module("lucid_core.cameras")
         host = module("nodes.host")
-        config = replace(
+        config = module("lucid_core.settings").replace_settings(
             module("lucid_core.optimize.config").PRESETS["cpu"],
             steps=10_000,
             views=views,
