@@ -20,6 +20,7 @@ _HOMES = {
     "guidance.mixing": ["GuidanceSource", "Mix", "MixedSource"],
     "conditioning.view_prompts": ["Prompts", "ViewBlend"],
     "optimize.config": ["DREAM_PRESETS", "DreamConfig"],
+    "settings": ["replace_settings"],
     "optimize.loop": ["Step", "distil"],
     "optimize.densify": ["Densify"],
     "starts.shapes": ["PointCloud"],

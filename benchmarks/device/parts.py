@@ -25,6 +25,7 @@ from devtools.base import PACK, PRIOR, link_folder
 from devtools.fetch import find_host
 from devtools.host import Server
 from devtools.tree import Tree
+from lucid_core.settings import replace_settings
 from workflows.api.client import Client, ComfyError, Progress, fill, read_graph
 
 TREE = Tree(Path(__file__).resolve().parents[2])
@@ -240,8 +241,8 @@ def train_prior(out: Path, sizes: Sizes, seconds: int) -> dict:
     config, device = Config(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     minutes = seconds / 60 * 0.8  # the rest is for rendering the images
     if sizes is TOYS:
-        config = replace(config, images=600)
-    config = replace(
+        config = replace_settings(config, images=600)
+    config = replace_settings(
         config,
         vae=replace(config.vae, minutes=0.35 * minutes),
         unet=replace(config.unet, minutes=0.5 * minutes),

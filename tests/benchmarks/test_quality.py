@@ -85,7 +85,10 @@ def test_all_methods_get_the_same_evaluations():
     planned = plan(["a red mushroom"], [0], names, [1.0, 0.25])
     spent = {case.label: case.config.budget.steps * evaluations_a_step(case) for case in planned}
     assert set(spent) == {*names, *(f"{name}@0.25" for name in names)}
-    assert next(case for case in planned if case.label == "ism").config.steps == PRESETS["cpu"].budget.steps
+    assert (
+        next(case for case in planned if case.label == "ism").config.budget.steps
+        == PRESETS["cpu"].budget.steps
+    )
     for name in names:
         assert spent[name] == pytest.approx(spent["ism"], rel=0.02)
         assert spent[f"{name}@0.25"] == pytest.approx(spent["ism"] / 4, rel=0.05)

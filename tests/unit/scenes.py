@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from lucid_core.cameras import CameraRanges, Cameras, turntable
+from lucid_core.conditioning.control_images import RenderedBatch
 from lucid_core.conditioning.view_prompts import Prompts
 from lucid_core.diffusion.prior import OutOfMemory
 from lucid_core.guidance.ism import ISM
@@ -14,7 +15,7 @@ from lucid_core.guidance.mixing import GuidanceSource
 from lucid_core.optimize.config import DreamConfig
 from lucid_core.optimize.densify import Densify
 from lucid_core.optimize.loop import distil
-from lucid_core.rasterize import rasterize
+from lucid_core.rasterize import Render, Renderer, rasterize
 from lucid_core.settings import NO_GROWTH, replace_settings
 from lucid_core.splats import Splats
 from lucid_core.starts.shapes import PointCloud
@@ -117,6 +118,13 @@ def arguments(config):
         "config": replace_settings(config, steps=10),
         "seed": 0,
     }
+
+
+def batch_of(images, views):
+    """These images as they would be rendered; nothing but the colours is looked at."""
+    return RenderedBatch(
+        images, views, Render(images, images[..., :1], images[..., :1], {}), Renderer("numba")
+    )
 
 
 class SmallMemory(WishPrior):

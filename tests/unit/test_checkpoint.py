@@ -21,12 +21,12 @@ from lucid_core.guidance.ism import ISM
 from lucid_core.optimize import checkpoint as module
 from lucid_core.optimize.checkpoint import Checkpoint, changing, read, require_same, settings_of, write
 from lucid_core.optimize.densify import Densify
-from lucid_core.settings import NO_GROWTH
+from lucid_core.settings import NO_GROWTH, replace_settings
 from lucid_core.starts.shapes import PointCloud
 
 from .scenes import CAMERAS, CONFIG, GROWING, MCMC, METHOD, WishPrior, disc, dream, normal, same, same_end
 
-SHORT = dataclasses.replace(
+SHORT = replace_settings(
     CONFIG, steps=20, densify=GROWING, scale_weight=1.0, background_share=0.66, flip_share=0.5
 )
 
@@ -50,7 +50,7 @@ def steps_of(config=SHORT, method=METHOD, resume=None, prior=None, count=300):
 )
 def test_a_resumed_run_is_the_run(tmp_path, changes, method):
     """From the first, from some and from the last step, by way of the file; splats come and go in between."""
-    config, files = dataclasses.replace(SHORT, **changes), {}
+    config, files = replace_settings(SHORT, **changes), {}
     for last in steps_of(config, method):
         if last.step in (1, 9, 20):
             files[last.step] = tmp_path / f"{last.step}.safetensors"
@@ -94,7 +94,7 @@ def test_half_a_step_is_no_checkpoint():
         Densify(start=0.0, every=0.2, grow_grad2d=NO_GROWTH, prune_opacity=0.999, reset_every=0.0),
     )
     with pytest.raises(RuntimeError, match="every Gaussian was pruned at step"):
-        done.extend(steps_of(dataclasses.replace(SHORT, densify=prune)))
+        done.extend(steps_of(replace_settings(SHORT, densify=prune)))
     with pytest.raises(RuntimeError, match=f"step {done[-1].step + 1} was left half made"):
         done[-1].checkpoint()
 
@@ -174,21 +174,45 @@ def test_foreign_and_newer_and_incomplete_files_are_refused(tmp_path, good):
     with pytest.raises(ValueError, match="no checkpoint of Lucid Dream"):
         read(file)
     tensors = read(good)[0].tensors
-    header = {"format": 1, "step": 1, "at": 1, "loss": 0.0, "evaluations": 3, "seconds": 1.0, "settings": {}}
+    numbers = {"step": 1, "at": 1, "evaluations": 3, "seconds": 1.0, "losses": {}}
+    header = {"format": 2, **numbers, "settings": {}}
 
     def rewritten(tensors=tensors, **changes):
         save_file(tensors, file, {module.HEADER: json.dumps({**header, **changes})})
         return file
 
     assert read(rewritten())[0].step == 1
-    with pytest.raises(ValueError, match="has format 2, this version reads up to 1; update"):
-        read(rewritten(format=2))
+    with pytest.raises(ValueError, match="has format 3, this version reads up to 2; update"):
+        read(rewritten(format=3))
     for missing in ("generator", "params.quats"):
         with pytest.raises(ValueError, match=f"is damaged.*{missing.split('.')[-1]}"):
             read(rewritten({name: value for name, value in tensors.items() if name != missing}))
-    save_file(tensors, file, {module.HEADER: json.dumps({"format": 1})})
+    save_file(tensors, file, {module.HEADER: json.dumps({"format": 2, "settings": {}})})
     with pytest.raises(ValueError, match=r"is damaged.*step"):
         read(file)
+
+
+def test_a_file_of_format_1_is_read_with_the_names_of_today(tmp_path, good):
+    """There, all settings of the optimiser were of one class, and a step had one loss."""
+    checkpoint, file = read(good)[0], tmp_path / "old.safetensors"
+    old = {
+        "DreamConfig.steps": 7,
+        "DreamConfig.lr_sh": [0.1, 0.2],
+        "DreamConfig.densify.stop": 0.5,
+        "ISM.cfg": 3,
+    }
+    header = {"format": 1, "step": 1, "at": 1, "loss": 0.5, "evaluations": 3, "seconds": 1.0, "settings": old}
+    tensors = checkpoint.tensors | {"replay.asked": torch.tensor(2)}
+    save_file(tensors, file, {module.HEADER: json.dumps(header)})
+    found, settings = read(file)
+    assert settings == {
+        "Budget.steps": 7,
+        "LearningRates.lr_sh": [0.1, 0.2],
+        "Densify.stop": 0.5,
+        "ISM.cfg": 3,
+    }
+    assert found.losses == {} and int(found.group("replay")["rounds"]) == 2
+    assert same(found.splats(), checkpoint.splats())
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, good, monkeypatch):
@@ -215,7 +239,7 @@ def test_what_differs_from_the_checkpoints_run_is_listed(tmp_path, good):
         saved, settings_of(start, 3, dataclasses.replace(SHORT), CameraRanges(), ISM(), prompt="a red ball")
     )
     moved = dataclasses.replace(start, means=start.means.nextafter(start.means + 1))
-    dense = dataclasses.replace(SHORT, densify=dataclasses.replace(GROWING, stop=0.8))
+    dense = replace_settings(SHORT, densify=dataclasses.replace(GROWING, stop=0.8))
     with pytest.raises(ValueError) as error:
         require_same(saved, settings_of(moved, 4, dense, cameras, ISM(cfg=5.0), prompt="a red cube"))
     listed = str(error.value)

@@ -92,13 +92,7 @@ def test_mcmc_shakes_faint_splats_most():
     start = dataclasses.replace(start, opacities=torch.where(faint, 0.004, 0.9), scales=start.scales * 10)
     quiet = few_steps(dataclasses.replace(MCMC, start=1.0), steps=1, lr_means=(1e-4, 1e-4))
     moved = [
-        (
-            run(
-                dataclasses.replace(quiet, densify=dataclasses.replace(quiet.densify, noise=noise)),
-                start=start,
-            )[0].splats.means
-            - start.means
-        ).norm(dim=1)
+        (run(replace_settings(quiet, noise=noise), start=start)[0].splats.means - start.means).norm(dim=1)
         for noise in (0.0, 5e5)
     ]
     assert moved[0].max() < 2e-4

@@ -17,9 +17,9 @@ from lucid_core.conditioning.control_images import KINDS, Hint
 from lucid_core.conditioning.view_prompts import Prompts, ViewBlend
 from lucid_core.guidance.baselines import METHODS
 from lucid_core.guidance.ism import ISM
-from lucid_core.optimize import loop
 from lucid_core.optimize.densify import Densify
 from lucid_core.rasterize import reference
+from lucid_core.settings import replace_settings
 from lucid_core.starts.shapes import PointCloud
 
 from .scenes import CAMERAS, CONFIG, WishPrior, disc, dream, normal
@@ -113,7 +113,7 @@ def steps_of(method=METHOD, steps=4, strategy="default", resume=None, fixed=None
     wish, anything = to(normal(disc([0.9, 0.2, 0.1]), 0.01)), to(normal(disc([0.5, 0.5, 0.5]), 1.0))
     prompts = Prompts((wish,) * 4, anything, anything, ViewBlend(perp_neg=2.0), hints)
     densify = replace(DENSIFY, strategy=strategy)
-    config = replace(
+    config = replace_settings(
         CONFIG, steps=steps, disparity_share=0.5, flip_share=0.5, clip_norm=1.0, sh_degree=1, densify=densify
     )
     prior = PriorOnGpu() if on_gpu else WishPrior()
@@ -132,7 +132,7 @@ def gpu(request, monkeypatch):
         device = torch.device("cpu")
     else:
         device = GPU
-        monkeypatch.setattr(loop, "device_for", lambda backend: GPU)
+        monkeypatch.setattr(rasterize, "device_for", lambda backend: GPU)
         monkeypatch.setattr(rasterize, "_render", lambda backend, arguments: reference.render(*arguments))
     with PretendedGpu():
         yield device

@@ -62,10 +62,10 @@ def test_the_global_generator_is_left_alone():
     expected = torch.rand(3)
     torch.manual_seed(123)
     run(
-        dataclasses.replace(
+        replace_settings(
             CONFIG,
             steps=8,
-            densify=dataclasses.replace(CONFIG.densify, start=0.0, every=0.2, grow_grad2d=0.0),
+            densify=dataclasses.replace(CONFIG.optimizer.densify, start=0.0, every=0.2, grow_grad2d=0.0),
         )
     )
     assert torch.equal(torch.rand(3), expected)
@@ -73,7 +73,13 @@ def test_the_global_generator_is_left_alone():
 
 def test_splats_are_added_pruned_and_capped():
     grow = dataclasses.replace(
-        CONFIG.densify, start=0.1, stop=1.0, every=0.2, grow_grad2d=0.0, prune_opacity=0.0, reset_every=0
+        CONFIG.optimizer.densify,
+        start=0.1,
+        stop=1.0,
+        every=0.2,
+        grow_grad2d=0.0,
+        prune_opacity=0.0,
+        reset_every=0,
     )
     counts = [len(step.splats) for step in run(replace_settings(CONFIG, steps=20, densify=grow))]
     assert counts[-1] > 600
@@ -85,7 +91,7 @@ def test_splats_are_added_pruned_and_capped():
 
 def test_a_run_that_prunes_everything_says_so():
     prune = dataclasses.replace(
-        CONFIG.densify, start=0.0, every=0.2, grow_grad2d=NO_GROWTH, prune_opacity=0.999
+        CONFIG.optimizer.densify, start=0.0, every=0.2, grow_grad2d=NO_GROWTH, prune_opacity=0.999
     )
     with pytest.raises(RuntimeError, match="every Gaussian was pruned at step"):
         run(replace_settings(CONFIG, steps=20, densify=prune))
@@ -93,7 +99,9 @@ def test_a_run_that_prunes_everything_says_so():
 
 def test_opacities_are_reset_on_time():
     """gsplat 1.5's DefaultStrategy never resets (operator precedence); ours must."""
-    reset = dataclasses.replace(CONFIG.densify, start=0.9, stop=1.0, reset_every=0.5, prune_opacity=0.005)
+    reset = dataclasses.replace(
+        CONFIG.optimizer.densify, start=0.9, stop=1.0, reset_every=0.5, prune_opacity=0.005
+    )
     steps = run(replace_settings(CONFIG, steps=20, densify=reset))
     assert steps[9].splats.opacities.max() <= 0.0101 < steps[8].splats.opacities.max()
 
@@ -188,6 +196,15 @@ def test_bad_input_is_refused():
     for bad in ({"steps": 0}, {"views": 0}, {"resolution": 100}, {"resolution": 8}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             replace_settings(CONFIG, **bad)
+
+
+def test_the_losses_of_a_step_are_reported_by_name():
+    """The scale loss is the weighted mean of the start's scales; the others are off or not negative."""
+    start = PointCloud(count=200, size=1.2).splats(0)
+    (step,) = run(replace_settings(CONFIG, steps=1, scale_weight=3.0), start=start)
+    assert set(step.losses) == {"gradient norm", "tv", "scale"}
+    assert step.losses["scale"] == pytest.approx(3 * float(start.scales.mean()), rel=1e-5)
+    assert step.losses["tv"] == 0 and step.losses["gradient norm"] > 0
 
 
 def test_a_disc_seen_from_everywhere_is_not_on_one_side(steps):

@@ -82,7 +82,7 @@ def test_a_run_goes_on_with_fewer_views_at_a_time(fits, fails_in_backward, caplo
     assert [step.evaluations for step in parts] == [step.evaluations for step in whole]
     assert parts[0].losses == pytest.approx(whole[0].losses, rel=1e-5)
     torch.testing.assert_close(
-        parts[0].splats.means, whole[0].splats.means, rtol=0, atol=2 * CONFIG.lr_means[0]
+        parts[0].splats.means, whole[0].splats.means, rtol=0, atol=2 * CONFIG.optimizer.rates.lr_means[0]
     )
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from lucid_core.cameras import Views, turntable
-from lucid_core.conditioning.control_images import RenderedBatch
 from lucid_core.conditioning.view_prompts import Prompts
 from lucid_core.diffusion.prior import OutOfMemory
 from lucid_core.guidance.base import PixelGradient
@@ -16,11 +15,10 @@ from lucid_core.guidance.mixing import MODES, GuidanceSource, Mix, MixedSource
 from lucid_core.guidance.sds import SDS
 from lucid_core.guidance.tsm import TSM
 from lucid_core.optimize.loop import distil
-from lucid_core.rasterize import Render, Renderer
 from lucid_core.settings import replace_settings
 from lucid_core.starts.shapes import PointCloud
 
-from .scenes import CAMERAS, CONFIG, METHOD, SIZE, WishPrior, disc, normal
+from .scenes import CAMERAS, CONFIG, METHOD, SIZE, WishPrior, batch_of, disc, normal
 
 RED, BLUE = (0.9, 0.2, 0.1), (0.1, 0.2, 0.9)
 
@@ -44,13 +42,6 @@ class Scaled(WishPrior):
 def source(color, method=METHOD, **prior):
     wish, anything = normal(disc(color), 0.01), normal(disc([0.5, 0.5, 0.5]), 1.0)
     return GuidanceSource(Scaled(**prior), method, Prompts((wish,) * 4, negative=anything, inverse=anything))
-
-
-def batch_of(images, views):
-    """These images as they would be rendered; nothing but the colours is looked at."""
-    return RenderedBatch(
-        images, views, Render(images, images[..., :1], images[..., :1], {}), Renderer("numba")
-    )
 
 
 def pulled(asked, progress=0.4, seed=0, generator=None):

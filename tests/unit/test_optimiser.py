@@ -152,7 +152,7 @@ def test_a_parameter_that_is_not_finite_stops_the_run(monkeypatch):
 
     monkeypatch.setattr(module, "clamp_colors", spoiled)
     steps, message = until_it_stops(
-        replace_settings(CONFIG, densify=dataclasses.replace(CONFIG.densify, prune_scale3d=0.0))
+        replace_settings(CONFIG, densify=dataclasses.replace(CONFIG.optimizer.densify, prune_scale3d=0.0))
     )
     assert len(steps) == 4 and message.startswith("scales of the splat is not finite at step 5 of 10")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lucid_core.optimize import loop
+from lucid_core import rasterize as rasterizers
 from lucid_core.rasterize import RenderError, choice, rasterize, slowdown
 from lucid_core.settings import replace_settings
 
@@ -210,7 +210,7 @@ def test_each_step_says_why_it_is_slow(monkeypatch):
     as_if_on_cuda(monkeypatch)
     limit(monkeypatch, "gsplat", backward=0)
     monkeypatch.setattr(
-        loop, "device_for", lambda backend: choice.device_for(backend) and torch.device("cpu")
+        rasterizers, "device_for", lambda backend: choice.device_for(backend) and torch.device("cpu")
     )
     assert all("gsplat has no memory for one view" in step.slowdown for step in steps_of_a_run())
 

@@ -55,14 +55,14 @@ def equal(a, b, *names):
 @pytest.mark.parametrize("fit", [False, True])
 def test_frozen_geometry_keeps_its_bits_and_takes_new_colours(fit):
     start = some()
-    after = refined(start, dataclasses.replace(FEW, freeze_geometry=True, densify=GROWING), fit=fit)
+    after = refined(start, replace_settings(FEW, freeze_geometry=True, densify=GROWING), fit=fit)
     assert equal(after, start, "means", "quats", "scales", "opacities")
     assert (after.sh - start.sh).abs().mean() > 0.01
 
 
 def test_frozen_colours_keep_their_bits_while_the_rest_moves():
     start = some(sh=4)
-    after = refined(start, dataclasses.replace(FEW, freeze_color=True))
+    after = refined(start, replace_settings(FEW, freeze_color=True))
     assert equal(after, start, "sh") and not equal(after, start, "means")
     with pytest.raises(ValueError, match="freeze_color is True; it must be off where freeze_geometry is on"):
         Task(freeze_color=True, freeze_geometry=True)
@@ -73,7 +73,7 @@ def test_frozen_colours_keep_their_bits_while_the_rest_moves():
 def test_what_is_not_selected_keeps_its_bits_while_the_rest_grows(densify, fit):
     start = some()
     outside = start.means[:, 0] < 0
-    after = refined(start, dataclasses.replace(FEW, steps=12, densify=densify), HALF, fit)
+    after = refined(start, replace_settings(FEW, steps=12, densify=densify), HALF, fit)
     rest = after.map(lambda x: x[-int(outside.sum()) :])
     assert equal(rest, start.map(lambda x: x[outside]), *vars(start))
     assert len(after) != len(start)
@@ -83,7 +83,7 @@ def test_what_is_not_selected_is_seen():
     """A ball that is right but for its half: only the whole view tells the model so. Here: the other half
     changes the loss.
     """
-    start, config = some(), dataclasses.replace(FEW, steps=1)
+    start, config = some(), replace_settings(FEW, steps=1)
     alone = start.map(lambda x: x[start.means[:, 0] >= 0])
     among, by_itself = refined(start, config, HALF), refined(alone, config)
     assert not torch.equal(among.sh[: len(alone)], by_itself.sh)
@@ -144,7 +144,7 @@ def test_a_fitted_run_is_the_run_of_the_fitted_splat():
 def test_very_few_gaussians_have_a_frame(splats):
     start = some().map(lambda x: x[:splats])
     assert Frame.of(start).enter(start).means.isfinite().all()
-    assert refined(start, dataclasses.replace(FEW, steps=2), fit=True).means.isfinite().all()
+    assert refined(start, replace_settings(FEW, steps=2), fit=True).means.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -164,12 +164,12 @@ def test_strength_limits_the_noise(method):
 def test_less_strength_stays_nearer_to_the_start():
     start = some()
     moved = [
-        float((refined(start, dataclasses.replace(FEW, strength=s)).means - start.means).norm())
+        float((refined(start, replace_settings(FEW, strength=s)).means - start.means).norm())
         for s in (0.1, 0.4, 1.0)
     ]
     assert moved[0] < 0.5 * moved[1] < 0.5 * moved[2]
     assert equal(
-        refined(start, dataclasses.replace(FEW, strength=1.0)), run(FEW, start=start)[-1].splats, *vars(start)
+        refined(start, replace_settings(FEW, strength=1.0)), run(FEW, start=start)[-1].splats, *vars(start)
     )
 
 

@@ -20,7 +20,7 @@ from lucid_core.settings import NO_GROWTH, replace_settings
 from lucid_core.starts.shapes import PointCloud
 
 from .priors import GaussianPrior
-from .scenes import CAMERAS, CONFIG, METHOD, SIZE, WishPrior, disc, normal, same_end
+from .scenes import CAMERAS, CONFIG, METHOD, SIZE, WishPrior, batch_of, disc, normal, same_end
 
 WISH, ANYTHING = normal(disc([0.9, 0.2, 0.1]), 0.01), normal(disc([0.5, 0.5, 0.5]), 1.0)
 TARGETS = ImageTargets(views=4, fits=6, kept=12, sampling_steps=2, cfg=1.0, cfg_last=1.0, last=0.3, rate=2.0)
@@ -158,7 +158,7 @@ def pictures(count, first=0.0):
         value[:, None, None].expand(-1, 3, 3),
         value[:, None].expand(-1, 3),
         value[:, None, None, None].expand(-1, 2, 2, 3),
-        asked=int(first) + 1,
+        rounds=int(first) + 1,
     )
 
 
@@ -284,7 +284,8 @@ def test_settings_out_of_their_meaning_are_refused_by_name(changes, name):
 
 def test_every_view_gets_a_picture_of_its_dtype():
     views = Views(turntable(3, 0.0, 5.3, 26.0, SIZE, SIZE), torch.tensor([0.1, 2.0, -1.0]), torch.zeros(3))
-    found = source().pictures(torch.rand(3, SIZE, SIZE, 3), views, 0.0, torch.Generator().manual_seed(0))
+    batch = batch_of(torch.rand(3, SIZE, SIZE, 3), views)
+    found = source().pictures(batch, 0.0, torch.Generator().manual_seed(0))
     assert found.shape == (3, SIZE, SIZE, 3) and found.dtype == torch.float32
 
 
