@@ -76,10 +76,9 @@ class Session:
             left = f"{left_s // 60} min {left_s % 60} s" if left_s >= 60 else f"{left_s} s"
             text += [f"{seconds / steps:.2f} s a step", f"{left} left"]
         text += [f"{len(step.splats)} splats"]
-        text += [f"{name} {value:.3g}" for name, value in step.losses.items()]
-        return "\n".join(
-            [", ".join(text), *filter(None, (self.checkpoints.failure, self.note, step.slowdown))]
-        )
+        losses = ", ".join(f"{name} {value:.3g}" for name, value in step.losses.items())
+        lines = (", ".join(text), losses, self.checkpoints.failure, self.note, step.slowdown)
+        return "\n".join(filter(None, lines))
 
     def end(self) -> None:
         """Write the final checkpoint; log it if the time limit ended the run."""

@@ -30,11 +30,13 @@ def test_pictures_pace_and_time_left_are_shown(client, wanted, shape):
     }
     pictures, texts = shown(client, workflow(LucidDream=settings))
     assert pictures and {picture.shape for picture in pictures} == {shape}  # the host enlarges them
+    texts, losses = zip(*(text.splitlines() for text in texts))
     assert texts[0] == "step 1 of 12, 300 splats"
     assert all(
         re.fullmatch(r"step \d+ of 12, \d+\.\d\d s a step, \d+ s left, \d+ splats", text)
         for text in texts[1:]
     )
+    assert all(re.fullmatch(r"gradient norm \S+, tv \S+, scale \S+", text) for text in losses)
     assert texts[-1].startswith("step 12 of 12") and ", 0 s left" in texts[-1]
     if wanted:  # a picture, not a blank
         assert pictures[-1][:, 256:].std() > 5

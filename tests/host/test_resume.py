@@ -1,12 +1,19 @@
 """Checkpoints through the node: what is resumed, and what is refused."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from lucid_core.optimize import checkpoint
 from workflows.api.client import ComfyError
 
 from .graphs import node_of, ply_of, summary_of, with_model, workflow
+
+DATA = Path(__file__).resolve().parents[1] / "data"
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +52,8 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_splat(client, server):
         (lambda good: good[: len(good) // 2], "is damaged or no checkpoint"),
         (lambda good: b"ply\n" + good, "is damaged or no checkpoint"),
         (
-            lambda good: good.replace(b'\\"format\\": 1', b'\\"format\\": 9'),
-            "has format 9, this version reads up to 1",
+            lambda good: good.replace(b'\\"format\\": 2', b'\\"format\\": 9'),
+            "has format 9, this version reads up to 2",
         ),
     ],
     ids=["truncated", "foreign", "newer"],
@@ -140,3 +147,25 @@ def test_a_patch_that_remembers_what_it_saw_does_not_stop_a_resume(client):
 def test_a_checkpoint_that_is_not_there_is_refused(client, name):
     with pytest.raises(ComfyError, match=r"Lucid Dream: resume is '.*'; it must be the name of a file under"):
         client.run(workflow(LucidDream={"resume": name}))
+
+
+HASHES = ("start", "conditioning", "model", "vae")  # of numbers that another CPU may round differently
+
+
+def test_a_workflow_and_a_checkpoint_of_before_run_on(client, base):
+    """Both were written by the version before the settings were grouped (checkpoints of format 1)."""
+    graph = json.loads((DATA / "workflow_format_1.json").read_text())
+    whole = client.run(graph)
+    today = checkpoint.read(base / "output" / summary_of(whole)["checkpoint"])[1]
+    with safe_open(DATA / "checkpoint_format_1.safetensors", "pt") as file:
+        header = json.loads(file.metadata()[checkpoint.HEADER])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert header["format"] == 1 and header["step"] == 4
+    header["settings"] |= {name: today[name] for name in HASHES}
+    save_file(tensors, base / "output/lucid/format_1.safetensors", {checkpoint.HEADER: json.dumps(header)})
+    graph[node_of(graph, "LucidDream")]["inputs"]["resume"] = "lucid/format_1.safetensors"
+    resumed = client.run(graph)
+    assert summary_of(resumed)["steps"] == 6
+    assert summary_of(resumed)["evaluations"] == summary_of(whole)["evaluations"]
+    for value, expected in zip(vars(ply_of(client, resumed)).values(), vars(ply_of(client, whole)).values()):
+        torch.testing.assert_close(value, expected, rtol=0, atol=0.02)
