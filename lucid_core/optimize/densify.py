@@ -117,7 +117,7 @@ class Densifier:
             )
             self.state = self.strategy.initialize_state()
         else:
-            self.strategy = _ours(strategies.DefaultStrategy, config.max_splats, self.reset_every)(
+            self.strategy = _capped(strategies.DefaultStrategy, config.max_splats, self.reset_every)(
                 prune_opa=config.prune_opacity,
                 grow_grad2d=config.grow_grad2d,
                 grow_scale3d=config.grow_scale3d,
@@ -179,14 +179,14 @@ def latest(before: int, step: int, every: int) -> int:
     return multiple if multiple > before else step
 
 
-def _ours(strategy: type, max_splats: int, large_from: int) -> type:
+def _capped(strategy: type, max_splats: int, large_from: int) -> type:
     """gsplat's DefaultStrategy with a maximum number of Gaussians; large ones are pruned after `large_from`.
 
     Each split or clone adds one Gaussian. If the remaining room is smaller than the number of candidates,
     those with the largest gradients grow.
     """
 
-    class Ours(strategy):
+    class Capped(strategy):
         def _grow_gs(self, params, optimizers, state, step):
             threshold, room = self.grow_grad2d, max_splats - len(params["means"])
             scores = state["grad2d"] / state["count"].clamp_min(1)
@@ -206,7 +206,7 @@ def _ours(strategy: type, max_splats: int, large_from: int) -> type:
             finally:
                 self.reset_every = original
 
-    return Ours
+    return Capped
 
 
 @contextmanager

@@ -105,19 +105,19 @@ class HostPrior(Prior):
         with memory_errors():
             self._ready()
             self._let_gradients_pass()
-            return self._ours(
-                self._latents.process_in(self._hosts(self._vae.encode(images).to(self._device)))
+            return self._from_host(
+                self._latents.process_in(self._to_host(self._vae.encode(images).to(self._device)))
             )
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self._vae.decode(self._ours(self._latents.process_out(self._hosts(latents))))
+        return self._vae.decode(self._from_host(self._latents.process_out(self._to_host(latents))))
 
-    def _hosts(self, latents: Tensor) -> Tensor:
+    def _to_host(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) -> the host's latents: the same, or (B, C, 1, h, w) for ONE_FRAME models."""
         return latents if self._latents.latent_dimensions == 2 else latents.unsqueeze(2)
 
-    def _ours(self, latents: Tensor) -> Tensor:
-        """The inverse of `_hosts`."""
+    def _from_host(self, latents: Tensor) -> Tensor:
+        """The inverse of `_to_host`."""
         return latents if self._latents.latent_dimensions == 2 else latents.squeeze(2)
 
     def denoise(self, z: Tensor, sigma: float, conds: list[HostCond]) -> list[Tensor]:
@@ -129,9 +129,11 @@ class HostPrior(Prior):
         with memory_errors():
             self._ready()
             with torch.inference_mode():  # as in the host's samplers; patches expect it
-                answers = iter(self._answers(asked, roles, *self._levels.to_host(self._hosts(z), sigma)))
+                answers = iter(self._answers(asked, roles, *self._levels.to_host(self._to_host(z), sigma)))
             close_allocation_graphs()
-        return [self._ours(mean_of(cond, [next(answers) for _ in some])) for cond, some in zip(conds, parts)]
+        return [
+            self._from_host(mean_of(cond, [next(answers) for _ in some])) for cond, some in zip(conds, parts)
+        ]
 
     def _answers(self, asked: list[HostCond], roles: list[int], x: Tensor, levels: Tensor) -> list[Tensor]:
         """z0 predictions, in the host's form, for the conditionings `asked` with their `roles` (see
@@ -182,9 +184,11 @@ class HostPrior(Prior):
         if not any(self._options.get(name) for name in CFG_PATCHES):
             return super().guide(z, sigma, conds, e, cfg)
         with memory_errors(), torch.inference_mode():
-            x, levels = self._levels.to_host(self._hosts(z), sigma)
-            answers = [self._hosts(z - sigma * noise) for noise in e]
-            z0 = self._ours(apply_cfg(self._model, conds, x, levels, answers, cfg, self._options_at(levels)))
+            x, levels = self._levels.to_host(self._to_host(z), sigma)
+            answers = [self._to_host(z - sigma * noise) for noise in e]
+            z0 = self._from_host(
+                apply_cfg(self._model, conds, x, levels, answers, cfg, self._options_at(levels))
+            )
         return (z - z0.clone()) / sigma
 
 

@@ -92,7 +92,7 @@ class LucidTestPace(IO.ComfyNode):
                         next(run)
                     with timed(spent, "host"), torch.inference_mode():
                         for z, sigma, conds in prior.calls:
-                            x, levels = prior._levels.to_host(prior._hosts(z), sigma)
+                            x, levels = prior._levels.to_host(prior._to_host(z), sigma)
                             comfy.samplers.calc_cond_batch(prior._model, conds, x, levels, prior._options)
                     with timed(spent, "vae"):
                         images = torch.rand(views, resolution, resolution, 3).requires_grad_()
