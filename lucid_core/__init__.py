@@ -9,9 +9,10 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "errors": ["LucidError", "OutOfMemory"],
     "splats": ["Splats"],
     "cameras": ["CameraRanges", "Cameras", "orbit", "turntable"],
-    "diffusion.prior": ["Conds", "OutOfMemory", "Prior"],
+    "diffusion.prior": ["Conds", "Prior"],
     "diffusion.diffusers_prior": ["DiffusersPrior"],
     "guidance.base": ["Guidance"],
     "guidance.ism": ["ISM", "ISM_PRESETS"],

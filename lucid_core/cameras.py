@@ -103,7 +103,7 @@ class CameraRanges:
     start with azimuths of -80 to 80 degrees and a factor of 1.5. schedule "linear": radius and field of view
     change linearly from their initial to their `_end` ranges over the first `widen` of the run.
 
-    Raises ValueError for a value out of bounds or a minimum above its maximum.
+    Raises BadSetting for a value out of bounds or a minimum above its maximum.
     """
 
     azimuth_min_deg: float = setting(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
+from .errors import BadSetting
+
 Config = TypeVar("Config")
 NO_GROWTH = 1000.0  # threshold of the image-plane gradient that no Gaussian reaches
 
@@ -50,7 +52,7 @@ def bounds_of(config: Any) -> dict[str, Bounds]:
 
 
 def check_bounds(config: Any) -> None:
-    """Raise ValueError for the first setting out of bounds; NaN is always out of bounds."""
+    """Raise BadSetting for the first setting out of bounds; NaN is always out of bounds."""
     for name, b in bounds_of(config).items():
         value = getattr(config, name)
         if b.options:
@@ -61,9 +63,9 @@ def check_bounds(config: Any) -> None:
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:
-    """Raise ValueError "name is value; it must be allowed" unless `ok`."""
+    """Raise BadSetting "name is value; it must be allowed" unless `ok`."""
     if not ok:
-        raise ValueError(f"{name} is {value}; it must be {allowed}")
+        raise BadSetting(name, value, allowed)
 
 
 class BoundedSettings:
@@ -76,7 +78,7 @@ class BoundedSettings:
 def replace_settings(config: Config, **values: Any) -> Config:
     """A copy of a dataclass with some settings replaced by name, also those of the dataclasses within it.
 
-    Raises TypeError for a name that none of them has, ValueError for a value out of bounds.
+    Raises TypeError for a name that none of them has, BadSetting for a value out of bounds.
     """
     own = {f.name: getattr(config, f.name) for f in fields(config)}  # type: ignore[arg-type]
     changed = {name: values.pop(name) for name in own if name in values}

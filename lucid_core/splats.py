@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from .errors import BadSplats
+
 SH_C0 = 0.28209479177387814  # SH band-0 basis; colour = 0.5 + SH_C0 * sh0 (3DGS, Kerbl et al. 2023)
 NO_ROTATION = 1e-12  # quaternions shorter than this are treated as 0
 MIN_SCALE, MAX_OPACITY = 1e-8, 1 - 1e-6  # keep log scale and logit opacity finite
@@ -55,27 +57,35 @@ class Splats:
 
 
 def validate(splats: Splats) -> None:
-    """Raise ValueError unless `splats` is non-empty, finite and of consistent shapes."""
+    """Raise BadSplats unless `splats` is non-empty, finite and of consistent shapes."""
+    validate_shapes(splats)
     n = len(splats)
     if n == 0:
-        raise ValueError("the splat is empty (0 Gaussians); connect a splat that has some")
-    k = splats.sh.shape[1] if splats.sh.ndim == 3 else -1
-    if k not in (1, 4, 9, 16):
-        raise ValueError(f"sh has shape {tuple(splats.sh.shape)}; expected (N, K, 3) with K 1, 4, 9 or 16")
-    shapes = {"means": (n, 3), "quats": (n, 4), "scales": (n, 3), "opacities": (n,), "sh": (n, k, 3)}
-    for name, shape in shapes.items():
-        value = getattr(splats, name)
-        if tuple(value.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {shape}")
+        raise BadSplats("number of Gaussians", "is 0; use a splat that has some")
+    for name, value in vars(splats).items():
         bad = int((~torch.isfinite(value)).reshape(n, -1).any(dim=1).sum())
         if bad:
-            raise ValueError(f"{name} of {bad} of {n} Gaussians is not finite; repair or remove them first")
+            raise BadSplats(name, f"are not finite in {bad} of {n} Gaussians; repair or remove these first")
     length = splats.quats.norm(dim=1)
     still = int(((length < NO_ROTATION) | (length == math.inf)).sum())
     if still:
-        raise ValueError(
-            f"quats of {still} of {n} Gaussians are 0 or overflow (no rotation); repair or remove them first"
+        raise BadSplats(
+            "quats",
+            f"are 0 or overflow in {still} of {n} Gaussians (no rotation); repair or remove these first",
         )
+
+
+def validate_shapes(splats: Splats) -> None:
+    """Raise BadSplats unless the shapes are those that `Splats` states; N may be 0."""
+    n = splats.means.shape[:1].numel()
+    k = splats.sh.shape[1] if splats.sh.ndim == 3 else -1
+    if k not in (1, 4, 9, 16):
+        raise BadSplats("sh", f"have shape {tuple(splats.sh.shape)}; give (N, K, 3) with K 1, 4, 9 or 16")
+    shapes = {"means": (n, 3), "quats": (n, 4), "scales": (n, 3), "opacities": (n,), "sh": (n, k, 3)}
+    for name, shape in shapes.items():
+        value = getattr(splats, name)
+        if value.shape != shape:
+            raise BadSplats(name, f"have shape {tuple(value.shape)}; give {shape}")
 
 
 def repair(splats: Splats) -> tuple[Splats, str]:

@@ -33,12 +33,13 @@ def node_list() -> list[type]:
     """All node classes of the pack.
 
     If this ComfyUI version lacks something that the nodes need, stand-in nodes that report the missing parts.
-    Raises RuntimeError if it does not support the V3 node API at all.
+    Raises IncompatibleHost if it does not support the V3 node API at all.
     """
     missing = compat.missing_parts()
     if missing:
-        log.error(compat.sentence(missing))
-        return compat.stand_ins(missing)
+        refusal = compat.IncompatibleHost(missing)
+        log.error(refusal)
+        return compat.stand_ins(refusal)
     log.info(
         "Lucid ISM: ComfyUI %s, torch %s, Python %s",
         compat.host_version(),

@@ -3,6 +3,7 @@ import dataclasses
 from comfy_api.latest import IO
 
 from ..lucid_core.conditioning.control_images import KINDS, Hint
+from ..lucid_core.errors import BadInput
 from ..lucid_core.settings import require
 from . import host
 from .inputs import CATEGORY, errors_of
@@ -119,13 +120,14 @@ def with_controls(prompt: LucidPromptData, *controls: Control) -> LucidPromptDat
 
 
 def require_free_controls(prompt: LucidPromptData) -> None:
-    """Raise ValueError unless the prompt's conditionings carry ControlNets whose hint is not set yet."""
+    """Raise BadInput unless the prompt's conditionings carry ControlNets whose hint is not set yet."""
     if not host.carries_control([*prompt.views, prompt.negative, prompt.inverse]):
-        raise ValueError(
-            "control_net is empty, and no conditioning of the prompt has a ControlNet; connect one"
+        raise BadInput(
+            "control_net", "is empty, and no conditioning of the prompt has a ControlNet; connect one"
         )
     if any(control.net is None for control in prompt.controls):
-        raise ValueError(
-            "control_net is empty, and an earlier Lucid ControlNet already sets the hint of the prompt's "
-            "ControlNets"
+        raise BadInput(
+            "control_net",
+            "is empty, and an earlier Lucid ControlNet already sets the hint of the prompt's ControlNets; "
+            "remove one of the two nodes",
         )

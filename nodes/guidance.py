@@ -59,7 +59,7 @@ def missing(sources: dict[str, Any]) -> list[str]:
 def method_of(
     kinds: dict[str, type[Guidance | ImageTargets]], combo: str, chosen: dict[str, Any] | None
 ) -> Guidance | ImageTargets:
-    """The method chosen in a dynamic combo, with its widget values. Raises ValueError if one is invalid."""
+    """The method chosen in a dynamic combo, with its widget values. Raises BadSetting if one is invalid."""
     chosen = chosen_of(combo, kinds, chosen)
     return kinds[chosen[combo]](**{name: value for name, value in chosen.items() if name != combo})
 
@@ -67,7 +67,7 @@ def method_of(
 def guidance_of(
     model: Any, vae: Any, prompt: LucidPromptData, method: Guidance | ImageTargets, hidden: Any
 ) -> LucidGuidanceData:
-    """Combine method, model, VAE and prompt. Raises ValueError if they do not work together."""
+    """Combine method, model, VAE and prompt. Raises BadInput if they do not work together."""
     host.require_image_model(model, vae)
     if isinstance(method, ImageTargets):
         host.require_invertible(model)

@@ -9,8 +9,9 @@ from typing import Any
 
 from comfy_api.latest import IO
 
+from ..lucid_core.errors import BadSetting, LucidError
 from ..lucid_core.rasterize import BACKENDS
-from ..lucid_core.settings import Bounds, Config, bounds_of
+from ..lucid_core.settings import Bounds, Config, bounds_of, require
 
 CATEGORY = "3d/splat/lucid"
 
@@ -38,7 +39,7 @@ def inputs_of(config: Any, *names: str, optional: bool = False, prefix: str = ""
 def replace_from_widgets(config: Config, values: dict[str, Any], prefix: str = "") -> Config:
     """The dataclass with the values of the widgets that `inputs_of` made; absent ones stay as they are.
 
-    Raises ValueError, with the widget's name, if one is invalid.
+    Raises BadSetting, with the widget's name, if one is invalid.
     """
     changed = {}
     for name, bounds in bounds_of(config).items():
@@ -48,8 +49,8 @@ def replace_from_widgets(config: Config, values: dict[str, Any], prefix: str = "
             changed[name] = given if bounds.parts else given[0]
     try:
         return replace(config, **changed)
-    except ValueError as error:
-        raise ValueError(f"{prefix}{error}") from error
+    except BadSetting as error:
+        raise BadSetting(prefix + error.name, error.value, error.allowed) from error
 
 
 def _widget(name: str, default: Any, b: Bounds, optional: bool) -> IO.Input:
@@ -80,10 +81,10 @@ def _widget(name: str, default: Any, b: Bounds, optional: bool) -> IO.Input:
 def chosen_of(combo: str, options: Iterable[str], chosen: dict[str, Any] | None) -> dict[str, Any]:
     """The value of a dynamic combo: its choice, under the key `combo`, and the values of its widgets.
 
-    Raises ValueError if the choice is unknown.
+    Raises BadSetting if the choice is unknown.
     """
-    if not chosen:  # ComfyUI drops unknown options
-        raise ValueError(f"{combo} is not known; it must be {', '.join(options)}")
+    # ComfyUI drops unknown options
+    require(bool(chosen), combo, "not known", f"one of {', '.join(options)}")
     # ComfyUI passes values wrapped in tuples during lazy evaluation
     return {name: value[0] if isinstance(value, tuple) else value for name, value in chosen.items()}
 
@@ -113,12 +114,18 @@ def backend_input() -> IO.Combo.Input:
 
 @contextmanager
 def errors_of(node: type[IO.ComfyNode]) -> Iterator[None]:
-    """Prefix the message of any ValueError with the display name of the node."""
+    """Prefix the message of any LucidError or ValueError with the display name of the node.
+
+    A LucidError keeps its class and its fields.
+    """
+    name_of = lambda: node.define_schema().display_name  # GET_SCHEMA writes to the class, which ComfyUI locks
     try:
         yield
+    except LucidError as error:
+        error.node = error.node or name_of()
+        raise
     except ValueError as error:
-        name = node.define_schema().display_name  # GET_SCHEMA would write to the class, which ComfyUI locks
-        raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
+        raise ValueError(f"{name_of()}: {error}") from error
 
 
 def fold_seed(seed: int) -> int:
@@ -127,11 +134,11 @@ def fold_seed(seed: int) -> int:
 
 
 def hex_color(value: Any) -> tuple[float, float, float]:
-    """Convert "#rrggbb" to sRGB values in [0, 1]. Raises ValueError for any other format."""
+    """Convert "#rrggbb" to sRGB values in [0, 1]. Raises BadSetting for any other format."""
     digits = str(value).lstrip("#")
     try:
         if len(digits) != 6:
             raise ValueError
         return tuple(int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4))
     except ValueError:
-        raise ValueError(f"color is {value!r}; it must be of the form #rrggbb") from None
+        raise BadSetting("color", repr(value), "of the form #rrggbb") from None

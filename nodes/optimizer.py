@@ -61,7 +61,7 @@ def inputs_of_all(config: OptimizerConfig) -> list[IO.Input]:
 
 
 def config_of(chosen: dict[str, Any] | None) -> OptimizerConfig:
-    """The preset with the widget values. Raises ValueError, with the widget's name, if one is invalid."""
+    """The preset with the widget values. Raises BadSetting, with the widget's name, if one is invalid."""
     chosen = chosen_of("preset", PRESETS, chosen)
     groups = vars(PRESETS[chosen["preset"]].optimizer).items()
     return OptimizerConfig(

@@ -3,7 +3,7 @@ import logging
 from comfy_api.latest import IO
 
 from ..lucid_core.conditioning.view_prompts import VIEWS, ViewBlend, without
-from ..lucid_core.settings import bounds_of
+from ..lucid_core.settings import bounds_of, require
 from . import host
 from .inputs import CATEGORY, errors_of, inputs_of
 from .types import LucidPromptData, LucidPromptType
@@ -102,13 +102,11 @@ def texts_of(text: str, front_words: str) -> tuple[str, str, list[str]]:
     """Split off the words that apply only to the front.
 
     Returns the text for the front view, the text for the other views, and those front words that the text
-    does not contain. Raises ValueError if one of the two texts is empty.
+    does not contain. Raises BadSetting if one of the two texts is empty.
     """
-    if not text.strip():
-        raise ValueError("text is empty; describe the object, e.g. 'a red mushroom'")
+    require(bool(text.strip()), "text", "empty", "a description of the object, e.g. 'a red mushroom'")
     rest, missing = without(text, front_words) if front_words.strip() else (text.strip(), [])
-    if not rest:
-        raise ValueError(f"front_words is {front_words!r}, which removes the whole text; list fewer words")
+    require(bool(rest), "front_words", repr(front_words), "fewer words: these remove the whole text")
     return text.strip(), rest, missing
 
 

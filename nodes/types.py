@@ -67,7 +67,7 @@ class LucidGuidanceData:
 
 @dataclass(frozen=True)
 class LucidMixData:
-    """Two guidance sources; each may itself be a mix. Raises ValueError if the mode does not support them."""
+    """Two guidance sources; each may itself be a mix. Raises BadSetting if the mode does not support them."""
 
     first: LucidGuidanceData | LucidMixData
     second: LucidGuidanceData | LucidMixData

@@ -40,7 +40,7 @@ CANNY = (100, 200)
 class Hint:
     """The kind of image for a ControlNet, rendered from `guide` or (None) from the optimised splat.
 
-    Raises ValueError for an unknown kind.
+    Raises BadSetting for an unknown kind.
     """
 
     kind: str
@@ -152,7 +152,7 @@ def _difference(points: Tensor, solid: Tensor, dim: int) -> Tensor:
 
 
 def canny_image(render: Render, Ks: Tensor) -> Tensor:
-    """Return the edge images (B, H, W, 3), white on black. Raises ImportError without OpenCV."""
+    """Return the edge images (B, H, W, 3), white on black. Raises MissingPackage without OpenCV."""
     cv2 = load("cv2", "opencv-python-headless")
     pictures = (render.rgb.clamp(0, 1) * 255).round().byte().cpu().numpy()
     edges = torch.stack([torch.from_numpy(cv2.Canny(picture, *CANNY)) for picture in pictures])

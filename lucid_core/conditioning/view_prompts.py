@@ -37,7 +37,7 @@ class ViewBlend:
 
     The blends are centred at azimuth 45 and 135 degrees on both sides, and at elevation `overhead_deg`. The
     weights change linearly over `blend_deg` degrees: 90 is the official front - side - back interpolation, 0
-    a hard switch. Raises ValueError for a setting out of its bounds.
+    a hard switch. Raises BadSetting for a setting out of its bounds.
     """
 
     blend_deg: float = setting(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from ..errors import BadFile
 from ..optional import load
 from ..settings import require
 from .prior import Prior
@@ -29,7 +30,7 @@ class DiffusersPrior(Prior):
     """A Prior of a diffusers UNet with noise or v prediction and a VAE (None = no encode or decode).
 
     A conditioning is a text embedding (1 or B, T, D). `alphas_cumprod` (N,) is the training schedule. Raises
-    ValueError for another prediction_type.
+    BadSetting for another prediction_type.
     """
 
     def __init__(
@@ -85,8 +86,8 @@ def unet_of(
     """Load the UNet of a single-file checkpoint (.safetensors) in float32.
 
     config: differences from diffusers' defaults. prefix: of the UNet's names in the file. Nothing is
-    downloaded: diffusers reads this configuration. Raises ValueError if the checkpoint does not match it
-    (diffusers itself leaves missing weights at random values), and ImportError without diffusers.
+    downloaded: diffusers reads this configuration. Raises BadFile if the checkpoint does not match it
+    (diffusers itself leaves missing weights at random values), and MissingPackage without diffusers.
     """
     kind = load("diffusers", "diffusers").UNet2DConditionModel
     with TemporaryDirectory() as folder:
@@ -96,19 +97,15 @@ def unet_of(
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
         held = sum(math.prod(file.get_slice(name).get_shape()) for name in names)
     wanted = sum(parameter.numel() for parameter in unet.parameters())
-    require(
-        held == wanted,
-        "number of weights in the checkpoint's UNet",
-        f"{held:,}",
-        f"{wanted:,}, as in its configuration",
-    )
+    if held != wanted:
+        raise BadFile(checkpoint, f"its UNet has {held:,} weights, its configuration {wanted:,}; change one")
     return unet.requires_grad_(False)
 
 
 def text_encoder_of(checkpoint: str | Path, prefix: str = "cond_stage_model.transformer.") -> Module:
     """Load the CLIP ViT-L/14 text encoder of a single-file SD 1.x checkpoint (.safetensors) in float32.
 
-    Raises ValueError if tensors are missing, and ImportError without transformers.
+    Raises BadFile if tensors are missing, and MissingPackage without transformers.
     """
     transformers = load("transformers", "transformers")
     model = transformers.CLIPTextModel(transformers.CLIPTextConfig(**CLIP_L))
@@ -119,12 +116,9 @@ def text_encoder_of(checkpoint: str | Path, prefix: str = "cond_stage_model.tran
     if "embeddings.token_embedding.weight" in wanted:  # transformers 5 dropped the level "text_model."
         state = {name.removeprefix("text_model."): value for name, value in state.items()}
     missing = wanted - state.keys()
-    require(
-        not missing,
-        "the checkpoint's text encoder",
-        f"incomplete ({len(missing)} of {len(wanted)} tensors are missing)",
-        "CLIP ViT-L/14",
-    )
+    if missing:
+        lacks = f"it lacks {len(missing)} of {len(wanted)} tensors of the text encoder CLIP ViT-L/14"
+        raise BadFile(checkpoint, f"{lacks}; use a checkpoint of Stable Diffusion 1.x")
     model.load_state_dict({name: value.float() for name, value in state.items() if name in wanted})
     return model.requires_grad_(False)
 

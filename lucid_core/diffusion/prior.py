@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..errors import OutOfMemory
 from .encoder import encode_in_parts
 
 Cond = Any  # a conditioning, opaque to all but the prior that made it
@@ -100,10 +101,6 @@ class Listening:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.prior, name)
-
-
-class OutOfMemory(RuntimeError):
-    """The model or its VAE ran out of memory with the current number of views at a time."""
 
 
 IN_WORDS_ALONE = (  # out-of-memory messages without an error class: CPU, MPS, DirectML, CUDA libraries

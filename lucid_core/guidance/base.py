@@ -58,7 +58,7 @@ class Guidance(ABC):
 class Distillation(Guidance):
     """Settings of the methods that draw the noise level at random.
 
-    Raises ValueError for a setting out of its bounds, an empty noise range, or an interval longer than the
+    Raises BadSetting for a setting out of its bounds, an empty noise range, or an interval longer than the
     highest noise level.
     """
 
@@ -190,7 +190,7 @@ def fixed_noise(like: Tensor, generator: Generator) -> Tensor:
 class PixelGradient(BoundedSettings):
     """How the gradient at the views (B, H, W, 3) is computed and limited.
 
-    Raises ValueError for a value out of bounds.
+    Raises BadSetting for a value out of bounds.
     """
 
     image_residual: bool = setting(

@@ -26,7 +26,7 @@ from .ism import inversion_times
 class ImageTargets:
     """Settings of image targets. Times are fractions of the training schedule.
 
-    Raises ValueError for a setting out of its bounds, t_last above t, t_spread not below t_last, or kept
+    Raises BadSetting for a setting out of its bounds, t_last above t, t_spread not below t_last, or kept
     below views.
     """
 

@@ -31,7 +31,7 @@ THROUGH_ENCODER = PixelGradient()
 
 @dataclass(frozen=True)
 class Mix:
-    """Mode and share of a mix of two guidance sources. Raises ValueError for an unknown mode or bad share."""
+    """Mode and share of a mix of two guidance sources. Raises BadSetting for an unknown mode or bad share."""
 
     mode: str = "switch"
     share: float = setting(
@@ -58,7 +58,7 @@ class Mix:
 
 
 def require_mode(mix: Mix, guidances: Sequence[Guidance | ImageTargets]) -> None:
-    """Raise ValueError if image targets, which give no gradient, are mixed in a mode other than switch or
+    """Raise BadSetting if image targets, which give no gradient, are mixed in a mode other than switch or
     sequence.
     """
     if any(isinstance(guidance, ImageTargets) for guidance in guidances):
@@ -198,7 +198,7 @@ class MixedSource:
     """A mix of two guidance sources, each of which may itself be a mix, with its own model, VAE, method and
     prompts.
 
-    Raises ValueError if the mode does not suit image targets.
+    Raises BadSetting if the mode does not suit image targets.
     """
 
     first: GuidanceSource | MixedSource

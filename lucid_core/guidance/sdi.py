@@ -28,7 +28,7 @@ class SDI(Guidance):
     """Settings of SDI; the defaults are the paper's, or its code's where the paper gives none. Times are
     fractions of the training schedule.
 
-    The authors' code counts both cfg values from 0: its 7.5 and -7.5 are 8.5 and -6.5 here. Raises ValueError
+    The authors' code counts both cfg values from 0: its 7.5 and -7.5 are 8.5 and -6.5 here. Raises BadSetting
     for a setting out of its bounds or an empty noise range.
     """
 

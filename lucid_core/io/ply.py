@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import os
 import struct
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..errors import BadFile, BadSplats
 from ..optional import load
 from ..splats import Splats, activate, parameters, validate
 from .atomic import atomic_path
@@ -46,15 +46,14 @@ def write(path: str | os.PathLike, splats: Splats) -> None:
 def read(path: str | os.PathLike) -> Splats:
     """Read a 3DGS .ply.
 
-    Raises ValueError, naming the file, if it is not a .ply, lacks a column, or holds no valid splat.
+    Raises BadFile if it is not a .ply, lacks a column, or holds no valid splat.
     """
-    name = Path(path).name
     table = elements(path).get("vertex")
     if table is None:
-        raise ValueError(f"{name} has no element vertex; it is not a 3D Gaussian splat")
+        raise BadFile(path, "it is not a 3D Gaussian splat: it has no element vertex")
     rest = sum(column.startswith("f_rest_") for column in table.dtype.names)
     if rest not in (0, 9, 24, 45):
-        raise ValueError(f"{name} has {rest} columns f_rest_...; a splat has 0, 9, 24 or 45")
+        raise BadFile(path, f"it has {rest} columns f_rest_...; a splat has 0, 9, 24 or 45")
 
     def stack(names: list[str]) -> torch.Tensor:
         """Vertex columns `names` -> (N, len(names)) float32."""
@@ -62,7 +61,7 @@ def read(path: str | os.PathLike) -> Splats:
             column for column in names if column not in table.dtype.names or table.dtype[column].hasobject
         ]
         if missing:
-            raise ValueError(f"{name} is not a 3D Gaussian splat: it lacks the column {missing[0]}")
+            raise BadFile(path, f"it is not a 3D Gaussian splat: it lacks the column {missing[0]}")
         return torch.stack([torch.from_numpy(table[column].astype(np.float32)) for column in names], -1)
 
     columns = lambda stem, count: stack([f"{stem}_{i}" for i in range(count)])
@@ -80,17 +79,17 @@ def read(path: str | os.PathLike) -> Splats:
     )
     try:
         validate(splats)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+    except BadSplats as error:
+        raise BadFile(path, str(error)) from error
     return splats
 
 
 def elements(path: str | os.PathLike) -> dict[str, Any]:
     """The elements of a .ply as numpy structured arrays, by name.
 
-    Raises ValueError if the file is not a .ply or is damaged.
+    Raises BadFile if the file is not a .ply or is damaged.
     """
-    plyfile, path = load("plyfile", "plyfile"), Path(path)
+    plyfile = load("plyfile", "plyfile")
     try:
         with open(path, "rb") as file:
             data = plyfile.PlyData.read(_in_ascii(file))
@@ -104,7 +103,7 @@ def elements(path: str | os.PathLike) -> dict[str, Any]:
         struct.error,
         IsADirectoryError,
     ) as error:
-        raise ValueError(f"{path.name} is not a readable .ply file: {error}") from error
+        raise BadFile(path, f"it is not a readable .ply file: {error}") from error
 
 
 def _in_ascii(file: io.BufferedReader) -> io.BufferedIOBase:

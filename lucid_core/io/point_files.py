@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import BadFile
 from ..settings import require
 from ..starts.mesh import Mesh, sample_surface, to_linear
 from . import ply
@@ -44,11 +45,12 @@ def read(path: str | os.PathLike, count: int, seed: int) -> tuple[Tensor, Tensor
     .ply: vertex properties x y z and red green blue (or diffuse_red..., r g b); if it has faces, `count`
     points are sampled on the surface. .npz: `points` (or `coords`, `xyz`) (N, 3), and `colors` (or `rgb`, or
     R, G and B) (N, 3). Integer colours range from 0 to 255, or to the maximum of a wider type if they exceed
-    255; others from 0 to 1. Duplicate points and points that are not finite are removed. Raises ValueError,
-    naming the file, for anything else.
+    255; others from 0 to 1. Duplicate points and points that are not finite are removed. Raises BadFile for
+    anything else.
     """
     path = Path(path)
-    require(path.suffix.lower() in SUFFIXES, "file", path.name, f"a {' or '.join(SUFFIXES)} file")
+    if path.suffix.lower() not in SUFFIXES:
+        raise BadFile(path, f"it must be a {' or '.join(SUFFIXES)} file")
     try:
         points, colors, faces = _read_npz(path) if path.suffix.lower() == ".npz" else _read_ply(path)
         require(len(points) > 0, "the number of points", 0, "at least 1")
@@ -56,26 +58,25 @@ def read(path: str | os.PathLike, count: int, seed: int) -> tuple[Tensor, Tensor
             return _drop_duplicates(points, colors)
         surface = Mesh(points, faces, to_linear(colors))
         return sample_surface(surface, count, torch.Generator().manual_seed(seed))[:2]
+    except BadFile:
+        raise
     except ValueError as error:
-        raise ValueError(str(error) if path.name in str(error) else f"{path.name}: {error}") from error
+        raise BadFile(path, str(error)) from error
 
 
 def _read_ply(path: Path) -> tuple[Tensor, Tensor, Tensor | None]:
     tables = ply.elements(path)
-    require("vertex" in tables, path.name, "without vertices", "a .ply with an element vertex")
+    if "vertex" not in tables:
+        raise BadFile(path, "it has no element vertex")
     vertices = tables["vertex"]
     names = vertices.dtype.names or ()
     if "f_dc_0" in names:
-        raise ValueError(
-            f"{path.name} holds a Gaussian splat, not points; load it with Load 3D and Get Splat"
-        )
+        raise BadFile(path, "it holds a Gaussian splat, not points; load it with Load 3D and Get Splat")
     scalars = {name for name in names if not vertices.dtype[name].hasobject}
-    require(
-        set("xyz") <= scalars,
-        path.name,
-        f"with the properties {', '.join(names) or 'none'}",
-        "one with x, y and z",
-    )
+    if not set("xyz") <= scalars:
+        raise BadFile(
+            path, f"its vertices have the properties {', '.join(names) or 'none'}, but need x, y and z"
+        )
     points = _points([vertices[axis] for axis in "xyz"])
     colors = next(
         (_srgb([vertices[name] for name in triple]) for triple in PLY_COLORS if set(triple) <= scalars), None
@@ -112,18 +113,14 @@ def _read_npz(path: Path) -> tuple[Tensor, Tensor, None]:
         with np.load(path, allow_pickle=False) as data:
             arrays = {name: data[name] if name in wanted else None for name in data.files}
     except DAMAGED as error:
-        raise ValueError(f"{path.name} is not a readable .npz file: {error}") from error
+        raise BadFile(path, f"it is not a readable .npz file: {error}") from error
     for name in (name for name in wanted if arrays.get(name) is not None):
         # numpy returns bytes for members that are not arrays
         kind = getattr(arrays[name], "dtype", np.dtype("V"))
         require(kind.kind in "fiu", name, f"of type {kind}", "an array of numbers")
     points = next((arrays[name] for name in NPZ_POINTS if name in arrays), None)
-    require(
-        points is not None,
-        path.name,
-        f"with the arrays {', '.join(arrays) or 'none'}",
-        "one with points (N, 3)",
-    )
+    if points is None:
+        raise BadFile(path, f"it has the arrays {', '.join(arrays) or 'none'}, but needs points (N, 3)")
     require(
         points.ndim == 2 and points.shape[1] == 3, "points", f"of shape {points.shape}", "of shape (N, 3)"
     )

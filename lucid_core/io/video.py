@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..optional import load
+from ..settings import require
 
 CODECS = ("vp09", "mp4v")  # VP9 plays in every browser; MPEG-4 is the fallback
 
@@ -30,11 +31,10 @@ def contact_sheet(frames: Tensor, columns: int) -> np.ndarray:
 
 
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Write an image (H, W, 3), uint8 RGB. Raises ValueError if OpenCV cannot encode it."""
+    """Write an image (H, W, 3), uint8 RGB. Raises BadSetting if OpenCV cannot encode it."""
     cv2 = load("cv2", "opencv-python-headless")
     ok, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
-    if not ok:
-        raise ValueError(f"{path}: opencv cannot write an image of shape {image.shape}")
+    require(ok, "image", f"of shape {image.shape}", "(H, W, 3), with H and W above 0")
     Path(path).write_bytes(data.tobytes())
 
 

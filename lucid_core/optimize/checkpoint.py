@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import BadFile, OtherRun
 from ..io.atomic import atomic_path
 from ..optional import load
 from ..splats import Splats, activate
@@ -53,7 +54,7 @@ class Checkpoint:
 def write(path: str | os.PathLike, checkpoint: Checkpoint, settings: Settings) -> None:
     """Write the file atomically (write, fsync, rename): after a crash it is either the old or the new one.
 
-    Raises OSError when writing fails, ImportError when safetensors is missing.
+    Raises OSError when writing fails, MissingPackage when safetensors is missing.
     """
     safetensors = load("safetensors.torch", "safetensors")
     numbers = {name: getattr(checkpoint, name) for name in NUMBERS}
@@ -66,7 +67,7 @@ def write(path: str | os.PathLike, checkpoint: Checkpoint, settings: Settings) -
 def read(path: str | os.PathLike) -> tuple[Checkpoint, Settings]:
     """Read a checkpoint and the settings of its run.
 
-    Raises ValueError if the file is damaged, not a checkpoint, or of a newer format.
+    Raises BadFile if the file is damaged, not a checkpoint, or of a newer format.
     """
     safetensors = load("safetensors", "safetensors")
     try:
@@ -74,17 +75,15 @@ def read(path: str | os.PathLike) -> tuple[Checkpoint, Settings]:
             header = (file.metadata() or {}).get(HEADER)
             tensors = {name: file.get_tensor(name) for name in file.keys()} if header else {}  # noqa: SIM118
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no checkpoint ({error}); use another file") from error
+        raise BadFile(path, f"it is damaged or no checkpoint ({error}); use another file") from error
     if not header:
-        raise ValueError(
-            f"{path} is a safetensors file, but no checkpoint of Lucid Dream; use a file that it wrote"
-        )
+        raise BadFile(path, "it is no checkpoint of Lucid Dream; use a file that Lucid Dream wrote")
     try:
         header = json.loads(header)
         version = header["format"]
         if version > FORMAT:
-            raise ValueError(
-                f"{path} has format {version}, this version reads up to {FORMAT}; update Lucid ISM"
+            raise BadFile(
+                path, f"it has format {version}, this version reads up to {FORMAT}; update Lucid ISM"
             )
         if version == 1:
             header, tensors = upgrade(header, tensors)
@@ -92,7 +91,7 @@ def read(path: str | os.PathLike) -> tuple[Checkpoint, Settings]:
         checkpoint, settings = Checkpoint(**numbers, tensors=tensors), header["settings"]
         checkpoint.splats(), tensors["generator"], settings.items()
     except (KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}; use another checkpoint") from error
+        raise BadFile(path, f"it is damaged: {error!r}; use another checkpoint") from error
     return checkpoint, settings
 
 
@@ -154,14 +153,11 @@ def changing(settings: Settings, now: Settings) -> Settings:
 
 
 def require_same(saved: Settings, now: Settings) -> None:
-    """Raise ValueError that lists all settings in which two runs differ.
+    """Raise OtherRun that lists all settings in which two runs differ.
 
     Settings marked CHANGES are compared by name only.
     """
     alike = lambda name: saved.get(name) == now.get(name) or (saved.get(name) == CHANGES and name in now)
-    names = [name for name in {**saved, **now} if not alike(name)]
-    if names:
-        listed = "; ".join(f"{name} was {saved.get(name)}, is {now.get(name)}" for name in names)
-        raise ValueError(
-            f"the checkpoint is of another run: {listed}. Set them as they were, or take only its splat"
-        )
+    differences = {name: (saved.get(name), now.get(name)) for name in {**saved, **now} if not alike(name)}
+    if differences:
+        raise OtherRun(differences)

@@ -20,7 +20,7 @@ def rates(of: str, default: tuple[float, float], what: str) -> Any:
 
 @dataclass(frozen=True)
 class Budget:
-    """Length of a run and size of its batches. Raises ValueError for a value out of bounds."""
+    """Length of a run and size of its batches. Raises BadSetting for a value out of bounds."""
 
     steps: int = setting(5000, 1, 1_000_000, "Number of optimisation steps.", step=1, advanced=False)
     views: int = setting(
@@ -55,7 +55,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Task:
-    """What may change, and how far. Raises ValueError for a value out of bounds or if nothing may change."""
+    """What may change, and how far. Raises BadSetting for a value out of bounds or if nothing may change."""
 
     strength: float = setting(
         1.0,
@@ -85,7 +85,7 @@ class Task:
 
 @dataclass(frozen=True)
 class LearningRates(BoundedSettings):
-    """Learning rates, (initial, final). Raises ValueError for a value out of bounds."""
+    """Learning rates, (initial, final). Raises BadSetting for a value out of bounds."""
 
     lr_means: tuple[float, float] = rates("means", (5.6e-4, 5.6e-6), "positions, in world units")
     lr_scales: tuple[float, float] = rates("scales", (5e-3, 1e-3), "log scales")
@@ -98,7 +98,7 @@ class LearningRates(BoundedSettings):
 
 @dataclass(frozen=True)
 class Regularisers(BoundedSettings):
-    """Weights of the losses beside the guidance. Raises ValueError for a value out of bounds."""
+    """Weights of the losses beside the guidance. Raises BadSetting for a value out of bounds."""
 
     scale_weight: float = setting(
         1.0,
@@ -120,7 +120,7 @@ class Regularisers(BoundedSettings):
 
 @dataclass(frozen=True)
 class Harmonics(BoundedSettings):
-    """Degree of the spherical harmonics over a run. Raises ValueError for a value out of bounds."""
+    """Degree of the spherical harmonics over a run. Raises BadSetting for a value out of bounds."""
 
     sh_degree: int = setting(
         0,
@@ -149,7 +149,7 @@ class Harmonics(BoundedSettings):
 
 @dataclass(frozen=True)
 class AdamSettings(BoundedSettings):
-    """Settings of the parameter update. Raises ValueError for a value out of bounds."""
+    """Settings of the parameter update. Raises BadSetting for a value out of bounds."""
 
     clip_norm: float = setting(
         0.0,
@@ -170,7 +170,7 @@ class AdamSettings(BoundedSettings):
 
 @dataclass(frozen=True)
 class Augmentation(BoundedSettings):
-    """Random changes to the training views. Raises ValueError for a value out of bounds."""
+    """Random changes to the training views. Raises BadSetting for a value out of bounds."""
 
     background_share: float = setting(
         0.66, 0, 1, "Fraction of views with a background that is not white; 0 = always white."
@@ -211,7 +211,7 @@ class OptimizerConfig:
 class DreamConfig:
     """All settings of a run except guidance and cameras. Defaults: the official LucidDreamer settings.
 
-    `settings.replace_settings` changes settings by name. Raises ValueError if the resolution is not a
+    `settings.replace_settings` changes settings by name. Raises BadSetting if the resolution is not a
     multiple of `pixel_average`.
     """
 

@@ -98,7 +98,7 @@ class Densify:
 class Densifier:
     """Runs gsplat's strategy and keeps its state during a run of `steps` steps.
 
-    Raises ImportError when gsplat is missing.
+    Raises MissingPackage when gsplat is missing.
     """
 
     def __init__(self, config: Densify, steps: int) -> None:

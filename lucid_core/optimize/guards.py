@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import CameraRanges
+from ..errors import BadSplats, NotFinite
 from ..rasterize import Render
 from ..splats import Splats
 
@@ -17,7 +18,7 @@ TOO_SMALL, TOO_LARGE = 20, 5  # factors relative to the visible extent: smaller 
 
 @torch.no_grad()
 def require_finite(values: Mapping[str, Tensor | None], step: int, steps: int) -> None:
-    """Raise FloatingPointError that names the first of `values` with NaN or infinity.
+    """Raise NotFinite for the first of `values` with NaN or infinity.
 
     step: the current one of `steps`. All values are checked with a single device synchronisation.
     """
@@ -26,23 +27,21 @@ def require_finite(values: Mapping[str, Tensor | None], step: int, steps: int) -
     finite = extremes.isfinite().view(-1, 2).all(1).tolist()
     for name, ok in zip(given, finite, strict=True):
         if not ok:
-            raise FloatingPointError(
-                f"{name} is not finite at step {step} of {steps}; lower cfg or the learning rates, or "
-                f"set clip_norm"
-            )
+            raise NotFinite(name, step, steps)
 
 
 def require_seen(render: Render, scene: Splats, cameras: CameraRanges) -> None:
-    """Raise ValueError if the first render is empty and the splat lies outside the camera orbit.
+    """Raise BadSplats if the first render is empty and the splat lies outside the camera orbit.
 
     There would be no gradient. `scene` is in the cameras' frame.
     """
     centre = scene.means.median(dim=0).values
     if not (render.alpha > 0).any() and centre.norm() > cameras.radius_max:
         place = ", ".join(f"{value:.3g}" for value in centre.tolist())
-        raise ValueError(
-            f"no camera sees the splat, which lies about ({place}); turn on fit_to_view, or move it to the "
-            f"origin"
+        raise BadSplats(
+            "means",
+            f"lie about ({place}), where no camera sees them; turn on fit_to_view, or move the splat to the "
+            f"origin",
         )
 
 

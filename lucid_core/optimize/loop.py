@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..cameras import CameraRanges
-from ..diffusion.prior import OutOfMemory, SplitPrior, is_out_of_memory
+from ..diffusion.prior import SplitPrior, is_out_of_memory
+from ..errors import OutOfMemory, RenderError
 from ..guidance.mixing import GuidanceSource, MixedSource, Phase
-from ..rasterize import Renderer, RenderError, slowdown
+from ..rasterize import Renderer, slowdown
 from ..splats import Splats, validate
 from .checkpoint import Checkpoint
 from .config import Budget, DreamConfig
@@ -62,9 +63,10 @@ def distil(
     resume: a checkpoint of a run with the same arguments. Yields its step first, then continues that run,
     bit-identical on a CPU.
 
-    Raises ValueError for splats that cannot be optimised, FloatingPointError when the loss, a gradient or a
-    parameter is not finite, OutOfMemory when a single view does not fit into memory, and RuntimeError when no
-    Gaussian is left. The splats of the last yielded step stay valid.
+    Raises BadSplats for splats that cannot be optimised, BackendUnavailable, NotFinite when the loss, a
+    gradient or a parameter is not finite, OutOfMemory or RenderOutOfMemory when a single view does not fit
+    into memory, another RenderError when the renderer fails, and NoGaussiansLeft. The splats of the last
+    yielded step stay valid.
     """
     validate(splats)
     renderer, harmonics = Renderer(backend), config.optimizer.harmonics
@@ -107,7 +109,7 @@ def find_gradients(run: Run, setup: Setup, phase: Phase, sh_degree: int) -> Grad
 
 
 def require_finite_splats(run: Run, steps: int) -> None:
-    """Raise FloatingPointError if a value of the splats is not finite after an update."""
+    """Raise NotFinite if a value of the splats is not finite after an update."""
     values = {f"{name} of the splat": value.detach() for name, value in vars(run.splats()).items()}
     require_finite(values, run.step + 1, steps)
 
@@ -120,10 +122,7 @@ def most_views(source: GuidanceSource | MixedSource, budget: Budget) -> int:
 def halve(size: int, budget: Budget, error: Exception) -> int:
     """Half the number of views per batch, rounded up. Raises OutOfMemory if it is already 1."""
     if size == 1:
-        raise OutOfMemory(
-            f"there is no memory for one view of {budget.resolution} px; lower the resolution, take a "
-            "smaller model, or free memory (other programs, loaded models)"
-        ) from error
+        raise OutOfMemory(f"one view of {budget.resolution} px") from error
     half = (size + 1) // 2
     log.warning(
         "no memory for %d views at a time; going on with %d, which is slower but gives the same result",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from ..errors import BadSetting
 from ..frames import Frame
 from ..settings import check_bounds, require, setting
 from ..splats import Splats
@@ -17,7 +18,7 @@ from .checkpoint import Checkpoint, Settings
 class Selection:
     """A box, or the ellipsoid inscribed in it, in the splat's own frame; selects Gaussians by their centres.
 
-    Raises ValueError for a value out of bounds.
+    Raises BadSetting for a value out of bounds.
     """
 
     shape: str = "box"
@@ -33,14 +34,15 @@ class Selection:
         check_bounds(self)
 
     def mask(self, means: Tensor) -> Tensor:
-        """means (N, 3) -> (N,) bool. Raises ValueError if nothing is selected."""
+        """means (N, 3) -> (N,) bool. Raises BadSetting if nothing is selected."""
         half = means.new_tensor([self.width, self.height, self.depth]) / 2
         offset = ((means - means.new_tensor([self.x, self.y, self.z])) / half).abs()
         inside = (offset.amax(-1) if self.shape == "box" else offset.norm(dim=-1)) <= 1
         if not inside.any():
             low, high = means.amin(0).tolist(), means.amax(0).tolist()
             reach = ", ".join(f"{axis} {a:.3g} to {b:.3g}" for axis, a, b in zip("xyz", low, high))
-            raise ValueError(f"the selection holds none of {len(means)} Gaussians; they lie at {reach}")
+            allowed = f"where the {len(means)} Gaussians of the splat are: {reach}"
+            raise BadSetting("selection", "empty", allowed)
         return inside
 
 
@@ -59,7 +61,7 @@ class Subject:
     def of(splats: Splats, selection: Selection | None = None, fit: bool = False) -> Subject:
         """Split `splats` by `selection`; `fit`: normalise the frame.
 
-        Raises ValueError if nothing is selected.
+        Raises BadSetting if nothing is selected.
         """
         return Subject(*divide(splats, selection), Frame.of(splats) if fit else None)
 
@@ -100,7 +102,7 @@ def whole_splat(checkpoint: Checkpoint, settings: Settings) -> Splats:
 
 
 def divide(splats: Splats, selection: Selection | None) -> tuple[Splats, Splats | None]:
-    """(free splats, fixed splats or None). Raises ValueError if none is selected."""
+    """(free splats, fixed splats or None). Raises BadSetting if none is selected."""
     if selection is None:
         return splats, None
     mask = selection.mask(splats.means)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Adam
 
+from ..errors import UnfinishedStep
 from ..guidance.mixing import GuidanceSource, MixedSource
 from ..splats import Splats, activate, parameters
 from .checkpoint import Checkpoint
@@ -122,10 +123,10 @@ class Run:
     def checkpoint(self) -> Checkpoint:
         """A copy on the CPU of the state after the last finished step; callable during a model evaluation.
 
-        Raises RuntimeError during an update of the parameters.
+        Raises UnfinishedStep during an update of the parameters.
         """
         if not self._whole:
-            raise RuntimeError(f"step {self.step + 1} was left half made")
+            raise UnfinishedStep(self.step + 1)
         tensors: dict[str, Tensor] = {"generator": self._drawn}
         tensors |= {f"params.{name}": param for name, param in self.params.items()}
         for name, optimizer in self.optimizers.items():

@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from ..cameras import CameraRanges, Cameras, Views
 from ..conditioning.control_images import RenderedBatch
+from ..errors import NoGaussiansLeft
 from ..guidance.image_targets import ImageTargets
 from ..guidance.mixing import GuidanceSource, Phase
 from ..rasterize import Render, Renderer, to_device
@@ -50,7 +51,7 @@ class Gradients:
 def backpropagate(run: Run, setup: Setup, phase: Phase, sh_degree: int) -> Gradients:
     """Backpropagate the guidance and the regularisers of a batch of views to the parameters.
 
-    Raises FloatingPointError for a loss that is not finite, ValueError if no camera sees the splat.
+    Raises NotFinite for a loss that is not finite, BadSplats if no camera sees the splat.
     """
     budget, optimizer, generator = setup.config.budget, setup.config.optimizer, run.generator
 
@@ -114,7 +115,7 @@ def finish_backward(
 ) -> Gradients:
     """Backpropagate `loss` (scalar) to the parameters and the projected means; `reported`: scalars by name.
 
-    Raises FloatingPointError for a loss that is not finite.
+    Raises NotFinite for a loss that is not finite.
     """
     require_finite({"the loss": loss}, run.step + 1, setup.config.budget.steps)
     if not setup.config.task.freeze_geometry:
@@ -156,7 +157,7 @@ def render_views(
 ) -> Render:
     """Render `splats` and the fixed ones on backgrounds (B, 3).
 
-    Raises ValueError in the first step if no camera sees them.
+    Raises BadSplats in the first step if no camera sees them.
     """
     size, scene = setup.config.budget.resolution, join_splats(splats, setup.fixed)
     render = setup.renderer(scene, views.cameras, size, size, sh_degree, backgrounds)
@@ -168,7 +169,7 @@ def render_views(
 def update(run: Run, config: DreamConfig, gradients: Gradients, at: int) -> None:
     """Update the parameters with their gradients, then densify.
 
-    at: schedule step. Raises FloatingPointError for gradients that are not finite, RuntimeError if all
+    at: schedule step. Raises NotFinite for gradients that are not finite, NoGaussiansLeft if all
     Gaussians were pruned.
     """
     params, steps = run.params, config.budget.steps
@@ -189,10 +190,7 @@ def update(run: Run, config: DreamConfig, gradients: Gradients, at: int) -> None
             params, run.optimizers, run.at, at, gradients.info, run.generator, thresholds
         )
     if len(params["means"]) == 0:
-        raise RuntimeError(
-            f"every Gaussian was pruned at step {run.step + 1} of {steps}; start from more opaque or smaller "
-            f"ones"
-        )
+        raise NoGaussiansLeft(run.step + 1, steps)
 
 
 def of_first(n: int, info: dict[str, Any]) -> dict[str, Any]:

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras
-from ..splats import Splats
+from ..errors import BadInput, BadSplats
+from ..settings import require
+from ..splats import Splats, validate_shapes
 from . import choice, parts
 from .choice import BACKENDS as BACKENDS
 from .choice import device_for as device_for
 from .choice import require_backend
 from .choice import require_usable as require_usable
 from .choice import slowdown as slowdown
-from .failures import RenderError as RenderError
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,9 @@ def rasterize(
     If the views do not fit into memory together, fewer are rendered at a time. If a single view does not fit,
     "auto" switches to the next backend, which `slowdown()` reports. The same holds for the backward pass.
 
-    Raises ValueError for arguments that cannot be rendered, ImportError if the package of the backend is
-    missing, and RenderError, with a remedy, if memory is too small or if the renderer or the GPU fails.
+    Raises BadSplats, BadInput or BadSetting (all are ValueErrors) for arguments that cannot be rendered,
+    MissingPackage if the package of the backend is missing, and RenderError, with a remedy, if memory is too
+    small or if the renderer or the GPU fails.
     """
     require_backend(backend)
     check(splats, cameras, width, height, sh_degree, background)
@@ -80,16 +82,12 @@ def rasterize(
 
 
 def _render(backend: str, arguments: parts.Arguments) -> parts.Outputs:
-    """Render `arguments` with `backend`. Raises ValueError if it does not support the dtype or device."""
+    """Render `arguments` with `backend`. Raises BadSplats if it does not support the dtype or device."""
     means = arguments[0].means
     if backend != "reference" and means.dtype != torch.float32:
-        raise ValueError(
-            f"backend {backend!r} renders float32, but means are {means.dtype}; convert the splats"
-        )
+        raise BadSplats("means", f"are {means.dtype}; convert the splat to float32 for backend {backend}")
     if backend in choice.ON_CUDA and means.device.type != "cuda":
-        raise ValueError(
-            f"backend {backend!r} renders on CUDA, but means are on {means.device}; move them there"
-        )
+        raise BadSplats("means", f"are on {means.device}; move the splat to CUDA for backend {backend}")
     if not len(means):
         return choice.renderer("reference")(*arguments)  # the other backends cannot render 0 Gaussians
     return parts.render(backend, arguments)
@@ -131,55 +129,50 @@ def check(
     sh_degree: int | None,
     background: Tensor | None,
 ) -> None:
-    """Raise ValueError, naming the argument and the allowed values, unless these can be rendered."""
+    """Raise BadSplats, BadInput or BadSetting, which name the argument, unless these can be rendered."""
     for name, value in (("width", width), ("height", height)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}; expected a whole number of pixels, at least 1")
-    _check_shapes(splats, cameras, background)
-    if sh_degree is not None and not 0 <= sh_degree <= splats.sh_degree:
-        raise ValueError(f"sh_degree is {sh_degree}; these splats allow 0 to {splats.sh_degree}")
+        ok = isinstance(value, int) and value >= 1
+        require(ok, name, repr(value), "a whole number of pixels, at least 1")
+    validate_shapes(splats)
+    _check_shapes(cameras, background)
+    ok = sh_degree is None or 0 <= sh_degree <= splats.sh_degree
+    require(ok, "sh_degree", sh_degree, f"0 to {splats.sh_degree}, the degree of the splat")
     tensors = {**_tensors(splats, cameras), **({} if background is None else {"background": background})}
     for name, value in tensors.items():
         if value.dtype != splats.means.dtype or value.device != splats.means.device:
-            where = f"{splats.means.dtype} on {splats.means.device}, as means"
-            raise ValueError(f"{name} is {value.dtype} on {value.device}; expected {where}")
+            where = f"{splats.means.dtype} on {splats.means.device}, as the means"
+            raise _refusal(name, f"are {value.dtype} on {value.device}; give {where}")
     ranges = _ranges(tensors)
     for name, (low, high) in ranges.items():
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
             bad = int((~torch.isfinite(tensors[name])).sum())
-            raise ValueError(f"{name} holds {bad} values that are not finite; repair or remove them first")
+            raise _refusal(name, f"have {bad} values that are not finite; repair or remove them first")
     low, high = ranges.get("opacities", (0.0, 1.0))
     if low < 0 or high > 1:
-        raise ValueError(f"opacities span {low:g} to {high:g}; expected activated opacities in [0, 1]")
+        raise BadSplats("opacities", f"span {low:g} to {high:g}; give activated opacities in [0, 1]")
     if not (cameras.Ks.diagonal(dim1=1, dim2=2)[:, :2] > 0).all():
-        raise ValueError("Ks hold a focal length that is not positive; expected fx, fy > 0 in pixels")
+        raise BadInput("Ks", "have a focal length that is not positive; give fx, fy > 0 in pixels")
 
 
 def _tensors(splats: Splats, cameras: Cameras) -> dict[str, Tensor]:
-    names = ("means", "quats", "scales", "opacities", "sh")
-    return {**{name: getattr(splats, name) for name in names}, "viewmats": cameras.viewmats, "Ks": cameras.Ks}
+    return {**vars(splats), **vars(cameras)}
 
 
-def _check_shapes(splats: Splats, cameras: Cameras, background: Tensor | None) -> None:
-    n, views = splats.means.shape[:1].numel(), cameras.viewmats.shape[:1].numel()
-    if splats.sh.ndim != 3 or splats.sh.shape[1] not in (1, 4, 9, 16):
-        raise ValueError(f"sh has shape {tuple(splats.sh.shape)}; expected (N, K, 3) with K 1, 4, 9 or 16")
+def _refusal(name: str, problem: str) -> BadInput:
+    kind = BadSplats if name in Splats.__dataclass_fields__ else BadInput
+    return kind(name, problem)
+
+
+def _check_shapes(cameras: Cameras, background: Tensor | None) -> None:
+    views = cameras.viewmats.shape[:1].numel()
     if views == 0:
-        raise ValueError("viewmats holds no camera; expected at least one view")
-    expected = {
-        "means": (n, 3),
-        "quats": (n, 4),
-        "scales": (n, 3),
-        "opacities": (n,),
-        "sh": (n, splats.sh.shape[1], 3),
-        "viewmats": (views, 4, 4),
-        "Ks": (views, 3, 3),
-    }
-    for name, value in _tensors(splats, cameras).items():
-        if value.shape != expected[name]:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {expected[name]}")
+        raise BadInput("viewmats", "have no camera; give at least one view")
+    for name, shape in (("viewmats", (views, 4, 4)), ("Ks", (views, 3, 3))):
+        value = getattr(cameras, name)
+        if value.shape != shape:
+            raise BadInput(name, f"have shape {tuple(value.shape)}; give {shape}")
     if background is not None and background.shape not in ((3,), (views, 3)):
-        raise ValueError(f"background has shape {tuple(background.shape)}; expected (3,) or ({views}, 3)")
+        raise BadInput("background", f"has shape {tuple(background.shape)}; give (3,) or ({views}, 3)")
 
 
 def _ranges(tensors: dict[str, Tensor]) -> dict[str, tuple[float, float]]:

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras
+from ..errors import BackendUnavailable
 from ..optional import load
+from ..settings import require
 from ..splats import Splats
 from .failures import as_render_error, cannot_run, first_line, gpu_is_lost, is_out_of_memory
 
@@ -36,7 +38,7 @@ _said: set[str] = set()
 def renderer(backend: str) -> Renderer:
     """The render function of `backend`, imported on first use.
 
-    Raises ImportError if its package is missing.
+    Raises MissingPackage if its package is missing.
     """
     if backend == "numba":
         load("numba", "numba")
@@ -47,8 +49,8 @@ def device_for(backend: str) -> torch.device:
     """The device for the splats of a new run with `backend`: CUDA or CPU.
 
     Call it at the start of each run. It tests backends that were not used before, which compiles their
-    kernels, and tests those again that ran out of memory in the last run. Raises ValueError if `backend`
-    cannot be used.
+    kernels, and tests those again that ran out of memory in the last run. Raises
+    BackendUnavailable if `backend` cannot be used.
     """
     require_backend(backend)
     for name in _without_memory:  # a smaller splat or diffusion model may fit
@@ -56,23 +58,19 @@ def device_for(backend: str) -> torch.device:
     for of_the_run in (_without_memory, _views, _left):
         of_the_run.clear()
     if backend in ON_CUDA and reason_against(backend):
-        raise ValueError(_refusal(backend, reason_against(backend)))
+        raise BackendUnavailable(backend, reason_against(backend))
     name = next(candidates("cuda")) if backend == "auto" else backend
     return torch.device("cuda" if name in ON_CUDA else "cpu")
 
 
 def require_usable(backend: str) -> None:
-    """Raise ValueError if `backend` obviously cannot be used; loads, compiles and changes nothing."""
+    """Raise BackendUnavailable if `backend` obviously cannot be used; loads, compiles and changes nothing."""
     require_backend(backend)
     if backend not in ON_CUDA:
         return
     reason = "" if backend in _without_memory else _against.get(backend) or _lacks(backend)
     if reason:
-        raise ValueError(_refusal(backend, reason))
-
-
-def _refusal(backend: str, reason: str) -> str:
-    return f"backend {backend} {reason}; choose auto or numba"
+        raise BackendUnavailable(backend, reason)
 
 
 def _lacks(backend: str) -> str:
@@ -85,9 +83,8 @@ def _lacks(backend: str) -> str:
 
 
 def require_backend(backend: str) -> None:
-    """Raise ValueError if there is no backend of this name."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
+    """Raise BadSetting if there is no backend of this name."""
+    require(backend in BACKENDS, "backend", repr(backend), f"one of {', '.join(BACKENDS)}")
 
 
 def candidates(device: str) -> Iterator[str]:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def prepare() -> None:
-    """Build or load the extension. Raises ImportError or RuntimeError with the reason on failure."""
+    """Build or load the extension. Raises MissingPackage or RuntimeError with the reason on failure."""
     load("gsplat", "gsplat")
     if torch.version.cuda is None:
         raise RuntimeError("it renders on NVIDIA GPUs only")

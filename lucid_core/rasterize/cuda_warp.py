@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def prepare() -> None:
-    """Load Warp. Raises ImportError or RuntimeError with the reason if it cannot be used."""
+    """Load Warp. Raises MissingPackage or RuntimeError with the reason if it cannot be used."""
     load("warp", "warp-lang")
     gswarp = load("gswarp", "gswarp")
     if torch.version.cuda is None:

@@ -6,6 +6,7 @@ The phrases are those of cudaGetErrorString (CUDA Runtime API, cudaError_t), as 
 from __future__ import annotations
 
 from ..diffusion.prior import is_out_of_memory as is_out_of_memory_in_torch
+from ..errors import LostGpu, RenderError, RenderOutOfMemory, UnsupportedGpu
 
 NO_MEMORY = ("out of memory", "Failed to allocate")  # the latter is Warp's
 CANNOT_RUN = (  # kernels incompatible with the GPU or driver; other backends may work
@@ -38,10 +39,6 @@ GPU_LOST = (  # every later GPU call of this process fails as well
 )
 
 
-class RenderError(RuntimeError):
-    """The rasterizer failed; the message suggests a remedy."""
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` means out of memory, from numpy, torch, CUDA or Warp."""
     return isinstance(error, MemoryError) or is_out_of_memory_in_torch(error) or _says(error, NO_MEMORY)
@@ -67,22 +64,11 @@ def first_line(error: BaseException) -> str:
 
 
 def as_render_error(backend: str, error: BaseException) -> RenderError:
-    """The same failure as RenderError with a suggested remedy."""
+    """The same failure as a RenderError of its kind, whose message suggests a remedy."""
     if is_out_of_memory(error):
-        remedy = (
-            "there is no memory to render one view; render fewer pixels or Gaussians, or choose another "
-            "backend"
-        )
+        kind = RenderOutOfMemory
     elif gpu_is_lost(error):
-        remedy = (
-            "this GPU is unusable until the program is restarted; the cause may be any earlier GPU "
-            "operation. If it happens again, choose another backend"
-        )
-    elif cannot_run(error):
-        remedy = "it cannot run on this GPU; choose another backend"
+        kind = LostGpu
     else:
-        remedy = (
-            "this may be a bug in the backend or an incompatible package: choose another backend and report "
-            "this message"
-        )
-    return RenderError(f"rasterizer {backend} failed: {first_line(error)}; {remedy}")
+        kind = UnsupportedGpu if cannot_run(error) else RenderError
+    return kind(backend, first_line(error))

@@ -46,7 +46,7 @@ class Relief:
         """sRGB image (H, W, 3), depth image and mask (h, w) -> splats, and the camera (1) of the image.
 
         The mask is 1 on the object. Depth and mask are resized to the image by nearest neighbour. Raises
-        ValueError as `points` and `Start.splats`.
+        BadSetting as `points` and `Start.splats`.
         """
         height, width = image.shape[:2]
         points, colors = self.cloud(image, depth, mask)
@@ -70,7 +70,7 @@ class Relief:
         """Depth image (H, W) and bool mask (H, W) of N pixels -> points (N, 3) in the camera frame.
 
         OpenCV axes (x right, y down, z forward), equal to the world axes for a camera in front. Raises
-        ValueError if the mask is empty or a depth is not valid.
+        BadSetting if the mask is empty or a depth is not valid.
         """
         height, width = depth.shape
         rows, columns = mask.nonzero().unbind(-1)

@@ -36,7 +36,7 @@ class Mesh:
 
 
 def validate(mesh: Mesh) -> None:
-    """Raise ValueError unless `mesh` is non-empty and finite, with valid indices, shapes and colours."""
+    """Raise BadSetting unless `mesh` is non-empty and finite, with valid indices, shapes and colours."""
     v = len(mesh.vertices)
     require(
         v > 0 and len(mesh.faces) > 0,
@@ -67,7 +67,7 @@ def sample_surface(mesh: Mesh, count: int, generator: Generator) -> tuple[Tensor
     """Sample N = `count` points uniformly by area -> points (N, 3), sRGB colours (N, 3), unit normals (N, 3).
 
     Points have the dtype of the vertices. Sampling is stratified: the number of points per triangle is
-    proportional to its area, to within one. A mesh without colours is white. Raises ValueError for an invalid
+    proportional to its area, to within one. A mesh without colours is white. Raises BadSetting for an invalid
     mesh or one of zero area.
     """
     validate(mesh)

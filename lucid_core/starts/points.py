@@ -27,7 +27,7 @@ AXES = {  # rotations source -> world; rows are the world's x (right), y (down),
 class Start:
     """How coloured points become the initial splats of a run.
 
-    Raises ValueError for a value out of bounds or a contradiction.
+    Raises BadSetting for a value out of bounds or a contradiction.
     """
 
     count: int = setting(
@@ -87,7 +87,7 @@ class Start:
 
         Outliers are removed if `size` is not 0. At most `count // copies` points are kept, chosen at random
         by `seed`, in their original order. With unit `normals` (N, 3) the Gaussians are flattened to
-        `thickness`. Raises ValueError if there are too few points, or if rounding of the coordinates is too
+        `thickness`. Raises BadSetting if there are too few points, or if rounding of the coordinates is too
         coarse for their extent.
         """
         require_points(points)
@@ -141,7 +141,7 @@ class Start:
 
 
 def require_points(points: Tensor) -> None:
-    """Raise ValueError unless points (N, 3) are finite, of valid extent, and more than `NEIGHBOURS`."""
+    """Raise BadSetting unless points (N, 3) are finite, of valid extent, and more than `NEIGHBOURS`."""
     require(len(points) > NEIGHBOURS, "the number of points", len(points), f"at least {NEIGHBOURS + 1}")
     require(bool(torch.isfinite(points).all()), "the points' extent", "not finite", "finite")
     extent = float((points.amax(dim=0) - points.amin(dim=0)).max())
@@ -155,7 +155,7 @@ def require_points(points: Tensor) -> None:
 
 
 def require_resolved(points: Tensor, dtype: torch.dtype) -> None:
-    """Raise ValueError if points (N, 3) are too far from the origin for the precision of `dtype`."""
+    """Raise BadSetting if points (N, 3) are too far from the origin for the precision of `dtype`."""
     extent = float((points.amax(dim=0) - points.amin(dim=0)).max())
     step = float(points.abs().max()) * torch.finfo(dtype).eps
     require(

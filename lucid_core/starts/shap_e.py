@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn import Module
 
+from ..errors import BadFile
 from ..optional import load as load_package
 from ..settings import check_bounds, require, setting
 from .mesh import Mesh
@@ -58,7 +59,7 @@ class ShapE:
         """Generate a mesh for `text` in the world frame, at Shap-E's own scale (within [-1, 1]^3).
 
         The pipeline runs and stays on its current device. `on_progress(done)` is called after each of the
-        `evaluations` and may raise to stop. Raises ValueError if the text or the surface is empty.
+        `evaluations` and may raise to stop. Raises BadSetting if the text or the surface is empty.
         """
         require(bool(text.strip()), "text", "empty", "a description of the object")
         pipeline.set_progress_bar_config(disable=True)
@@ -116,19 +117,20 @@ def load(folder: Path, half: bool) -> Any:
     """Load the pipeline from `folder` to the CPU; `half`: text encoder and prior in float16.
 
     The surface decoder stays in float32, because its positional encoding uses frequencies up to 2**14.
-    Downloads nothing. Raises ImportError if diffusers is missing and ValueError if the folder is incomplete.
+    Downloads nothing. Raises MissingPackage if diffusers is missing and BadFile if the folder is incomplete.
     """
     diffusers = load_package("diffusers", "diffusers")
     load_package("transformers", "transformers")
-    require(
-        is_pipeline(folder), "model", repr(str(folder)), f"a folder whose model_index.json names {PIPELINE}"
-    )
+    if not is_pipeline(folder):
+        raise BadFile(
+            folder, f"it has no model_index.json that names {PIPELINE}; use a text-to-3D Shap-E model"
+        )
     weights = [path.name for path in (folder / "prior").glob("*") if path.suffix in (".safetensors", ".bin")]
     variant = "fp16" if weights and all(".fp16." in name for name in weights) else None
     try:
         pipeline = diffusers.ShapEPipeline.from_pretrained(folder, local_files_only=True, variant=variant)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"the model in {folder} is not whole: {error}") from error
+        raise BadFile(folder, f"the model is not complete: {error}; download it again") from error
     for network in networks_of(pipeline):
         network.float()
     if half:

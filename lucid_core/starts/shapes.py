@@ -19,7 +19,7 @@ class PointCloud:
     """Random points in a simple solid about the origin: the default start.
 
     size: extent along y (and diameter of round shapes) in world units. color: mean sRGB in [0, 1]; each point
-    gets normal noise of standard deviation `color_noise`. Raises ValueError for a value out of bounds.
+    gets normal noise of standard deviation `color_noise`. Raises BadSetting for a value out of bounds.
     """
 
     shape: str = SHAPES[0]

@@ -5,6 +5,7 @@ from typing import Any
 from comfy_api.latest import IO
 
 from ...lucid_core.cameras import CameraRanges
+from ...lucid_core.errors import NotFinite
 from ...lucid_core.optimize.checkpoint import changing, require_same, settings_of
 from ...lucid_core.optimize.checkpoint import read as read_checkpoint
 from ...lucid_core.optimize.config import PRESETS, Budget, DreamConfig, OptimizerConfig, Task
@@ -235,7 +236,7 @@ class LucidDream(IO.ComfyNode):
                         subject.free, source, ranges, config, seed, backend, checkpoint, subject.fixed
                     ):
                         session.report(step)
-                except FloatingPointError as error:
+                except NotFinite as error:
                     session.stop(error)
 
             try:
@@ -253,7 +254,7 @@ def config_of(
     """The settings of a run: those of the preset, `optimizer` if given, and the widget values of Lucid Dream.
 
     preset: value of the dynamic combo (its choice and widgets). widgets: values of the other widgets; names
-    that are not settings are ignored. Raises ValueError if a value is invalid.
+    that are not settings are ignored. Raises BadSetting if a value is invalid.
     """
     base = PRESETS[preset["preset"]]
     budget = replace_from_widgets(base.budget, {**preset, **widgets})

@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from ...lucid_core.errors import NotFinite
 from ...lucid_core.io import ply
 from ...lucid_core.optimize.config import DreamConfig
 from ...lucid_core.optimize.loop import Step
@@ -92,7 +93,7 @@ class Session:
                 self.steps,
             )
 
-    def stop(self, error: FloatingPointError) -> None:
+    def stop(self, error: NotFinite) -> None:
         """End the run with the last finite splat; before the first step, that is the start splat."""
         self.stopped = str(error)
         result = f"splat of step {self.last.step}" if self.last else "start splat, unchanged,"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterable
 from functools import lru_cache
 
 log = logging.getLogger(__name__)
@@ -118,29 +117,34 @@ def host_version() -> str:
         return "of an unknown version"
 
 
-def sentence(missing: Iterable[str]) -> str:
-    """The error message for `missing` parts."""
-    return (
-        f"Lucid ISM works with ComfyUI {WORKS_WITH}; this one is {host_version()} and lacks "
-        f"{', '.join(missing)}. Update ComfyUI, or update this pack if your ComfyUI is newer"
-    )
+class IncompatibleHost(RuntimeError):
+    """This ComfyUI lacks the `missing` parts."""
+
+    def __init__(self, missing: tuple[str, ...]) -> None:
+        super().__init__(missing)
+        self.missing = missing
+
+    def __str__(self) -> str:
+        return (
+            f"Lucid ISM works with ComfyUI {WORKS_WITH}; this one is {host_version()} and lacks "
+            f"{', '.join(self.missing)}. Update ComfyUI, or update this pack if your ComfyUI is newer"
+        )
 
 
-def stand_ins(missing: Iterable[str]) -> list[type]:
-    """Stand-ins for all NODES, whose description and error name the `missing` parts.
+def stand_ins(refusal: IncompatibleHost) -> list[type]:
+    """Stand-ins for all NODES, which raise `refusal` and have its message as description.
 
-    Raises RuntimeError with the same message if the host does not support V3 nodes.
+    Raises it at once if the host does not support V3 nodes.
     """
-    text = sentence(missing)
     try:
         from comfy_api.latest import IO
 
-        return [_stand_in(IO, node_id, name, text) for node_id, name in NODES.items()]
+        return [_stand_in(IO, node_id, name, refusal) for node_id, name in NODES.items()]
     except (ImportError, AttributeError) as error:
-        raise RuntimeError(text) from error
+        raise refusal from error
 
 
-def _stand_in(io, node_id: str, name: str, text: str) -> type:
+def _stand_in(io, node_id: str, name: str, refusal: IncompatibleHost) -> type:
     class StandIn(io.ComfyNode):
         @classmethod
         def define_schema(cls):
@@ -148,7 +152,7 @@ def _stand_in(io, node_id: str, name: str, text: str) -> type:
                 node_id=node_id,
                 display_name=name,
                 category="3d/splat/lucid",
-                description=text,
+                description=str(refusal),
                 is_output_node=True,
                 inputs=[],
                 outputs=[],
@@ -156,7 +160,7 @@ def _stand_in(io, node_id: str, name: str, text: str) -> type:
 
         @classmethod
         def execute(cls, **inputs):
-            raise ValueError(f"{name}: {text}")
+            raise IncompatibleHost(refusal.missing)
 
     StandIn.__name__ = StandIn.__qualname__ = node_id
     return StandIn

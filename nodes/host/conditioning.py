@@ -16,6 +16,7 @@ from comfy.ldm.krea2.model import SingleStreamDiT
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from torch import Tensor
 
+from ...lucid_core.errors import BadInput
 from ..types import Conditioning
 from .families import family_of, shape_of
 
@@ -161,37 +162,38 @@ def zero_out(conditioning: list) -> list:
 
 
 def require_text_of(model: Any, conditionings: dict[str, list]) -> None:
-    """Raise ValueError unless `model` accepts all `conditionings` (name -> CONDITIONING) without an image
+    """Raise BadInput unless `model` accepts all `conditionings` (name -> CONDITIONING) without an image
     input.
 
     Calls the model's own `extra_conds` for each entry, as the host does before sampling.
     """
     for name, conditioning in conditionings.items():
         if not conditioning:
-            raise ValueError(f"the conditioning {name} is empty; connect the output of a CLIP Text Encode")
+            raise BadInput(f"conditioning {name}", "is empty; connect the output of a CLIP Text Encode")
         for text, options in conditioning:
             _require_views(name, options)
             _require_fit(model.model, name, text, _made_of(model.model, name, text, options))
 
 
 def _require_views(name: str, options: dict) -> None:
-    """Raise ValueError for options that are tied to one image or to the steps of a sampler.
+    """Raise BadInput for options that are tied to one image or to the steps of a sampler.
 
     They have no meaning for views at random noise levels.
     """
     if "gligen" in options:
-        raise ValueError(
-            f"the conditioning {name} holds GLIGEN boxes, which belong to one image; use one without them"
+        raise BadInput(
+            f"conditioning {name}", "holds GLIGEN boxes, which belong to one image; use one without them"
         )
     hooks = options.get("hooks")
     if hooks and any(len(hook.hook_keyframe.keyframes) > 1 for hook in hooks.hooks):
-        raise ValueError(
-            f"the conditioning {name} schedules a LoRA by sampling steps; use a hook with a constant strength"
+        raise BadInput(
+            f"conditioning {name}",
+            "schedules a LoRA by sampling steps; use a hook with a constant strength",
         )
 
 
 def _made_of(model: Any, name: str, text: Tensor, options: dict) -> dict:
-    """The model inputs (`extra_conds`) for one entry. Raises ValueError if it lacks something they need."""
+    """The model inputs (`extra_conds`) for one entry. Raises BadInput if it lacks something they need."""
     latents = model.latent_format
     side = 8 * latents.spacial_downscale_ratio
     noise = torch.zeros(shape_of(latents, 1, side))
@@ -210,20 +212,22 @@ def _made_of(model: Any, name: str, text: Tensor, options: dict) -> dict:
         with torch.inference_mode(not isinstance(model, comfy.model_base.Anima)), torch.no_grad():
             return model.extra_conds(**given)
     except KeyError as error:
-        raise ValueError(
-            f"model {family_of(model)} needs {error.args[0]}, which the conditioning {name} does not hold; "
-            "encode it with the text encoder of that model"
+        raise BadInput(
+            f"conditioning {name}",
+            f"lacks {error.args[0]}, which model {family_of(model)} needs; encode it with the text encoder "
+            "of that model",
         ) from error
 
 
 def _require_fit(model: Any, name: str, text: Tensor, made: dict) -> None:
-    """Raise ValueError if the model needs an image input, or if the embedding widths differ from its own."""
+    """Raise BadInput if the model needs an image input, or if the embedding widths differ from its own."""
     family, config = family_of(model), model.model_config.unet_config
     if "c_concat" in made:
-        raise ValueError(
-            f"model {family} needs an image besides the noise (it is an inpainting, edit or upscaling model, "
-            "or the conditioning holds an image), but the views have none; use the text-to-image model of "
-            "that family"
+        raise BadInput(
+            "model",
+            f"{family} needs an image besides the noise (it is an inpainting, edit or upscaling model, or "
+            f"the conditioning {name} holds an image), but the views have none; use the text-to-image model "
+            "of that family",
         )
     embedder = config.get("context_embedder_config") or {"params": {}}
     wanted = {
@@ -243,9 +247,10 @@ def _require_fit(model: Any, name: str, text: Tensor, made: dict) -> None:
     }
     for what, (width, expected) in wanted.items():
         if width and expected and width != expected:
-            raise ValueError(
-                f"model {family} reads {what} of width {expected}, but the conditioning {name} is {width} "
-                "wide; encode it with the text encoder of that model"
+            raise BadInput(
+                f"conditioning {name}",
+                f"has {what} of width {width}, but model {family} reads a width of {expected}; encode it "
+                "with the text encoder of that model",
             )
 
 
@@ -258,9 +263,9 @@ def _own_width_of(model: Any) -> int | None:
 
 
 def require_clip(clip: Any) -> None:
-    """Raise ValueError if `clip` is None."""
+    """Raise BadInput if `clip` is None."""
     if clip is None:
-        raise ValueError("clip is missing: this checkpoint holds no text encoder; load one with CLIP Loader")
+        raise BadInput("clip", "is missing: this checkpoint holds no text encoder; load one with CLIP Loader")
 
 
 def encode_text(clip: Any, text: str) -> Conditioning:

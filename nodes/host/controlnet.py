@@ -21,6 +21,7 @@ from comfy.ldm.qwen_image.controlnet import QwenImageControlNetModel, QwenImageF
 from torch import Tensor
 
 from ...lucid_core.conditioning.view_prompts import VIEWS
+from ...lucid_core.errors import BadInput
 from ..types import Conditioning, Control
 from .families import family_of
 from .model_patches import PatchControl, difference_of_patch, is_patch, require_hinted
@@ -45,13 +46,14 @@ LATENTS = {ControlNetFlux: comfy.latent_formats.Flux()}
 
 
 def require_control(net: Any) -> None:
-    """Raise ValueError for a CONTROL_NET or MODEL_PATCH whose hint cannot be a rendered view."""
+    """Raise BadInput for a CONTROL_NET or MODEL_PATCH whose hint cannot be a rendered view."""
     if is_patch(net):
         require_hinted(net)
     elif net.concat_mask:
-        raise ValueError(
-            "control_net is for inpainting and needs a mask, which the views do not have; use one for depth, "
-            "normals or edges"
+        raise BadInput(
+            "control_net",
+            "is for inpainting and needs a mask, which the views do not have; use one for depth, normals or "
+            "edges",
         )
 
 
@@ -71,7 +73,7 @@ def apply_controls(
     effect of the control is part of the difference that ISM computes. A control without a net (at most one,
     the first) takes over the ControlNets that the conditionings already have, wherever they are.
 
-    Raises ValueError for a ControlNet that does not fit `model`.
+    Raises BadInput for a ControlNet that does not fit `model`.
     """
     conds, shown = _filled(conds), []
     for control in controls:
@@ -215,7 +217,7 @@ def warn_of_fixed_hints(controls: Shown) -> None:
 
 
 def require_fit(model: Any, controls: Shown) -> None:
-    """Raise ValueError for a ControlNet made for another model family; the message names both.
+    """Raise BadInput for a ControlNet made for another model family; the message names both.
 
     The host itself would fail during the run, or ignore the ControlNet.
     """
@@ -226,9 +228,9 @@ def require_fit(model: Any, controls: Shown) -> None:
 
 
 def refuse(difference: str | None, model: Any) -> None:
-    """Raise ValueError if there is a `difference` between a ControlNet and `model`."""
+    """Raise BadInput if there is a `difference` between a ControlNet and `model`."""
     if difference:
-        raise ValueError(f"the ControlNet is not made for model {family_of(model)}: {difference}; {REMEDY}")
+        raise BadInput("control_net", f"is not made for model {family_of(model)}: {difference}; {REMEDY}")
 
 
 def _difference_of_latents(control: ControlBase, model: Any) -> str | None:

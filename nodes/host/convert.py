@@ -10,6 +10,7 @@ from comfy_api.latest import Types
 from torch import Tensor
 
 from ...lucid_core.cameras import Cameras, intrinsics, look
+from ...lucid_core.errors import BadInput, BadSplats
 from ...lucid_core.settings import require
 from ...lucid_core.splats import Splats, repair, validate
 from ...lucid_core.starts.mesh import Mesh
@@ -29,7 +30,7 @@ def from_splats(splats: Splats) -> Types.SPLAT:
 def to_splats(splat: Types.SPLAT) -> list[Splats]:
     """Each item of the host's batch as float32 Splats on the CPU, repaired (with a warning) and validated.
 
-    The tensors are copies, because the host shares and caches its own. Raises ValueError for an empty batch,
+    The tensors are copies, because the host shares and caches its own. Raises BadSplats for an empty batch,
     and what `validate` raises.
     """
     items = []
@@ -51,22 +52,20 @@ def to_splats(splat: Types.SPLAT) -> list[Splats]:
             validate(item)
             items.append(item)
     if not items:
-        raise ValueError("the splat is empty (a batch of 0); connect a splat with at least one Gaussian")
+        raise BadSplats("batch", "is empty; connect a splat with at least one Gaussian")
     return items
 
 
 def one_splat(splat: Types.SPLAT) -> Splats:
-    """The only item of the batch, as `to_splats` returns it. Raises ValueError for a batch of several."""
+    """The only item of the batch, as `to_splats` returns it. Raises BadSplats for a batch of several."""
     items = to_splats(splat)
     if len(items) > 1:
-        raise ValueError(
-            f"this is a batch of {len(items)} splats; connect one, or join them with Merge Splat"
-        )
+        raise BadSplats("batch", f"holds {len(items)} splats; connect one, or join them with Merge Splat")
     return items[0]
 
 
 def to_mesh(mesh: Types.MESH) -> Mesh:
-    """The only mesh of the batch on the CPU, in its own frame (glTF: y up). Raises ValueError for a batch of
+    """The only mesh of the batch on the CPU, in its own frame (glTF: y up). Raises BadSetting for a batch of
     several.
 
     The tensors are copies, because the host shares its own.
@@ -89,11 +88,11 @@ def to_mesh(mesh: Types.MESH) -> Mesh:
 def camera_of(info: dict, width: int, height: int) -> tuple[Cameras, Tensor]:
     """The host's camera_info -> one camera, and the point (3,) that it orbits, both in the splat frame.
 
-    `width` and `height` are in pixels. Raises ValueError for an orthographic camera or a fov outside
-    (0, 180) degrees.
+    `width` and `height` are in pixels. Raises BadInput for an orthographic camera, BadSetting for a
+    fov outside (0, 180) degrees.
     """
     if str(info.get("cameraType", "")).lower().startswith("ortho"):
-        raise ValueError("camera_info is orthographic; set its camera_type to perspective")
+        raise BadInput("camera_info", "is orthographic; set its camera_type to perspective")
     point = lambda key: torch.tensor([float(info.get(key, {}).get(axis, 0.0)) for axis in "xyz"]) * FLIP
     position, target = point("position"), point("target")
     fov_deg, zoom = float(info.get("fov") or 35.0), float(info.get("zoom") or 1.0)

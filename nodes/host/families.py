@@ -11,6 +11,7 @@ import comfy.model_sampling as sampling
 from comfy.patcher_extension import WrappersMP
 from comfy.taesd.taesd import TAESD
 
+from ...lucid_core.errors import BadInput
 from .noise import NoiseLevels
 
 log = logging.getLogger(__name__)
@@ -43,51 +44,48 @@ SDXL_PIXEL_LIMIT = 0.05
 
 
 def require_image_model(model: Any, vae: Any) -> None:
-    """Raise ValueError unless `model` denoises images, `vae` makes its latents, and none of its patches needs
+    """Raise BadInput unless `model` denoises images, `vae` makes its latents, and none of its patches needs
     the host's sampler.
     """
     if vae is None:
-        raise ValueError("vae is missing: this checkpoint has none; load the model's VAE with Load VAE")
+        raise BadInput("vae", "is missing: this checkpoint has none; load the model's VAE with Load VAE")
     name, latents = family_of(model.model), model.model.latent_format
     if name in NOT_FOR_VIEWS:
-        raise ValueError(f"model {name} {NOT_FOR_VIEWS[name]}")
+        raise BadInput("model", f"{name} {NOT_FOR_VIEWS[name]}")
     if latents.latent_dimensions != 2 + (name in ONE_FRAME):
-        raise ValueError(
-            f"model {name} does not make images one by one: it is for video, sound or 3D "
-            f"({latents.latent_dimensions} latent dimensions); {INSTEAD}"
+        raise BadInput(
+            "model",
+            f"{name} does not make images one by one: it is for video, sound or 3D "
+            f"({latents.latent_dimensions} latent dimensions); {INSTEAD}",
         )
     if not predicts_clean_images(model.get_model_object("model_sampling")):
-        raise ValueError(
-            f"model {name} turns one image into another, or has a sampling method of its own; {INSTEAD}"
+        raise BadInput(
+            "model", f"{name} turns one image into another, or has a sampling method of its own; {INSTEAD}"
         )
     if model.model.model_config.unet_config.get("use_additional_t_cond"):
-        raise ValueError(f"model {name} makes layers of an image; use Qwen-Image itself")
-    if latents.latent_dimensions != vae.latent_dim:
-        raise ValueError(
-            f"model {name} works on latents of {latents.latent_dimensions} dimensions, but this vae makes "
-            f"{vae.latent_dim} (3 is for video, and for Qwen-Image); use the VAE that belongs to the model"
-        )
-    if latents.latent_channels != vae.latent_channels:
-        raise ValueError(
-            f"model {name} works on {latents.latent_channels} latent channels, but this vae makes "
-            f"{vae.latent_channels}; use the VAE that belongs to the model"
-        )
-    ratio = _downscale_ratio_of(vae)
-    if ratio != latents.spacial_downscale_ratio:
-        raise ValueError(
-            f"model {name} works on latents {latents.spacial_downscale_ratio} times smaller than the image, "
-            f"but this vae makes them {ratio} times smaller; use the VAE that belongs to the model"
-        )
+        raise BadInput("model", f"{name} makes layers of an image; use Qwen-Image itself")
+    _require_vae(name, latents, vae)
+    _require_patches(model)
+
+
+def _require_vae(name: str, latents: Any, vae: Any) -> None:
+    """Raise BadInput unless `vae` makes RGB images and the `latents` format of the model `name`."""
     has_alpha = vae.output_channels == 4 and isinstance(vae.pad_channel_value, (int, float))
     if vae.output_channels != 3 and not has_alpha:
-        raise ValueError(f"this vae makes images of {vae.output_channels} channels; use one for RGB images")
+        raise BadInput("vae", f"makes images of {vae.output_channels} channels; use one for RGB images")
+    facts = (  # what, of the model, of the VAE
+        ("dimensions (3 are for video and Qwen-Image)", latents.latent_dimensions, vae.latent_dim),
+        ("channels", latents.latent_channels, vae.latent_channels),
+        ("times smaller sides", latents.spacial_downscale_ratio, _downscale_ratio_of(vae)),
+    )
+    remedy = "use the VAE that belongs to the model"
+    for what, wanted, found in facts:
+        if wanted != found:
+            raise BadInput("vae", f"makes latents of {found} {what}, model {name} needs {wanted}; {remedy}")
     made_for = getattr(vae.first_stage_model, "latent_format", None)  # tiny video VAEs (TAEHV) have it
     if made_for and not isinstance(latents, made_for):
-        raise ValueError(
-            f"model {name} works on latents of {type(latents).__name__}, but this vae makes those of "
-            f"{made_for.__name__}; use the VAE that belongs to the model"
-        )
-    _require_patches(model)
+        found, wanted = made_for.__name__, type(latents).__name__
+        raise BadInput("vae", f"makes latents of {found}, model {name} needs those of {wanted}; {remedy}")
 
 
 def _downscale_ratio_of(vae: Any) -> int:
@@ -124,16 +122,17 @@ def predicts_clean_images(of: Any) -> bool:
 
 
 def require_invertible(model: Any) -> None:
-    """Raise ValueError for a MODEL with too few noise levels for the DDIM inversion of image targets."""
+    """Raise BadInput for a MODEL with too few noise levels for the DDIM inversion of image targets."""
     if NoiseLevels(model.get_model_object("model_sampling")).is_distilled:
-        raise ValueError(
-            "the model is sampled as LCM, which has too few noise levels for the inversion of image targets; "
-            "use Lucid ISM for it"
+        raise BadInput(
+            "model",
+            "is sampled as LCM, which has too few noise levels for the inversion of image targets; use Lucid "
+            "ISM for it",
         )
 
 
 def _require_patches(model: Any) -> None:
-    """Raise ValueError for patches that need the host's sampler, or reuse predictions of its previous step.
+    """Raise BadInput for patches that need the host's sampler, or reuse predictions of its previous step.
 
     No sampler runs here.
     """
@@ -147,7 +146,7 @@ def _require_patches(model: Any) -> None:
     }
     for what, found in carried.items():
         if found:
-            raise ValueError(f"the model carries {what}, which works only inside a sampler; remove it")
+            raise BadInput("model", f"carries {what}, which works only inside a sampler; remove it")
 
 
 def pixel_limit_of(model: Any) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ...lucid_core.errors import BadInput
 from ...lucid_core.io.point_files import SUFFIXES
 from ...lucid_core.settings import require
 from ...lucid_core.starts import shap_e
@@ -55,7 +56,7 @@ def name_of(entry: dict) -> str:
 
 
 def output_file(field: str, name: str) -> str:
-    """Path of an existing file under the output folder. Raises ValueError, naming the input `field`."""
+    """Path of an existing file under the output folder. Raises BadSetting, naming the input `field`."""
     folder = os.path.abspath(folder_paths.get_output_directory())
     path = os.path.abspath(os.path.join(folder, name.strip()))
     inside = folder_paths.is_within_directory(folder, path)
@@ -105,16 +106,17 @@ def shap_e_models() -> list[str]:
 
 
 def shap_e_folder(name: str) -> Path:
-    """The folder of the model `name`. Raises ValueError with download instructions if it is not there."""
+    """The folder of the model `name`. Raises BadInput with download instructions if it is not there."""
     roots = [Path(root) for root in folder_paths.get_folder_paths("diffusers")]
     if name == shap_e.REPOSITORY:
         folder = shap_e.in_hub_cache()
         if folder is None:
             place = roots[0] / "shap-e"
-            raise ValueError(
-                f"model {name} is not on this machine, and this node downloads nothing by itself. To get it "
-                f"into the cache of the Hugging Face hub run: hf download {name}  Or put its files into "
-                f'{place}: hf download {name} --local-dir "{place}"  and choose shap-e as model'
+            raise BadInput(
+                "model",
+                f"{name} is not on this machine, and this node downloads nothing by itself. To get it into "
+                f"the cache of the Hugging Face hub run: hf download {name}  Or put its files into {place}: "
+                f'hf download {name} --local-dir "{place}"  and choose shap-e as model',
             )
         return folder
     folder = next((root / name for root in roots if shap_e.is_pipeline(root / name)), None)

@@ -11,6 +11,7 @@ import comfy.lora_convert
 import comfy.utils
 import folder_paths
 
+from ...lucid_core.errors import BadFile
 from .families import family_of
 
 LOADERS = ("LoraLoader", "LoraLoaderModelOnly")
@@ -20,7 +21,7 @@ OF_TEXT = ("lora_te", "text_encoder", "text_model")  # parts of the names of tex
 
 
 def require_loras(model: Any, prompt: Any, node_id: str | None) -> None:
-    """Raise ValueError if a LoRA between the checkpoint and the input `model` of the node `node_id` fits no
+    """Raise BadFile if a LoRA between the checkpoint and the input `model` of the node `node_id` fits no
     weight of the model, or has a format that the host does not read.
 
     `prompt` is the host's DynamicPrompt: the queued graph, including expanded nodes.
@@ -29,16 +30,18 @@ def require_loras(model: Any, prompt: Any, node_id: str | None) -> None:
     for name in _loras_before(graph, node_id):
         lora = comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("loras", name), safe_load=True)
         if any(re.fullmatch(CLONEOFSIMO, key) for key in lora):
-            raise ValueError(
-                f"the LoRA {name} is in the format of cloneofsimo/lora (weights such as unet:0:up), which "
-                "ComfyUI does not read; convert it to the format of kohya-ss or diffusers"
+            raise BadFile(
+                name,
+                "this LoRA is in the format of cloneofsimo/lora (weights such as unet:0:up), which ComfyUI "
+                "does not read; convert it to the format of kohya-ss or diffusers",
             )
         names = comfy.lora.model_lora_keys_unet(model.model, {})
         fits = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(lora)), names, log_missing=False)
         if not fits and not any(part in key for key in lora for part in OF_TEXT):
-            raise ValueError(
-                f"the LoRA {name} fits nothing of model {family_of(model.model)}: its weights have names "
-                f"such as {min(lora, default='none at all')}; use a LoRA that was made for this family"
+            raise BadFile(
+                name,
+                f"this LoRA fits no weight of model {family_of(model.model)}: its weights have names such as "
+                f"{min(lora, default='none at all')}; use a LoRA that was made for this family",
             )
 
 

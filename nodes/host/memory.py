@@ -10,7 +10,8 @@ import comfy.model_management
 import comfy.model_prefetch
 import torch
 
-from ...lucid_core.diffusion.prior import OutOfMemory, is_out_of_memory
+from ...lucid_core.diffusion.prior import is_out_of_memory
+from ...lucid_core.errors import OutOfMemory
 
 # Bytes for one million Gaussians (14 numbers each): gradients, Adam's moments, activations and buffers of a
 # render of 4 views.
@@ -66,7 +67,7 @@ def memory_errors() -> Iterator[None]:
     except Exception as error:
         if comfy.model_management.is_oom(error) or is_out_of_memory(error):
             comfy.model_prefetch.cleanup_prefetch_queues()
-            raise OutOfMemory(str(error)) from error
+            raise OutOfMemory(f"a call of the model ({error})") from error
         raise
 
 

@@ -15,6 +15,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ...lucid_core.errors import BadInput
 from ..types import Control
 
 log = logging.getLogger(__name__)
@@ -123,11 +124,11 @@ def kind_of(net: Any) -> str:
 
 
 def require_hinted(net: Any) -> None:
-    """Raise ValueError for a MODEL_PATCH that does not take a hint image."""
+    """Raise BadInput for a MODEL_PATCH that does not take a hint image."""
     if kind_of(net) not in KINDS:
         kinds = ", ".join(KINDS)
-        raise ValueError(
-            f"control_net is a model patch of the kind {kind_of(net)}; supported kinds are {kinds}"
+        raise BadInput(
+            "control_net", f"is a model patch of the kind {kind_of(net)}; use one of the kinds {kinds}"
         )
 
 

@@ -10,6 +10,7 @@ import torch
 
 from ...lucid_core.conditioning.view_prompts import VIEWS, Prompts
 from ...lucid_core.guidance.mixing import GuidanceSource, MixedSource
+from ...lucid_core.settings import require
 from ..types import LucidGuidanceData, LucidMixData
 from . import controlnet
 from .families import shape_of
@@ -78,13 +79,12 @@ def with_prior(
     result.
 
     `body` runs inside the host's sampling call, so the host handles patches, hooks, memory and clean-up of
-    the model. Raises ValueError if `resolution` (pixels) is not a multiple of the latents' downscale ratio,
-    or if a ControlNet does not fit the model.
+    the model. Raises BadSetting if `resolution` (pixels) is not a multiple of the latents' downscale ratio,
+    and BadInput if a ControlNet does not fit the model.
     """
     latents = guidance.model.model.latent_format
     ratio = latents.spacial_downscale_ratio
-    if resolution % ratio:
-        raise ValueError(f"resolution is {resolution}; it must be a multiple of {ratio} with this model")
+    require(resolution % ratio == 0, "resolution", resolution, f"a multiple of {ratio} with this model")
     noise = torch.zeros(shape_of(latents, views, resolution))
     guider = comfy.samplers.CFGGuider(guidance.model)
     prompt = guidance.prompt

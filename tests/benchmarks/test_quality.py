@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from raising import raises
 
 from benchmarks.quality import cases as planning
 from benchmarks.quality import report
@@ -16,6 +17,7 @@ from benchmarks.quality.run import Result, distil, kept, run_all
 from demo import measures, score, shapes
 from demo.words import KINDS
 from demo.world import parse
+from lucid_core.errors import BadSetting
 from lucid_core.guidance.base import Guidance
 from lucid_core.guidance.baselines import METHODS as BASELINES
 from lucid_core.optimize.config import PRESETS
@@ -105,19 +107,14 @@ def test_a_plan_goes_thing_by_thing():
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "allowed"),
-    [
-        ("prompts", ["a teapot"], "'a teapot'; it must be a thing of the demo world: one of cube"),
-        ("seeds", [-1], "-1; it must be 0 to"),
-        ("methods", ["ims"], "'ims'; it must be one of default"),
-        ("budget", [math.nan], "nan; it must be above 0"),
-    ],
+    ("field", "value"),
+    [("prompts", ["a teapot"]), ("seeds", [-1]), ("methods", ["ims"]), ("budget", [math.nan])],
 )
-def test_what_cannot_run_is_refused(field, value, allowed):
+def test_what_cannot_run_is_refused(field, value):
     arguments = {"prompts": ["a red mushroom"], "seeds": [0], "methods": ["ism"], "budget": [1.0]} | {
         field: value
     }
-    with pytest.raises(ValueError, match=f"{field} is {allowed}"):
+    with raises(BadSetting, name=field):
         plan(*arguments.values())
 
 

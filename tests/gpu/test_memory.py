@@ -89,6 +89,7 @@ LOSE_THE_GPU = """
 import sys, torch
 sys.path[:0] = sys.argv[1:]
 import lucid_core.rasterize as module
+from lucid_core.errors import LostGpu
 from unit.scenes import random_splats, three_views
 backend = next(module.choice.candidates("cuda"))
 splats, cameras = random_splats().map(lambda x: x.cuda()), module.to_device(three_views(), "cuda")
@@ -96,8 +97,8 @@ module.check = lambda *_: None  # it would wait for the GPU, and meet the error 
 torch.zeros(4, device="cuda")[torch.tensor([9], device="cuda")]
 try:
     module.rasterize(splats, cameras, 50, 37).rgb.sum().item()
-except module.RenderError as error:
-    print(backend, "restarted" in str(error), error)
+except LostGpu as error:
+    print(backend, True, error)
 """
 
 

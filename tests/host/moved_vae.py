@@ -35,7 +35,7 @@ def main() -> None:
     sys.modules["lucid_ism"] = importlib.util.module_from_spec(spec)
     host = importlib.import_module("lucid_ism.nodes.host")
     types = importlib.import_module("lucid_ism.nodes.types")
-    OutOfMemory = importlib.import_module("lucid_ism.lucid_core.diffusion.prior").OutOfMemory
+    OutOfMemory = importlib.import_module("lucid_ism.lucid_core.errors").OutOfMemory
 
     def body(prior, prompts):
         images, patcher = (

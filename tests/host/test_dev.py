@@ -22,6 +22,8 @@ from devtools.tree import Tree
 from workflows.api import client as client_module
 from workflows.api.client import Client, ComfyError, Printer, Progress, output_files
 
+from .failing import fails
+
 ROOT = Path(__file__).resolve().parents[2]
 PNG = b"\x89PNG"
 
@@ -416,7 +418,7 @@ def test_an_uploaded_file_comes_back(client):
 def test_a_refused_graph_names_node_and_value(client):
     graph = stock_graph()
     graph["1"]["inputs"]["ckpt_name"] = "nope.safetensors"
-    with pytest.raises(ComfyError, match=r"CheckpointLoaderSimple: Value not in list: .*nope\.safetensors"):
+    with fails("CheckpointLoaderSimple", "value_not_in_list", "ckpt_name", "nope.safetensors"):
         client.run(graph)
 
 
@@ -426,14 +428,15 @@ def test_a_failing_node_is_named_with_its_text(client):
         "1": {"class_type": "LoadImage", "inputs": {"image": broken}},
         "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
     }
-    with pytest.raises(ComfyError, match=r"LoadImage: .*broken\.png"):
+    with pytest.raises(ComfyError, match=r"broken\.png") as error:
         client.run(graph)
+    assert error.value.node == "LoadImage" and error.value.kind
 
 
 def test_a_run_can_be_interrupted(client):
     begun = threading.Event()
     threading.Thread(target=lambda: begun.wait(60) and client.interrupt(), daemon=True).start()
-    with pytest.raises(ComfyError, match="KSampler: the run was interrupted"):
+    with fails("KSampler", "interrupted"):
         client.run(stock_graph(steps=2000), lambda progress: progress.step and begun.set())
 
 

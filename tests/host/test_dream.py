@@ -5,8 +5,7 @@ import pytest
 import torch
 from rounding import ROUNDINGS
 
-from workflows.api.client import ComfyError
-
+from .failing import fails
 from .graphs import (
     Graph,
     files,
@@ -84,9 +83,7 @@ def test_three_gaussians_are_a_splat(client):
 
 
 def test_a_splat_a_million_units_away_is_refused_or_fitted_to_the_view(client):
-    with pytest.raises(
-        ComfyError, match=r"Lucid Dream: no camera sees the splat, which lies about \(1e\+06, .* fit_to_view"
-    ):
+    with fails("LucidDream", "BadSplats", "the splat's means lie about (1e+06, ", "fit_to_view"):
         client.run(with_start("far", LucidDream={"seed": 92}))
     splats = ply_of(
         client, client.run(with_start("far and huge", LucidDream={"seed": 92, "fit_to_view": True}))
@@ -116,7 +113,7 @@ def test_the_copy_of_the_vae_is_released_also_after_an_error(client):
             "change": "fails at call 4",
         },
     }
-    with pytest.raises(ComfyError, match="on purpose"):
+    with fails("LucidDream", "RuntimeError", "", "on purpose"):
         client.run(failing)
     assert loaded() == before
 
@@ -206,7 +203,7 @@ def test_views_that_do_not_fit_into_memory_together_are_asked_about_in_halves(cl
 def test_no_memory_for_one_view_is_said_and_the_splat_is_kept(client, base):
     before = set((base / "output" / "lucid").glob("unfinished_*.ply"))
     graph = with_model("memory for 4 rows until call 12", LucidDream={"steps": 20, "views": 1, "seed": 72})
-    with pytest.raises(ComfyError, match="there is no memory for one view of 64 px; lower the resolution"):
+    with fails("LucidDream", "OutOfMemory", "there is no memory for one view of 64 px"):
         client.run(graph)
     assert len(set((base / "output" / "lucid").glob("unfinished_*.ply")) - before) == 1
     client.run(workflow(LucidDream={"seed": 73}))

@@ -33,6 +33,7 @@ def test_host_and_diffusers_predict_the_same_noise(client, base, host_path):
         text_encoder_of,
         unet_of,
     )
+    from lucid_core.errors import BadFile
     from lucid_core.guidance.base import eps
 
     graph = workflow()
@@ -59,8 +60,9 @@ def test_host_and_diffusers_predict_the_same_noise(client, base, host_path):
         unet_of(checkpoint, DEMO_UNET), None, diffusers.DDIMScheduler(**SD15_BETAS).alphas_cumprod
     )
     assert [prior.sigma(t) for t in (0.0, 0.3, 0.6543, 1.0)] == pytest.approx(found["levels"], rel=1e-4)
-    with pytest.raises(ValueError, match="UNet is 36,653,124"):
+    with pytest.raises(BadFile, match="36,653,124") as error:
         unet_of(checkpoint, {**DEMO_UNET, "up_block_types": ("CrossAttnUpBlock2D",) * 2})
+    assert error.value.path == checkpoint
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     for sigma in SIGMAS:
         (ours,) = eps(prior, sigma * noise, sigma, [cond])

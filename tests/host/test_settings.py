@@ -9,8 +9,8 @@ from lucid_core.guidance import ism
 from lucid_core.guidance.baselines import METHODS
 from lucid_core.optimize.config import PRESETS
 from lucid_core.settings import bounds_of
-from workflows.api.client import ComfyError
 
+from .failing import fails
 from .graphs import Graph, image, node_of, only_start, ply_of, with_baseline, workflow
 
 
@@ -98,12 +98,12 @@ def test_lucid_optimizer_sets_rates_bands_and_growth(client, changes, seen):
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    "changes, kind, name",
     [
-        ({"densify_start": 0.95}, "Lucid Optimizer: densify_start is 0.95; it must be at most stop"),
-        ({"lr_means": 0.0}, "lr_means"),
+        ({"densify_start": 0.95}, "BadSetting", "densify_start is 0.95"),
+        ({"lr_means": 0.0}, "value_smaller_than_min", "preset.lr_means"),
     ],
 )
-def test_lucid_optimizer_refuses_by_name(client, changes, message):
-    with pytest.raises(ComfyError, match=message):
+def test_lucid_optimizer_refuses_by_name(client, changes, kind, name):
+    with fails("LucidOptimizer", kind, name):
         client.run(with_optimizer("cpu", changes, seed=153))

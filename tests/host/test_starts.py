@@ -9,8 +9,8 @@ from tiny_shap_e import RADII, save
 
 from lucid_core.splats import SH_C0
 from lucid_core.starts import shap_e
-from workflows.api.client import ComfyError
 
+from .failing import fails
 from .graphs import Graph, image, node_of, our_render, ply_of, summary_of, workflow
 from .test_cancel import cancelled
 from .test_render import landmarks  # noqa: F401
@@ -198,23 +198,21 @@ def test_a_model_that_is_not_there_is_named_with_the_way_to_it(client):
     if shap_e.in_hub_cache():
         pytest.skip("this machine's hub cache holds Shap-E")
     graph = Graph()
-    with pytest.raises(
-        ComfyError, match=r"Shap-E: model openai/shap-e is not on this machine.*hf download openai/shap-e"
-    ):
+    with fails("LucidShapE", "BadInput", "model openai/shap-e is not", "hf download openai/shap-e"):
         client.run(saved(graph, from_text(graph, model="openai/shap-e")))
 
 
-@pytest.mark.parametrize("kind, message", [("batch", "mesh is a batch of 2"), ("empty", "the mesh is empty")])
-def test_bad_meshes_are_refused(client, kind, message):
+@pytest.mark.parametrize("kind, name", [("batch", "mesh is a batch of 2"), ("empty", "the mesh is empty")])
+def test_bad_meshes_are_refused(client, kind, name):
     graph = Graph()
-    with pytest.raises(ComfyError, match=f"Lucid Points from Mesh: {message}"):
+    with fails("LucidPointsFromMesh", "BadSetting", name):
         client.run(saved(graph, from_mesh(graph, [graph.add("LucidTestMesh", kind=kind), 0])))
 
 
 @pytest.mark.parametrize("name", ["none.ply", "../output/a.ply"])
 def test_a_file_that_is_not_there_is_refused(client, name):
     graph = Graph()
-    with pytest.raises(ComfyError, match="it must be the name of a file in the input folder"):
+    with fails("LucidPointsFromFile", "custom_validation_failed", "file"):
         client.run(saved(graph, from_file(graph, name)))
 
 

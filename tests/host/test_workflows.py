@@ -21,7 +21,9 @@ from lucid_core.io import ply
 from lucid_core.optimize.config import PRESETS as DREAMS
 from lucid_core.settings import replace_settings
 from lucid_core.starts.shapes import PointCloud
-from workflows.api.client import ComfyError, input_of
+from workflows.api.client import input_of
+
+from .failing import fails
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
@@ -185,7 +187,8 @@ def test_a_workflow_whose_splat_is_not_there_says_so(client):
     graph = load("refine_splat", "api")
     (loader,) = (node for node in graph.values() if node["class_type"] == "Load3DAdvanced")
     loader["inputs"]["model_file"] = "lucid/none_00001_.ply [output]"
-    with pytest.raises(ComfyError, match=r"Invalid 3D model file: lucid/none_00001_\.ply \[output\]"):
+    wanted = ("Invalid 3D model file", "lucid/none_00001_.ply [output]")
+    with fails("Load3DAdvanced", "custom_validation_failed", "model_file", *wanted):
         client.run(graph)
 
 

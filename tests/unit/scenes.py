@@ -9,7 +9,7 @@ import torch
 from lucid_core.cameras import CameraRanges, Cameras, turntable
 from lucid_core.conditioning.control_images import RenderedBatch
 from lucid_core.conditioning.view_prompts import Prompts
-from lucid_core.diffusion.prior import OutOfMemory
+from lucid_core.errors import OutOfMemory
 from lucid_core.guidance.ism import ISM
 from lucid_core.guidance.mixing import GuidanceSource
 from lucid_core.optimize.config import DreamConfig

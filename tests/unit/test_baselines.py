@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from raising import raises
 
 from lucid_core.diffusion.prior import Conds
+from lucid_core.errors import BadSetting
 from lucid_core.guidance.base import limit_pixels
 from lucid_core.guidance.baselines import METHODS as BY_NAME
 from lucid_core.guidance.csd import CSD, classifier_score
@@ -279,7 +281,7 @@ def test_every_method_leads_to_the_prompt(method):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bad", [{"weight": math.nan}, {"weight": 0}])
 def test_bad_settings_are_refused_by_name(method, bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
+    with raises(BadSetting, name=next(iter(bad))):
         method(**bad)
 
 

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from raising import raises
 
 from lucid_core.cameras import (
     CameraRanges,
@@ -16,6 +17,7 @@ from lucid_core.cameras import (
     why_unseen,
 )
 from lucid_core.conditioning.camera_map import EARLY, LATE, camera_map
+from lucid_core.errors import BadSetting
 from lucid_core.rasterize import rasterize
 from lucid_core.splats import Splats
 from lucid_core.starts.shapes import PointCloud
@@ -388,5 +390,5 @@ def test_a_small_splat_is_seen_by_a_camera_of_its_own_size_as_a_large_one_is():
     [{"radius_min": 6.0}, {"elevation_max_deg": 91}, {"fovy_min_deg": 0}, {"azimuth_min_deg": math.nan}],
 )
 def test_bad_ranges_are_refused_by_name(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
+    with raises(BadSetting, name=next(iter(bad))):
         CameraRanges(**bad)

@@ -7,7 +7,9 @@ import math
 
 import pytest
 import torch
+from raising import raises
 
+from lucid_core.errors import BadSetting
 from lucid_core.optimize.densify import Densifier, Densify, relocate
 from lucid_core.settings import replace_settings
 from lucid_core.splats import parameters
@@ -186,7 +188,7 @@ def test_gsplats_own_functions_are_back_after_a_step():
     "bad", [{"strategy": "magic"}, {"max_splats": 0}, {"noise": -1.0}, {"every": 0.0}, {"start": 0.9}]
 )
 def test_bad_settings_are_refused_by_name(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
+    with raises(BadSetting, name=next(iter(bad))):
         Densify(**bad)
 
 

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from raising import raises
 
 from lucid_core.cameras import CameraRanges, Views, intrinsics, orbit
 from lucid_core.conditioning.control_images import (
@@ -20,6 +21,7 @@ from lucid_core.conditioning.control_images import (
 )
 from lucid_core.conditioning.view_prompts import Prompts
 from lucid_core.diffusion.prior import SplitPrior
+from lucid_core.errors import BadSetting
 from lucid_core.frames import RADIUS, Frame
 from lucid_core.guidance.ism import ISM
 from lucid_core.guidance.mixing import GuidanceSource, Mix, MixedSource, Phase
@@ -300,7 +302,7 @@ def test_a_guide_goes_where_the_splat_is_fitted_to():
 
 
 def test_an_unknown_hint_is_refused():
-    with pytest.raises(ValueError, match="hint is 'pose'; it must be one of depth, normal, canny, image"):
+    with raises(BadSetting, name="hint", value="'pose'", allowed="one of depth, normal, canny, image"):
         Hint("pose")
 
 

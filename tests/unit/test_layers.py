@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from raising import raises
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = {
@@ -35,7 +36,7 @@ def test_the_core_knows_neither_host_nor_nodes(path):
 
 
 FLOORS = {  # of lucid_core: one imports from its own and from lower ones
-    **dict.fromkeys(("splats", "cameras", "frames", "settings", "optional"), 0),
+    **dict.fromkeys(("errors", "splats", "cameras", "frames", "settings", "optional"), 0),
     **dict.fromkeys(("rasterize", "starts", "diffusion"), 1),
     **dict.fromkeys(("io", "conditioning"), 2),
     "guidance": 3,
@@ -104,8 +105,9 @@ print([m for m in heavy if m in set(sys.modules) - before])
 
 
 def test_a_missing_package_is_named_with_the_remedy(monkeypatch):
+    from lucid_core.errors import MissingPackage
     from lucid_core.optional import load
 
     monkeypatch.setitem(sys.modules, "plyfile", None)
-    with pytest.raises(ImportError, match="pip install plyfile"):
+    with raises(MissingPackage, package="plyfile"):
         load("plyfile", "plyfile")

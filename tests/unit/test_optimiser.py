@@ -5,8 +5,10 @@ import math
 
 import pytest
 import torch
+from raising import raises
 
 from lucid_core import rasterize as rasterizers
+from lucid_core.errors import BadSetting, NotFinite
 from lucid_core.optimize import augment, losses, schedule
 from lucid_core.optimize import step as module
 from lucid_core.optimize.config import Augmentation, DreamConfig, LearningRates, Task
@@ -105,19 +107,19 @@ def test_the_gradient_is_cut_to_its_norm(monkeypatch):
 
 
 def until_it_stops(config=CONFIG):
-    """-> the steps before, and the message."""
+    """-> the steps before, and the error."""
     steps = []
-    with pytest.raises(FloatingPointError) as error:
+    with pytest.raises(NotFinite) as error:
         for step in dream(**arguments(config)):
             steps.append(step)
     assert all(x.isfinite().all() for step in steps for x in vars(step.splats).values())
-    return steps, str(error.value)
+    return steps, error.value
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(monkeypatch):
     monkeypatch.setattr(losses, "scale", _nan_at(4))
-    steps, message = until_it_stops(replace_settings(CONFIG, scale_weight=1.0))
-    assert len(steps) == 3 and message.startswith("the loss is not finite at step 4 of 10")
+    steps, error = until_it_stops(replace_settings(CONFIG, scale_weight=1.0))
+    assert (len(steps), error.what, error.step, error.steps) == (3, "the loss", 4, 10)
 
 
 def _nan_at(call):
@@ -139,8 +141,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_spoils_nothing(monkeypa
         return scales.mean() if len(calls) < 3 else (scales - scales.detach()).sqrt().sum()
 
     monkeypatch.setattr(losses, "scale", scale)
-    steps, message = until_it_stops(replace_settings(CONFIG, scale_weight=1.0))
-    assert len(steps) == 2 and message.startswith("the gradient of scales is not finite at step 3 of 10")
+    steps, error = until_it_stops(replace_settings(CONFIG, scale_weight=1.0))
+    assert (len(steps), error.what, error.step, error.steps) == (2, "the gradient of scales", 3, 10)
 
 
 def test_a_parameter_that_is_not_finite_stops_the_run(monkeypatch):
@@ -151,10 +153,10 @@ def test_a_parameter_that_is_not_finite_stops_the_run(monkeypatch):
                 params["scales"][7] = 100.0  # its exponential overflows float32
 
     monkeypatch.setattr(module, "clamp_colors", spoiled)
-    steps, message = until_it_stops(
+    steps, error = until_it_stops(
         replace_settings(CONFIG, densify=dataclasses.replace(CONFIG.optimizer.densify, prune_scale3d=0.0))
     )
-    assert len(steps) == 4 and message.startswith("scales of the splat is not finite at step 5 of 10")
+    assert (len(steps), error.what, error.step, error.steps) == (4, "scales of the splat", 5, 10)
 
 
 def test_a_finished_step_is_the_readers_own():
@@ -167,5 +169,5 @@ def test_a_finished_step_is_the_readers_own():
 
 @pytest.mark.parametrize("bad", [{"sh_degree": 4}, {"sh_every": 0.0}, {"clip_norm": -1.0}])
 def test_bad_settings_are_refused_by_name(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
+    with raises(BadSetting, name=next(iter(bad))):
         replace_settings(DreamConfig(), **bad)

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from raising import raises
 
 from lucid_core.diffusion.diffusers_prior import SD15_BETAS, DiffusersPrior
 from lucid_core.diffusion.prior import Conds
+from lucid_core.errors import BadSetting
 from lucid_core.guidance.base import eps, invert
 from lucid_core.guidance.ism import ISM, interval_score, inversion_times
 
@@ -159,5 +161,5 @@ def test_a_diffusers_vae_is_encoded_and_decoded_in_our_convention(net):
 
 
 def test_an_unknown_parameterisation_is_refused(net):
-    with pytest.raises(ValueError, match="prediction_type is flow; it must be epsilon or v_prediction"):
+    with raises(BadSetting, name="prediction_type", value="flow"):
         DiffusersPrior(net, None, torch.linspace(0.99, 0.01, 10), "flow")

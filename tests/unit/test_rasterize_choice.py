@@ -7,11 +7,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from raising import raises
 
 from lucid_core.cameras import Cameras
+from lucid_core.errors import (
+    BackendUnavailable,
+    BadSetting,
+    BadSplats,
+    LostGpu,
+    RenderError,
+    RenderOutOfMemory,
+    UnsupportedGpu,
+)
 from lucid_core.rasterize import (
     BACKENDS,
-    RenderError,
     choice,
     device_for,
     rasterize,
@@ -70,9 +79,7 @@ def as_if_on_cuda(monkeypatch):
 def test_without_a_gpu_everything_is_on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device_for("auto").type == device_for("numba").type == device_for("reference").type == "cpu"
-    with pytest.raises(
-        ValueError, match="backend gsplat needs a CUDA GPU, and torch finds none; choose auto or numba"
-    ):
+    with raises(BackendUnavailable, backend="gsplat", reason="needs a CUDA GPU, and torch finds none"):
         device_for("gsplat")
 
 
@@ -166,7 +173,7 @@ def test_a_bug_is_no_reason_to_render_slowly(monkeypatch):
     )
     as_if_on_cuda(monkeypatch)
     for _ in range(2):
-        with pytest.raises(RenderError, match="expected scalar type Float but found Half"):
+        with raises(RenderError, backend="gsplat", reason="expected scalar type Float but found Half"):
             render_one_view()
     assert called == ["gsplat", "gsplat"] and slowdown() == ""
 
@@ -177,14 +184,14 @@ def test_a_lost_gpu_ends_the_run_and_is_said(monkeypatch, message):
     fake_probe(monkeypatch, gsplat="", gswarp="")
     called = fake_renderers(monkeypatch, "gsplat", "gswarp", "numba", error=RuntimeError(message))
     as_if_on_cuda(monkeypatch)
-    with pytest.raises(RenderError, match="restarted"):
+    with raises(LostGpu, backend="gsplat", reason=message):
         render_one_view()
     assert called == ["gsplat"]
 
 
 def test_a_gpu_that_is_lost_while_a_backend_is_tried_ends_the_run(monkeypatch):
     fake_prepare(monkeypatch, RuntimeError(GPU_LOST[0]))
-    with pytest.raises(RenderError, match="restarted"):
+    with raises(LostGpu, backend="gsplat", reason=GPU_LOST[0]):
         device_for("auto")
 
 
@@ -222,7 +229,7 @@ def test_checking_an_input_tries_nothing_and_forgets_nothing(monkeypatch):
     said = slowdown()
     for backend in ("auto", "gsplat", "numba"):
         require_usable(backend)  # gsplat's memory may be free when the run begins
-    with pytest.raises(ValueError, match="backend gswarp no; choose"):
+    with raises(BackendUnavailable, backend="gswarp", reason="no"):
         require_usable("gswarp")
     assert (
         said
@@ -233,16 +240,15 @@ def test_checking_an_input_tries_nothing_and_forgets_nothing(monkeypatch):
 
 
 def test_an_input_that_cannot_work_is_refused_when_it_is_checked(monkeypatch):
-    with pytest.raises(ValueError, match="backend is 'opengl'; choose one of"):
+    with raises(BadSetting, name="backend", value="'opengl'"):
         require_usable("opengl")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="backend gsplat needs a CUDA GPU"):
+    with raises(BackendUnavailable, backend="gsplat", reason="needs a CUDA GPU, and torch finds none"):
         require_usable("gsplat")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        ValueError, match="backend gswarp needs the package gswarp: python -m pip install gswarp"
-    ):
+    reason = "needs the package gswarp: python -m pip install gswarp"
+    with raises(BackendUnavailable, backend="gswarp", reason=reason):
         require_usable("gswarp")
 
 
@@ -259,15 +265,21 @@ def test_auto_ends_at_numba(monkeypatch):
 def test_a_named_backend_that_fails_says_what_to_do(monkeypatch, error):
     """The latter is numpy's, in whose arrays the CPU's kernels work."""
     fake_renderers(monkeypatch, "numba", error=error("out of memory"))
-    with pytest.raises(
-        RenderError, match=r"rasterizer numba failed: out of memory.*one view.*another backend"
-    ):
+    with raises(RenderOutOfMemory, backend="numba", reason="out of memory"):
+        rasterize(random_splats(n=5), three_views(), W, H, backend="numba")
+
+
+@pytest.mark.parametrize("message", CANNOT_RUN)
+def test_a_named_backend_that_cannot_run_on_the_gpu_is_told_from_a_bug(monkeypatch, message):
+    fake_renderers(monkeypatch, "numba", error=RuntimeError(message))
+    with raises(UnsupportedGpu, backend="numba", reason=message):
         rasterize(random_splats(n=5), three_views(), W, H, backend="numba")
 
 
 def test_a_cuda_backend_refuses_splats_on_the_cpu():
-    with pytest.raises(ValueError, match="'gswarp' renders on CUDA, but means are on cpu"):
+    with pytest.raises(BadSplats, match="are on cpu") as error:
         rasterize(random_splats(n=5), three_views(), W, H, backend="gswarp")
+    assert error.value.name == "means"
 
 
 def test_what_goes_wrong_in_a_probe_is_the_reason(monkeypatch):

@@ -8,10 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from raising import raises
 from torch import nn
 
 from lucid_core import rasterize as rasterizers
-from lucid_core.rasterize import RenderError, choice, rasterize, slowdown
+from lucid_core.errors import LostGpu, RenderOutOfMemory
+from lucid_core.rasterize import choice, rasterize, slowdown
 from lucid_core.settings import replace_settings
 
 from .scenes import (
@@ -135,7 +137,7 @@ def test_what_does_not_fit_as_one_view_is_left_to_the_next_backend(monkeypatch, 
 @pytest.mark.parametrize("memory", [{"forward": 0}, {"backward": 0}])
 def test_no_memory_for_one_view_ends_at_the_last_backend(monkeypatch, memory):
     limit(monkeypatch, "numba", **memory)
-    with pytest.raises(RenderError, match="no memory to render one view"):
+    with raises(RenderOutOfMemory, backend="numba"):
         render_and_gradients()
 
 
@@ -146,7 +148,7 @@ def test_an_error_of_the_backward_pass_that_is_none_of_memory_surfaces(monkeypat
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(FullInBackward, "backward", staticmethod(fail))
-    with pytest.raises(RenderError, match="restarted"):
+    with raises(LostGpu, backend="numba"):
         render_and_gradients()
 
 

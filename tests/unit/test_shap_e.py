@@ -8,9 +8,11 @@ import socket
 
 import pytest
 import torch
+from raising import raises
 from tiny_shap_e import COLOR_SLOPE, RADII, save
 
 from lucid_core.cameras import orbit
+from lucid_core.errors import BadFile, BadSetting
 from lucid_core.rasterize import rasterize
 from lucid_core.starts import shap_e
 from lucid_core.starts.mesh import sample_surface
@@ -131,8 +133,9 @@ def test_the_hubs_cache_is_read(folder, tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"model_index\.json names ShapEPipeline"):
+    with pytest.raises(BadFile, match="ShapEPipeline") as error:
         shap_e.load(tmp_path, half=False)
+    assert error.value.path == tmp_path
     (tmp_path / "model_index.json").write_text(
         json.dumps({"_class_name": "StableDiffusionPipeline"}), encoding="utf-8"
     )
@@ -140,15 +143,16 @@ def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     next((broken / "prior").glob("*.safetensors")).unlink()
-    with pytest.raises(ValueError, match="is not whole"):
+    with pytest.raises(BadFile, match="not complete") as error:
         shap_e.load(broken, half=False)
+    assert error.value.path == broken
 
 
 def test_an_empty_surface_or_text_is_said(pipeline, folder):
-    with pytest.raises(ValueError, match="text is empty"):
+    with raises(BadSetting, name="text", value="empty"):
         SMALL.mesh(pipeline, "  ", 0, lambda done: None)
     empty = shap_e.load(folder, half=False)
     with torch.no_grad():
         empty.shap_e_renderer.mlp.mlp[6].bias[0] = -10.0
-    with pytest.raises(ValueError, match="the shape for this text is empty; it must be another"):
+    with raises(BadSetting, name="the shape for this text", value="empty"):
         SMALL.mesh(empty, "a chair", 0, lambda done: None)

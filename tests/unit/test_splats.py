@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from raising import raises
 
+from lucid_core.errors import BadFile, BadSetting, BadSplats
 from lucid_core.io import ply, video
 from lucid_core.optimize.losses import disparity, tv
 from lucid_core.splats import SH_C0, Splats, activate, parameters, repair, validate
@@ -49,20 +51,25 @@ def test_extreme_splats_have_finite_parameters():
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "change, name",
     [
-        ({"means": torch.zeros(0, 3)}, "empty"),
-        ({"means": torch.full((50, 3), math.nan)}, "means of 50 of 50"),
-        ({"scales": torch.ones(49, 3)}, "scales has shape"),
-        ({"sh": torch.ones(50, 2, 3)}, "sh has shape"),
+        ({"means": torch.zeros(0, 3)}, "quats"),  # of another length
+        ({"means": torch.full((50, 3), math.nan)}, "means"),
+        ({"scales": torch.ones(49, 3)}, "scales"),
+        ({"sh": torch.ones(50, 2, 3)}, "sh"),
         ({"opacities": torch.full((50,), math.inf)}, "opacities"),
     ],
 )
-def test_bad_splats_are_refused(change, message):
+def test_bad_splats_are_refused(change, name):
     splats = random_splats()
     fields = {name: getattr(splats, name) for name in ("means", "quats", "scales", "opacities", "sh")}
-    with pytest.raises(ValueError, match=message):
+    with raises(BadSplats, name=name):
         validate(Splats(**{**fields, **change}))
+
+
+def test_a_splat_of_no_gaussians_is_refused():
+    with raises(BadSplats, name="number of Gaussians"):
+        validate(random_splats().map(lambda x: x[:0]))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -89,7 +96,7 @@ def test_same_seed_same_points():
 
 @pytest.mark.parametrize("bad", [{"count": 3}, {"size": 0}, {"shape": "teapot"}, {"color": (2.0, 0, 0)}])
 def test_bad_point_clouds_are_refused_by_name(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
+    with raises(BadSetting, name=next(iter(bad))):
         PointCloud(**bad)
 
 
@@ -107,13 +114,14 @@ def test_rows_that_are_no_gaussians_are_left_out_and_zero_rotations_unrotated():
     assert repair(splats)[0] is splats and repair(splats)[1] == ""
     spoilt = splats.map(lambda x: torch.cat([x, torch.zeros_like(x[:2])]))  # two rows of zeros
     spoilt.quats[3] = 0
-    with pytest.raises(ValueError, match=f"quats of 3 of {n + 2}"):
+    with pytest.raises(BadSplats, match=f"3 of {n + 2}") as error:
         validate(spoilt)
+    assert error.value.name == "quats"
     mended, note = repair(spoilt)
     validate(mended)
     assert len(mended) == n and "2 of" in note and "rotation of 1" in note
     assert mended.quats[3].tolist() == [1, 0, 0, 0]
-    with pytest.raises(ValueError):
+    with raises(BadSplats, name="means"):
         validate(repair(Splats(torch.zeros(n), *list(vars(splats).values())[1:]))[0])
     others = torch.arange(n) != 3
     assert all(
@@ -150,9 +158,10 @@ def test_ply_layout_is_the_standard_one(tmp_path):
     "content", [b"", b"hello", b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\n1\n"]
 )
 def test_a_file_that_is_no_splat_is_refused(tmp_path, content):
-    (tmp_path / "a.ply").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.ply"):
-        ply.read(tmp_path / "a.ply")
+    path = tmp_path / "a.ply"
+    path.write_bytes(content)
+    with raises(BadFile, path=path):
+        ply.read(path)
 
 
 def test_contact_sheet_and_png(tmp_path):

@@ -7,8 +7,10 @@ import time
 
 import pytest
 import torch
+from raising import raises
 
 from lucid_core.conditioning.view_prompts import Prompts
+from lucid_core.errors import BadSetting
 from lucid_core.guidance.ism import ISM
 from lucid_core.optimize import state as module
 from lucid_core.optimize.config import Budget
@@ -130,5 +132,5 @@ def test_the_limit_is_one_of_the_clock_on_the_wall():
 
 @pytest.mark.parametrize("minutes", [-1.0, math.nan, 1e9])
 def test_bad_limits_are_refused(minutes):
-    with pytest.raises(ValueError, match="max_minutes is"):
+    with raises(BadSetting, name="max_minutes"):
         Budget(max_minutes=minutes)

@@ -2,9 +2,11 @@ import math
 
 import pytest
 import torch
+from raising import raises
 
 from lucid_core.conditioning.view_prompts import VIEWS, Prompts, ViewBlend, without
 from lucid_core.diffusion.prior import Conds, SplitPrior
+from lucid_core.errors import BadSetting
 from lucid_core.guidance.base import guided_eps, towards
 
 from .priors import GaussianPrior
@@ -59,7 +61,7 @@ def test_prompts_give_a_row_per_view():
 
 
 def test_bad_blend_is_refused():
-    with pytest.raises(ValueError, match="blend_deg is 91"):
+    with raises(BadSetting, name="blend_deg", value=91):
         ViewBlend(blend_deg=91)
 
 

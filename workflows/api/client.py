@@ -49,7 +49,19 @@ OnProgress = Callable[[Progress], None]
 
 
 class ComfyError(RuntimeError):
-    """The server rejected a graph, a node failed, or the server does not answer."""
+    """The server rejected a graph, a node failed, or the server does not answer.
+
+    node: class of the node; "" = of none. kind: class of the node's exception, such as "ValueError", type of
+    the rejection, such as "value_smaller_than_min", or "interrupted"; "" = other. input: name of the rejected
+    input; "" = unknown. If several inputs are rejected, these are of the first one.
+    """
+
+    def __init__(self, message: str, node: str = "", kind: str = "", input: str = "") -> None:
+        super().__init__(message, node, kind, input)
+        self.message, self.node, self.kind, self.input = message, node, kind, input
+
+    def __str__(self) -> str:
+        return f"{self.node}: {self.message}" if self.node else self.message
 
 
 class Client:
@@ -144,7 +156,7 @@ async def _queue(session: aiohttp.ClientSession, graph: Graph, client_id: str) -
     async with session.post("/prompt", json={"prompt": graph, "client_id": client_id}) as response:
         answer = await response.json(content_type=None)
         if response.status != 200:
-            raise ComfyError("\n".join(_refusals(answer)))
+            raise _refusal(answer)
         return answer["prompt_id"]
 
 
@@ -192,24 +204,27 @@ def _heard(message: bytes, now: Progress, on_progress: OnProgress) -> Progress:
     return now
 
 
-def _refusals(answer: dict) -> Iterator[str]:
-    """One line for each error that the server's validation of a graph reports."""
-    for node in answer.get("node_errors", {}).values():
-        for error in node["errors"]:
-            yield f"{node['class_type']}: {error['message']}: {error['details']}"
-    if not answer.get("node_errors"):
-        error = answer["error"]
-        yield f"ComfyUI rejected the graph: {error['message']}: {error['details']}"
+def _refusal(answer: dict) -> ComfyError:
+    """The server's rejection of a graph as an error, whose message has a line for each rejected input."""
+    rejected = answer.get("node_errors", {}).values()
+    found = [(node["class_type"], error) for node in rejected for error in node["errors"]]
+    node, first = found[0] if found else ("", answer["error"])
+    others = [f"{other}: {error['message']}: {error['details']}" for other, error in found[1:]]
+    return ComfyError(
+        "\n".join([f"{first['message']}: {first['details']}", *others]),
+        node,
+        first["type"],
+        first.get("extra_info", {}).get("input_name", ""),
+    )
 
 
 def _raise_for_failure(entry: dict) -> None:
-    for kind, data in entry["status"]["messages"]:
-        if kind == "execution_error":
-            raise ComfyError(
-                f"{data['node_type']}: {data['exception_message'].strip()} ({data['exception_type']})"
-            )
-        if kind == "execution_interrupted":
-            raise ComfyError(f"{data['node_type']}: the run was interrupted")
+    for event, data in entry["status"]["messages"]:
+        if event == "execution_error":
+            kind = data["exception_type"].rpartition(".")[2]
+            raise ComfyError(f"{data['exception_message'].strip()} ({kind})", data["node_type"], kind)
+        if event == "execution_interrupted":
+            raise ComfyError("the run was interrupted", data["node_type"], "interrupted")
 
 
 def output_files(entry: dict) -> Iterator[dict]:

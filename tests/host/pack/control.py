@@ -91,8 +91,8 @@ class LucidTestHints(IO.ComfyNode):
             found[way], found["rounding"] = [difference(encoded, each())], [rounding_of(each)]
         try:
             control.require_fit(model, [net])
-        except ValueError as error:
-            found["refused"] = [str(error)]
+        except module_of("lucid_core.errors").BadInput as error:
+            found["refused"] = [{"name": error.name, "problem": error.problem}]
         return IO.NodeOutput(ui=found)
 
 
