@@ -62,7 +62,7 @@ class BadSplats(BadInput):
 class BadFile(LucidError, ValueError):
     """The file or folder `path` does not hold what it should."""
 
-    path: str | os.PathLike
+    path: str | os.PathLike[str]
     reason: str
 
     def sentence(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -36,9 +37,9 @@ class Splats:
     @property
     def sh_degree(self) -> int:
         """Spherical harmonics degree, 0 to 3."""
-        return round(self.sh.shape[1] ** 0.5) - 1
+        return round(math.sqrt(self.sh.shape[1])) - 1
 
-    def map(self, f) -> Splats:
+    def map(self, f: Callable[[Tensor], Tensor]) -> Splats:
         """Apply `f` to each of the five tensors."""
         return Splats(*(f(getattr(self, field.name)) for field in fields(self)))
 
@@ -129,7 +130,7 @@ def parameters(splats: Splats) -> dict[str, Parameter]:
     return {name: Parameter(value.detach().clone()) for name, value in raw.items()}
 
 
-def activate(params: dict[str, Tensor]) -> Splats:
+def activate(params: Mapping[str, Tensor]) -> Splats:
     """Raw parameters -> activated splats; inverse of `parameters`, differentiable."""
     return Splats(
         means=params["means"],

@@ -122,10 +122,7 @@ def normals_of(render: Render, Ks: Tensor) -> Tensor:
     """
     height, width = render.alpha.shape[1:3]
     reach = 2 * max(round(SMOOTHED * min(height, width) / 2), 1) + 1
-    mean = lambda x: F.avg_pool2d(x.movedim(-1, 1), reach, 1, reach // 2, count_include_pad=False).movedim(
-        1, -1
-    )
-    z = mean(mean(render.depth)) / mean(mean(render.alpha)).clamp_min(1e-6)
+    z = _smooth(render.depth, reach) / _smooth(render.alpha, reach).clamp_min(1e-6)
     x = torch.arange(width, device=z.device, dtype=z.dtype) + 0.5
     y = torch.arange(height, device=z.device, dtype=z.dtype) + 0.5
     grid = torch.stack(
@@ -138,6 +135,14 @@ def normals_of(render: Render, Ks: Tensor) -> Tensor:
     return torch.where(
         solid & (normals != 0).any(-1, keepdim=True), normals, normals.new_tensor([0.0, 0.0, -1.0])
     )
+
+
+def _smooth(maps: Tensor, reach: int) -> Tensor:
+    """Return the maps (B, H, W, C) averaged twice over squares of `reach` (odd) pixels."""
+    for _ in range(2):
+        mean = F.avg_pool2d(maps.movedim(-1, 1), reach, 1, reach // 2, count_include_pad=False)
+        maps = mean.movedim(1, -1)
+    return maps
 
 
 def _difference(points: Tensor, solid: Tensor, dim: int) -> Tensor:

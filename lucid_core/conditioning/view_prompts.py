@@ -122,7 +122,7 @@ class Prompts:
     """The conditionings of one object (one row each): one per view in VIEWS, the negative and the inversion
     prompt.
 
-    hints: the ControlNet images that they need, see ControlledPrior.
+    hints: the ControlNet images that they need, see Prior.show.
     """
 
     views: tuple[Cond, Cond, Cond, Cond]
@@ -176,8 +176,11 @@ def _in_one_word(first: str, second: str) -> bool:
     """Return whether two adjacent characters belong to one word; a mark belongs to the letter before it."""
     if unicodedata.category(second).startswith("M"):
         return True
-    in_word = lambda letter: letter.isalnum() or letter == "_" or unicodedata.category(letter).startswith("M")
-    return in_word(first) and in_word(second) and not (_is_unspaced(first) or _is_unspaced(second))
+    return all(_is_in_word(letter) and not _is_unspaced(letter) for letter in (first, second))
+
+
+def _is_in_word(letter: str) -> bool:
+    return letter.isalnum() or letter == "_" or unicodedata.category(letter).startswith("M")
 
 
 def _is_unspaced(letter: str) -> bool:

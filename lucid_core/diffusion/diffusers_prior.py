@@ -6,13 +6,13 @@ import json
 import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from ..errors import BadFile
+from ..errors import BadFile, BadInput
 from ..optional import load
 from ..settings import require
 from .prior import Prior
@@ -26,6 +26,17 @@ SD15_BETAS = {
 }
 
 
+class VAE(Protocol):
+    """What is used of diffusers' AutoencoderKL and AutoencoderTiny."""
+
+    config: Any
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+    def encode(self, images: Tensor, /) -> Any: ...
+    def decode(self, latents: Tensor, /) -> Any: ...
+
+
 class DiffusersPrior(Prior):
     """A Prior of a diffusers UNet with noise or v prediction and a VAE (None = no encode or decode).
 
@@ -34,26 +45,33 @@ class DiffusersPrior(Prior):
     """
 
     def __init__(
-        self, unet: Module, vae: Module | None, alphas_cumprod: Tensor, prediction_type: str = "epsilon"
+        self, unet: Module, vae: VAE | None, alphas_cumprod: Tensor, prediction_type: str = "epsilon"
     ) -> None:
         kinds = ("epsilon", "v_prediction")
         require(prediction_type in kinds, "prediction_type", prediction_type, " or ".join(kinds))
         self.unet = unet
-        self.vae = vae
+        self._vae = vae
         self.predicts_v = prediction_type == "v_prediction"
         self.evaluations = 0
         self.log_sigmas = ((1 - alphas_cumprod.double()) / alphas_cumprod.double()).sqrt().log()  # (N,)
 
+    @property
+    def vae(self) -> VAE:
+        """The VAE. Raises BadInput if there is none."""
+        if self._vae is None:
+            raise BadInput("vae", "is None; give DiffusersPrior a VAE to encode or decode")
+        return self._vae
+
     def encode(self, images: Tensor) -> Tensor:
         encoded = self.vae.encode(images.movedim(-1, 1).to(self.vae.dtype) * 2 - 1)
         latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-        return latents * self.vae.config.scaling_factor
+        scaled: Tensor = latents * self.vae.config.scaling_factor
+        return scaled
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        return (
-            self.vae.decode(latents / self.vae.config.scaling_factor).sample.movedim(1, -1) / 2 + 0.5
-        ).clamp(0, 1)
+        images: Tensor = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        return (images.movedim(1, -1) / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
     def denoise(self, z: Tensor, sigma: float, conds: list[Tensor]) -> list[Tensor]:
@@ -92,7 +110,7 @@ def unet_of(
     kind = load("diffusers", "diffusers").UNet2DConditionModel
     with TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps({"_class_name": kind.__name__, **config}))
-        unet = kind.from_single_file(str(checkpoint), config=folder, local_files_only=True)
+        unet: Module = kind.from_single_file(str(checkpoint), config=folder, local_files_only=True)
     with load("safetensors", "safetensors").safe_open(str(checkpoint), "pt") as file:
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
         held = sum(math.prod(file.get_slice(name).get_shape()) for name in names)
@@ -108,7 +126,7 @@ def text_encoder_of(checkpoint: str | Path, prefix: str = "cond_stage_model.tran
     Raises BadFile if tensors are missing, and MissingPackage without transformers.
     """
     transformers = load("transformers", "transformers")
-    model = transformers.CLIPTextModel(transformers.CLIPTextConfig(**CLIP_L))
+    model: Module = transformers.CLIPTextModel(transformers.CLIPTextConfig(**CLIP_L))
     with load("safetensors", "safetensors").safe_open(str(checkpoint), "pt") as file:
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
         state = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
@@ -140,4 +158,5 @@ def encode_text(text: str, tokenizer: Any, text_encoder: Module) -> Tensor:
     tokens = tokenizer(
         text, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
     ).input_ids
-    return text_encoder(tokens).last_hidden_state
+    embedding: Tensor = text_encoder(tokens).last_hidden_state
+    return embedding

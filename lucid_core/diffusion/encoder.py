@@ -23,7 +23,7 @@ def encode_in(dtype: torch.dtype, encode: Encode, pixels: Tensor) -> Tensor:
     """
     if dtype == torch.float32:
         return encode(pixels)
-    exponents: Tensor | None = None  # (B, 1, 1, 1), set by the current backward pass
+    exponents = torch.zeros(())  # (B, 1, 1, 1) once the backward pass has set it
 
     def enter(grad: Tensor) -> Tensor:
         nonlocal exponents
@@ -62,7 +62,7 @@ def encode_in_blocks(network: nn.Module, kinds: tuple[type[nn.Module], ...]) -> 
             block.forward = partial(again, block.forward)
 
 
-def again(compute: Callable, *arguments: Any, **named: Any) -> Tensor:
+def again(compute: Callable[..., Tensor], *arguments: Any, **named: Any) -> Tensor:
     """Return `compute(*arguments, **named)`, with its activations recomputed in the backward pass.
 
     Errors of `compute` are raised outside of checkpoint(): before torch 2.13, checkpoint() keeps its
@@ -82,7 +82,7 @@ def again(compute: Callable, *arguments: Any, **named: Any) -> Tensor:
             failure = error
             return None
 
-    result = checkpoint(attempt, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
+    result: Tensor = checkpoint(attempt, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
     is_again = True
     if failure is None:
         return result

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,36 +30,41 @@ class Conds:
     weights: Tensor | None = None
 
 
-class Prior(Protocol):
+class Prior(ABC):
     """A diffusion model in variance-exploding form, z_sigma = z0 + sigma * eps, as in k-diffusion.
 
     eps = (z - z0) / sigma holds for every parameterisation, so a guidance method needs no special case for a
     v-prediction or flow model. Latents are (B, C, h, w). A conditioning has one row for all views, or one row
-    per view. `guide`, `pixel_limit` and `save_memory` have default implementations, which subclasses inherit.
+    per view.
 
     evaluations: number of latents denoised so far, counted once per conditioning; the cost measure for
     comparing methods.
     pixel_limit: see Guidance; used if the guidance method sets no limit of its own.
     """
 
-    evaluations: int
-    pixel_limit = math.inf
+    evaluations: int = 0
+    pixel_limit: float = math.inf
 
+    @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """Encode images (B, H, W, 3) in [0, 1] -> latents (B, C, h, w); differentiable."""
 
+    @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents (B, C, h, w) -> images (B, H, W, 3) for previews and targets; no gradient."""
 
+    @abstractmethod
     def denoise(self, z: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor]:
         """Predict z0 (B, C, h, w) from `z` (B, C, h, w) at noise level `sigma`, once per conditioning.
 
         All predictions are made in one model call if memory allows.
         """
 
+    @abstractmethod
     def sigma(self, t: float) -> float:
         """Return the noise level sigma at `t`, a fraction in [0, 1] of the training schedule."""
 
+    @abstractmethod
     def blend(self, conds: list[Cond], weights: Tensor) -> Cond:
         """Weighted sum of V conditionings per view: weights (B, V) -> a conditioning of B rows."""
 
@@ -71,36 +77,16 @@ class Prior(Protocol):
         e_y, e_negative = e
         return e_negative + cfg * (e_y - e_negative)
 
-    def save_memory(self) -> None:
+    def show(self, hints: list[Tensor]) -> None:
+        """Set the ControlNet images, (B, H, W, 3) in [0, 1] for each hint, for the following `denoise` calls
+        on B views. Called if the prompts have hints; raises NotImplementedError unless a subclass takes them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes no ControlNet images")
+
+    def save_memory(self) -> None:  # noqa: B027  # most priors have no such mode
         """Switch to a slower mode that needs less memory, if there is one. Called when views are evaluated
         one at a time because of low memory.
         """
-
-
-class ControlledPrior(Prior, Protocol):
-    """A prior whose conditionings may have ControlNets that need images of the views."""
-
-    def show(self, hints: list[Tensor]) -> None:
-        """Set the ControlNet images, (B, H, W, 3) in [0, 1] for each hint, for the following `denoise` calls
-        on B views.
-        """
-
-
-class Listening:
-    """A prior that keeps its last x0 prediction for the conditioning `cond` in `answer` (B, C, h, w)."""
-
-    def __init__(self, prior: Prior, cond: Cond) -> None:
-        self.prior, self.cond, self.answer = prior, cond, None
-
-    def denoise(self, z: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor]:
-        answers = self.prior.denoise(z, sigma, conds)
-        for cond, answer in zip(conds, answers):
-            if cond is self.cond:
-                self.answer = answer
-        return answers
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.prior, name)
 
 
 IN_WORDS_ALONE = (  # out-of-memory messages without an error class: CPU, MPS, DirectML, CUDA libraries
@@ -129,22 +115,69 @@ class Parts:
     conds: tuple[Cond, ...]
 
 
-class SplitPrior(Prior):
-    """A prior that evaluates another prior on at most `size` views at a time.
+class WrappedPrior(Prior):
+    """A prior that passes every call on to another one; base of those that change some of the calls."""
+
+    def __init__(self, prior: Prior) -> None:
+        self.prior, self.pixel_limit = prior, prior.pixel_limit
+
+    @property
+    def evaluations(self) -> int:  # type: ignore[override]  # read only: the other prior counts
+        return self.prior.evaluations
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.prior.encode(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.prior.decode(latents)
+
+    def denoise(self, z: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor]:
+        return self.prior.denoise(z, sigma, conds)
+
+    def sigma(self, t: float) -> float:
+        return self.prior.sigma(t)
+
+    def blend(self, conds: list[Cond], weights: Tensor) -> Cond:
+        return self.prior.blend(conds, weights)
+
+    def guide(self, z: Tensor, sigma: float, conds: list[Cond], e: list[Tensor], cfg: float) -> Tensor:
+        return self.prior.guide(z, sigma, conds, e, cfg)
+
+    def show(self, hints: list[Tensor]) -> None:
+        self.prior.show(hints)
+
+    def save_memory(self) -> None:
+        self.prior.save_memory()
+
+
+class Listening(WrappedPrior):
+    """Keeps the last x0 prediction for the conditioning `cond` in `answer` (B, C, h, w); None at first."""
+
+    def __init__(self, prior: Prior, cond: Cond) -> None:
+        super().__init__(prior)
+        self.cond = cond
+        self.answer: Tensor | None = None
+
+    def denoise(self, z: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor]:
+        answers = self.prior.denoise(z, sigma, conds)
+        for cond, answer in zip(conds, answers):
+            if cond is self.cond:
+                self.answer = answer
+        return answers
+
+
+class SplitPrior(WrappedPrior):
+    """Evaluates another prior on at most `size` views at a time.
 
     Predictions and gradients are the same; it needs less memory.
     """
 
     def __init__(self, prior: Prior, size: int) -> None:
-        self.prior, self.size = prior, size
-        self.decode, self.sigma, self.pixel_limit = prior.decode, prior.sigma, prior.pixel_limit
+        super().__init__(prior)
+        self.size = size
         self._hints: list[Tensor] = []
         if size == 1:
             prior.save_memory()
-
-    @property
-    def evaluations(self) -> int:
-        return self.prior.evaluations
 
     def encode(self, images: Tensor) -> Tensor:
         return encode_in_parts(self.prior.encode, images, self.size)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with its suffix. What is written there becomes `path` at the end.
 
     The data is flushed to the disk before the rename: after a crash or a power cut `path` is the old file or

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..errors import BadFile, BadSplats
 from ..optional import load
@@ -18,7 +19,7 @@ from .atomic import atomic_path
 HEADER_END = b"end_header"
 
 
-def write(path: str | os.PathLike, splats: Splats) -> None:
+def write(path: str | os.PathLike[str], splats: Splats) -> None:
     """Write a binary 3DGS .ply, atomically.
 
     Columns: x y z, normals (0), f_dc, f_rest (channel-major), opacity (logit), scale (log), rot (wxyz).
@@ -43,7 +44,7 @@ def write(path: str | os.PathLike, splats: Splats) -> None:
         plyfile.PlyData([vertices], byte_order="<").write(part)
 
 
-def read(path: str | os.PathLike) -> Splats:
+def read(path: str | os.PathLike[str]) -> Splats:
     """Read a 3DGS .ply.
 
     Raises BadFile if it is not a .ply, lacks a column, or holds no valid splat.
@@ -64,7 +65,9 @@ def read(path: str | os.PathLike) -> Splats:
             raise BadFile(path, f"it is not a 3D Gaussian splat: it lacks the column {missing[0]}")
         return torch.stack([torch.from_numpy(table[column].astype(np.float32)) for column in names], -1)
 
-    columns = lambda stem, count: stack([f"{stem}_{i}" for i in range(count)])
+    def columns(stem: str, count: int) -> torch.Tensor:
+        return stack([f"{stem}_{i}" for i in range(count)])
+
     splats = activate(
         {
             "means": stack(list("xyz")),
@@ -84,7 +87,7 @@ def read(path: str | os.PathLike) -> Splats:
     return splats
 
 
-def elements(path: str | os.PathLike) -> dict[str, Any]:
+def elements(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     """The elements of a .ply as numpy structured arrays, by name.
 
     Raises BadFile if the file is not a .ply or is damaged.

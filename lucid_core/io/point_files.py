@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import BadFile
@@ -36,7 +37,7 @@ DAMAGED = (  # raised by numpy and zipfile for a damaged file or one that is not
 )
 
 
-def read(path: str | os.PathLike, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def read(path: str | os.PathLike[str], count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Points (N, 3) in the file's axes and sRGB colours (N, 3) in [0, 1]; grey if the file has no colours.
 
     Points are float32 if the file's coordinates are, else float64, which keeps the precision of points far
@@ -88,12 +89,12 @@ def _read_ply(path: Path) -> tuple[Tensor, Tensor, Tensor | None]:
     )
 
 
-def _triangles(faces: np.ndarray | None) -> Tensor | None:
+def _triangles(faces: NDArray[Any] | None) -> Tensor | None:
     """The face element of a .ply -> triangles (F, 3), polygons split into fans; None if there are none."""
-    lists = [
-        name for name in ("vertex_indices", "vertex_index") if faces is not None and name in faces.dtype.names
-    ]
-    if not lists or not len(faces):
+    if faces is None or not len(faces):
+        return None
+    lists = [name for name in ("vertex_indices", "vertex_index") if name in (faces.dtype.names or ())]
+    if not lists:
         return None
     require(faces.dtype[lists[0]].hasobject, lists[0], "one number", "a list of vertices for each face")
     polygons = faces[lists[0]]
@@ -111,16 +112,15 @@ def _read_npz(path: Path) -> tuple[Tensor, Tensor, None]:
         with zipfile.ZipFile(path):  # numpy would also open an .npy file with this suffix
             pass
         with np.load(path, allow_pickle=False) as data:
-            arrays = {name: data[name] if name in wanted else None for name in data.files}
+            names, arrays = data.files, {name: data[name] for name in wanted if name in data.files}
     except DAMAGED as error:
         raise BadFile(path, f"it is not a readable .npz file: {error}") from error
-    for name in (name for name in wanted if arrays.get(name) is not None):
-        # numpy returns bytes for members that are not arrays
-        kind = getattr(arrays[name], "dtype", np.dtype("V"))
+    for name, array in arrays.items():
+        kind = getattr(array, "dtype", np.dtype("V"))  # numpy returns bytes for members that are not arrays
         require(kind.kind in "fiu", name, f"of type {kind}", "an array of numbers")
     points = next((arrays[name] for name in NPZ_POINTS if name in arrays), None)
     if points is None:
-        raise BadFile(path, f"it has the arrays {', '.join(arrays) or 'none'}, but needs points (N, 3)")
+        raise BadFile(path, f"it has the arrays {', '.join(names) or 'none'}, but needs points (N, 3)")
     require(
         points.ndim == 2 and points.shape[1] == 3, "points", f"of shape {points.shape}", "of shape (N, 3)"
     )
@@ -139,7 +139,7 @@ def _read_npz(path: Path) -> tuple[Tensor, Tensor, None]:
     return points, _srgb(list(colors[:, :3].T)), None
 
 
-def _points(columns: list[np.ndarray]) -> Tensor:
+def _points(columns: list[NDArray[Any]]) -> Tensor:
     """Three arrays (N,) -> (N, 3); float32 if that is exact for their types, else float64."""
     kind = np.float32 if all(np.can_cast(column.dtype, np.float32) for column in columns) else np.float64
     return torch.from_numpy(np.stack(columns, -1).astype(kind))
@@ -163,7 +163,7 @@ def _srgb(channels: list[Any]) -> Tensor:
     return torch.where(colors.isnan().any(-1, keepdim=True), GREY, colors).clamp(0, 1)
 
 
-def _white(kinds: list[np.dtype], values: np.ndarray) -> float:
+def _white(kinds: list[np.dtype[Any]], values: NDArray[Any]) -> float:
     """White level of integer colours: the first of 255, 65,535 and the type's maximum that none exceeds."""
     high = values.max(initial=0)
     widest = float(max(np.iinfo(kind).max for kind in kinds))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..optional import load
@@ -15,22 +16,22 @@ from ..settings import require
 CODECS = ("vp09", "mp4v")  # VP9 plays in every browser; MPEG-4 is the fallback
 
 
-def to_uint8(frames: Tensor) -> np.ndarray:
+def to_uint8(frames: Tensor) -> NDArray[np.uint8]:
     """Values in [0, 1], clamped -> uint8 of the same shape."""
     return (torch.as_tensor(frames).detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
-def contact_sheet(frames: Tensor, columns: int) -> np.ndarray:
+def contact_sheet(frames: Tensor, columns: int) -> NDArray[np.uint8]:
     """Frames (B, H, W, 3), row by row -> one image (rows * H, columns * W, 3) uint8; empty cells white."""
-    frames = to_uint8(frames)
-    rows = -(-len(frames) // columns)
-    cells = np.full((rows * columns, *frames.shape[1:]), 255, np.uint8)
-    cells[: len(frames)] = frames
-    h, w = frames.shape[1:3]
+    pictures = to_uint8(frames)
+    rows = -(-len(pictures) // columns)
+    cells = np.full((rows * columns, *pictures.shape[1:]), 255, np.uint8)
+    cells[: len(pictures)] = pictures
+    h, w = pictures.shape[1:3]
     return cells.reshape(rows, columns, h, w, 3).transpose(0, 2, 1, 3, 4).reshape(rows * h, columns * w, 3)
 
 
-def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
+def write_png(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
     """Write an image (H, W, 3), uint8 RGB. Raises BadSetting if OpenCV cannot encode it."""
     cv2 = load("cv2", "opencv-python-headless")
     ok, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
@@ -38,16 +39,16 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     Path(path).write_bytes(data.tobytes())
 
 
-def write_mp4(path: str | os.PathLike, frames: Tensor, fps: float) -> None:
+def write_mp4(path: str | os.PathLike[str], frames: Tensor, fps: float) -> None:
     """Write an .mp4; H and W must be even. Raises OSError if OpenCV has none of the codecs."""
     cv2 = load("cv2", "opencv-python-headless")
-    frames = to_uint8(frames)
-    height, width = frames.shape[1:3]
+    pictures = to_uint8(frames)
+    height, width = pictures.shape[1:3]
     for codec in CODECS:
         writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), fps, (width, height))
         if writer.isOpened():
-            for frame in frames:
-                writer.write(np.ascontiguousarray(frame[..., ::-1]))
+            for picture in pictures:
+                writer.write(np.ascontiguousarray(picture[..., ::-1]))
             writer.release()
             return
     raise OSError(f"{path}: this opencv can write neither {' nor '.join(CODECS)} video")

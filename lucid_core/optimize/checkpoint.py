@@ -51,7 +51,7 @@ class Checkpoint:
         return activate(self.group("params"))
 
 
-def write(path: str | os.PathLike, checkpoint: Checkpoint, settings: Settings) -> None:
+def write(path: str | os.PathLike[str], checkpoint: Checkpoint, settings: Settings) -> None:
     """Write the file atomically (write, fsync, rename): after a crash it is either the old or the new one.
 
     Raises OSError when writing fails, MissingPackage when safetensors is missing.
@@ -64,7 +64,7 @@ def write(path: str | os.PathLike, checkpoint: Checkpoint, settings: Settings) -
         part.write_bytes(content)
 
 
-def read(path: str | os.PathLike) -> tuple[Checkpoint, Settings]:
+def read(path: str | os.PathLike[str]) -> tuple[Checkpoint, Settings]:
     """Read a checkpoint and the settings of its run.
 
     Raises BadFile if the file is damaged, not a checkpoint, or of a newer format.
@@ -103,7 +103,8 @@ def settings_of(splats: Splats, seed: int, *configs: Any, **others: Any) -> Sett
     found = {"start": digest(*vars(splats).values()), "seed": seed}
     for config in configs:
         found |= fields_of(config)
-    return json.loads(json.dumps({**found, **others}))
+    settings: Settings = json.loads(json.dumps({**found, **others}))
+    return settings
 
 
 def fields_of(config: Any) -> Settings:
@@ -157,7 +158,10 @@ def require_same(saved: Settings, now: Settings) -> None:
 
     Settings marked CHANGES are compared by name only.
     """
-    alike = lambda name: saved.get(name) == now.get(name) or (saved.get(name) == CHANGES and name in now)
-    differences = {name: (saved.get(name), now.get(name)) for name in {**saved, **now} if not alike(name)}
+    differences = {
+        name: (saved.get(name), now.get(name))
+        for name in {**saved, **now}
+        if saved.get(name) != now.get(name) and not (saved.get(name) == CHANGES and name in now)
+    }
     if differences:
         raise OtherRun(differences)

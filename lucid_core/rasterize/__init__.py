@@ -7,6 +7,7 @@ as many as fit into memory.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -21,6 +22,22 @@ from .choice import device_for as device_for
 from .choice import require_backend
 from .choice import require_usable as require_usable
 from .choice import slowdown as slowdown
+from .contract import Arguments, Outputs
+
+
+class RenderInfo(TypedDict):
+    """What gsplat's strategies read of a render of B views.
+
+    means2d (B, N, 2) in pixels, a leaf whose `grad` is filled by the backward pass; radii (B, N, 2) int32 in
+    pixels, 0 if culled; gaussian_ids None (not packed); width and height in pixels.
+    """
+
+    means2d: Tensor
+    radii: Tensor
+    gaussian_ids: None
+    width: int
+    height: int
+    n_cameras: int
 
 
 @dataclass(frozen=True)
@@ -28,15 +45,13 @@ class Render:
     """B rendered views.
 
     rgb (B, H, W, 3); alpha (B, H, W, 1) in [0, 1]; depth (B, H, W, 1), the sum of weight * camera z in world
-    units. info, as gsplat's strategies need it: means2d (B, N, 2) in pixels, a leaf whose `grad` is filled by
-    the backward pass; radii (B, N, 2) int32 in pixels, 0 if culled; gaussian_ids None (not packed); width,
-    height, n_cameras.
+    units.
     """
 
     rgb: Tensor
     alpha: Tensor
     depth: Tensor
-    info: dict
+    info: RenderInfo
 
 
 def rasterize(
@@ -70,7 +85,7 @@ def rasterize(
     background = background.expand(len(cameras), 3)
     arguments = (splats, cameras, width, height, sh_degree, background)
     rgb, alpha, depth, means2d, radii = _render(backend, arguments)
-    info = {
+    info: RenderInfo = {
         "means2d": means2d,
         "radii": radii,
         "gaussian_ids": None,
@@ -81,7 +96,7 @@ def rasterize(
     return Render(rgb, alpha, depth, info)
 
 
-def _render(backend: str, arguments: parts.Arguments) -> parts.Outputs:
+def _render(backend: str, arguments: Arguments) -> Outputs:
     """Render `arguments` with `backend`. Raises BadSplats if it does not support the dtype or device."""
     means = arguments[0].means
     if backend != "reference" and means.dtype != torch.float32:
@@ -130,9 +145,9 @@ def check(
     background: Tensor | None,
 ) -> None:
     """Raise BadSplats, BadInput or BadSetting, which name the argument, unless these can be rendered."""
-    for name, value in (("width", width), ("height", height)):
-        ok = isinstance(value, int) and value >= 1
-        require(ok, name, repr(value), "a whole number of pixels, at least 1")
+    for name, pixels in (("width", width), ("height", height)):
+        ok = isinstance(pixels, int) and pixels >= 1
+        require(ok, name, repr(pixels), "a whole number of pixels, at least 1")
     validate_shapes(splats)
     _check_shapes(cameras, background)
     ok = sh_degree is None or 0 <= sh_degree <= splats.sh_degree

@@ -10,23 +10,22 @@ import importlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from ..cameras import Cameras
 from ..errors import BackendUnavailable
 from ..optional import load
 from ..settings import require
 from ..splats import Splats
+from .contract import Backend
 from .failures import as_render_error, cannot_run, first_line, gpu_is_lost, is_out_of_memory
 
 log = logging.getLogger(__name__)
 MODULES = {"gsplat": "cuda_gsplat", "gswarp": "cuda_warp", "numba": "cpu", "reference": "reference"}
 BACKENDS = ("auto", *MODULES)
 ON_CUDA = ("gsplat", "gswarp")  # fastest first
-Renderer = Callable[[Splats, Cameras, int, int, int, Tensor], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
 
 _against: dict[str, str] = {}  # backend -> reason why it is excluded; "" = it works
 _without_memory: set[str] = set()  # excluded backends whose reason is memory
@@ -35,14 +34,15 @@ _left: dict[str, str] = {}  # backend -> reason why this run switched to another
 _said: set[str] = set()
 
 
-def renderer(backend: str) -> Renderer:
+def renderer(backend: str) -> Backend:
     """The render function of `backend`, imported on first use.
 
     Raises MissingPackage if its package is missing.
     """
     if backend == "numba":
         load("numba", "numba")
-    return importlib.import_module(f".{MODULES[backend]}", __package__).render
+    render: Backend = importlib.import_module(f".{MODULES[backend]}", __package__).render
+    return render
 
 
 def device_for(backend: str) -> torch.device:
@@ -174,11 +174,11 @@ def _probe(backend: str) -> str:
 
 
 @torch.enable_grad()
-def _render_one(render: Renderer) -> None:
-    on = lambda *shape: torch.ones(*shape, device="cuda", requires_grad=True)
+def _render_one(render: Backend) -> None:
     pose = torch.eye(4, device="cuda")[None]
     K = torch.tensor([[[16.0, 0, 8], [0, 16, 8], [0, 0, 1]]], device="cuda")
-    splats = Splats(on(1, 3), on(1, 4), on(1, 3), on(1), on(1, 1, 3))
+    shapes = ((1, 3), (1, 4), (1, 3), (1,), (1, 1, 3))
+    splats = Splats(*(torch.ones(shape, device="cuda", requires_grad=True) for shape in shapes))
     rgb = render(splats, Cameras(pose, K), 16, 16, 0, torch.zeros(1, 3, device="cuda"))[0]
     rgb.sum().backward()
     torch.cuda.synchronize()

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..cameras import Cameras
 from ..splats import Splats
 from . import cpu_bins, cpu_blend, cpu_project
+from .contract import Outputs
 from .jit import spread
 
 log = logging.getLogger(__name__)
@@ -26,14 +29,16 @@ SPLATS_PER_BAND, BANDS_PER_THREAD = 32768, 2  # binning works on bands of tile r
 _announced = False
 
 
-def render(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: int, background: Tensor):
-    """Returns rgb (B, H, W, 3), alpha and depth (B, H, W, 1), means2d (B, N, 2), radii (B, N, 2) int32."""
+def render(
+    splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: int, background: Tensor
+) -> Outputs:
+    """See contract.py."""
     _announce()
     # splats on a GPU are copied to the CPU and images back; gradients the other way
     device = splats.means.device
     splats, background = splats.map(Tensor.cpu), background.cpu()
     cameras = Cameras(cameras.viewmats.cpu(), cameras.Ks.cpu())
-    means2d, records, radii, *tiles = Project.apply(
+    means2d, records, radii, *tiles = Project.apply(  # type: ignore[no-untyped-call]  # torch's
         splats.means,
         splats.quats,
         splats.scales,
@@ -45,8 +50,9 @@ def render(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree:
         sh_degree,
     )
     means2d = means2d.to(device)
-    images = Blend.apply(means2d.cpu(), records, background, *tiles, width, height)
-    return *(image.to(device) for image in images), means2d, radii.to(device)
+    on_cpu = (means2d.cpu(), records, background, *tiles, width, height)
+    rgb, alpha, depth = Blend.apply(*on_cpu)  # type: ignore[no-untyped-call]  # torch's
+    return rgb.to(device), alpha.to(device), depth.to(device), means2d, radii.to(device)
 
 
 def _announce() -> None:
@@ -56,13 +62,24 @@ def _announce() -> None:
         log.info("preparing the CPU rasterizer; the first compilation takes about half a minute")
 
 
-def _array(tensor: Tensor) -> np.ndarray:
+def _array(tensor: Tensor) -> NDArray[Any]:
     return tensor.detach().contiguous().numpy()
 
 
 class Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, means, quats, scales, opacities, sh, cameras, width, height, sh_degree):
+    def forward(
+        ctx: Any,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        sh: Tensor,
+        cameras: Cameras,
+        width: int,
+        height: int,
+        sh_degree: int,
+    ) -> tuple[Tensor, ...]:
         views, n = len(cameras), len(means)
         means2d, records = means.new_empty(views, n, 2), means.new_empty(views, n, cpu_bins.RECORD)
         radii, rects = (torch.empty(views, n, size, dtype=torch.int32) for size in (2, 4))
@@ -83,14 +100,15 @@ class Project(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g_means2d, g_records, *_):
-        *splats, radii, records = ctx.saved_tensors
-        grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in splats]
-        means, quats, scales, _, sh = (_array(x) for x in splats)
+    def backward(ctx: Any, g_means2d: Tensor, g_records: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        means, quats, scales, opacities, sh, radii, records = ctx.saved_tensors
+        like = (means, quats, scales, opacities, sh)
+        grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in like]
+        inputs = (_array(x) for x in (means, quats, scales, sh))
         given = (_array(x) for x in (radii, records, g_means2d, g_records))
         outputs = (_array(x) for x in grads)
         jobs = (cpu_project.project_backward, len(means), SPLATS_PER_JOB)
-        spread(*jobs, means, quats, scales, sh, *ctx.camera, *given, *outputs)
+        spread(*jobs, *inputs, *ctx.camera, *given, *outputs)
         return *grads, None, None, None, None
 
 
@@ -98,17 +116,19 @@ class Project(torch.autograd.Function):
 class Bins:
     """The visible Gaussians, sorted by tile and depth; M = B * N. See cpu_bins."""
 
-    records: np.ndarray  # (M, RECORD)
-    rects: np.ndarray  # (M, 4) in tiles
-    touched: np.ndarray  # (M,) number of tiles
-    pairs: np.ndarray  # (pairs,) ids
-    offsets: np.ndarray  # (B * tiles + 1,) into pairs
+    records: NDArray[np.float32]  # (M, RECORD)
+    rects: NDArray[np.int32]  # (M, 4) in tiles
+    touched: NDArray[np.int64]  # (M,) number of tiles
+    pairs: NDArray[np.int32]  # (pairs,) ids
+    offsets: NDArray[np.int64]  # (B * tiles + 1,) into pairs
 
 
-def _bin(records: Tensor, rects: Tensor, depths: Tensor, touched: Tensor, width: int, height: int) -> Bins:
-    views, n = touched.shape
+def _bin(
+    all_records: Tensor, all_rects: Tensor, depths: Tensor, all_touched: Tensor, width: int, height: int
+) -> Bins:
+    views, n = all_touched.shape
     tiles_x, tiles_y = -(-width // cpu_bins.TILE), -(-height // cpu_bins.TILE)
-    records, rects, touched = (_array(x.flatten(0, 1)) for x in (records, rects, touched))
+    records, rects, touched = (_array(x.flatten(0, 1)) for x in (all_records, all_rects, all_touched))
     order, shown = np.empty((views, n), np.int32), np.empty(views, np.int64)
     spread(cpu_bins.sort, views, 1, _array(depths).view(np.uint32), order, shown)
 
@@ -127,7 +147,17 @@ def _bin(records: Tensor, rects: Tensor, depths: Tensor, touched: Tensor, width:
 
 class Blend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, means2d, records, background, rects, depths, touched, width, height):
+    def forward(
+        ctx: Any,
+        means2d: Tensor,
+        records: Tensor,
+        background: Tensor,
+        rects: Tensor,
+        depths: Tensor,
+        touched: Tensor,
+        width: int,
+        height: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         bins = _bin(records, rects, depths, touched, width, height)
         rgb = means2d.new_empty(len(means2d), height, width, 3)
         alpha, depth, remaining, stop = (torch.empty_like(rgb[..., :1]) for _ in range(4))
@@ -140,7 +170,7 @@ class Blend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g_rgb, g_alpha, g_depth):
+    def backward(ctx: Any, g_rgb: Tensor, g_alpha: Tensor, g_depth: Tensor) -> tuple[Tensor | None, ...]:
         background, remaining, stop = ctx.saved_tensors
         bins, views = ctx.bins, len(stop)
         n = len(bins.records) // views

@@ -10,8 +10,12 @@ Ids index the Gaussians of all views: M = B * N, and the ids of view b start at 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .jit import kernel
+
+Ids = NDArray[np.int32]  # of Gaussians
+Counts = NDArray[np.int64]  # and sums of counts
 
 TILE = 16
 # floats per record, which fill one cache line: mean x y, factor p q s, opacity, r g b z, log(255 opacity),
@@ -21,7 +25,7 @@ RADIX_BITS = 11  # three passes over 32 bits
 
 
 @kernel(allocates=True)
-def _radix_sort(keys, ids):
+def _radix_sort(keys: NDArray[np.uint32], ids: Ids) -> Ids:
     """ids sorted by their uint32 keys; stable. Both inputs are overwritten."""
     keys_out, ids_out = np.empty_like(keys), np.empty_like(ids)
     mask = np.uint32((1 << RADIX_BITS) - 1)
@@ -42,7 +46,7 @@ def _radix_sort(keys, ids):
 
 
 @kernel(allocates=True)
-def sort(first, end, depth_keys, order, shown):
+def sort(first: int, end: int, depth_keys: NDArray[np.uint32], order: Ids, shown: Counts) -> None:
     """For views first to end: order[b, :shown[b]] are the ids that touch a tile, sorted by depth.
 
     order (B, N), shown (B,). depth_keys (B, N): bits of float32 z, monotonic for z > 0; 0 = no tile touched.
@@ -59,7 +63,7 @@ def sort(first, end, depth_keys, order, shown):
 
 
 @kernel(allocates=True)
-def count(first, end, rects, band, counts):
+def count(first: int, end: int, rects: NDArray[np.int32], band: int, counts: Counts) -> None:
     """counts (B, tiles_y, tiles_x): number of pairs per tile. A job is `band` tile rows of one view.
 
     Each rectangle adds four values to a 2D difference array, whose prefix sum gives the counts without
@@ -86,7 +90,16 @@ def count(first, end, rects, band, counts):
 
 
 @kernel()
-def fill(first, end, rects, order, shown, band, cursors, pairs):
+def fill(
+    first: int,
+    end: int,
+    rects: NDArray[np.int32],
+    order: Ids,
+    shown: Counts,
+    band: int,
+    cursors: Counts,
+    pairs: Ids,
+) -> None:
     """pairs: ids by tile, front to back. cursors (B, tiles_y, tiles_x) move from start to end of a tile."""
     _, tiles_y, _ = cursors.shape
     bands = (tiles_y + band - 1) // band

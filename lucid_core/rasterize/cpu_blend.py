@@ -9,15 +9,20 @@ finite, bounded values.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
-from .cpu_bins import TILE
+from .cpu_bins import TILE, Counts, Ids
 from .jit import kernel
 from .limits import ALPHA_MAX, TRANSMITTANCE_MIN
 
 f32 = np.float32
+Floats = NDArray[np.float32]
 PIXELS = TILE * TILE
 SIDE = 4  # pixels per block and blocks per tile, in x and y; x // SIDE is x >> 2
 LANES = SIDE * SIDE
@@ -39,18 +44,21 @@ E4 = f32(0.03977256268262863 / 8**4)
 E5 = f32(-0.005846760235726833 / 8**5)
 
 
-@intrinsic
-def _lowest_bit(_typing, mask):
-    """Index of the lowest set bit of a non-zero int32."""
+def _count_trailing_zeros(_typing: Any, mask: Any) -> tuple[Any, Callable[..., Any]]:
+    """An intrinsic of numba: (its signature, the function that generates its LLVM code)."""
 
-    def generate(context, builder, _signature, args):
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.cttz(args[0], context.get_constant(types.boolean, True))
 
     return types.int32(types.int32), generate
 
 
+# index of the lowest set bit of a non-zero int32
+_lowest_bit: Callable[[int], int] = intrinsic(_count_trailing_zeros)
+
+
 @kernel(fastmath=True, inline=True)
-def _exp_minus(x):
+def _exp_minus(x: f32) -> f32:
     e = ((((E5 * x + E4) * x + E3) * x + E2) * x + E1) * x + E0
     e = e * e
     e = e * e
@@ -58,19 +66,19 @@ def _exp_minus(x):
 
 
 @kernel(fastmath=True, inline=True)
-def _block_of(x, y):
+def _block_of(x: int, y: int) -> int:
     """Index of pixel x, y of a tile in a plane."""
     return ((y >> 2) * SIDE + (x >> 2)) * LANES + (y & 3) * SIDE + (x & 3)
 
 
 @kernel(fastmath=True, inline=True)
-def _corner(m, dx, dy):
+def _corner(m: int, dx: f32, dy: f32) -> tuple[f32, f32]:
     """Position of the first pixel of block m, given that of the tile, dx, dy."""
     return dx + f32(SIDE * (m & 3)), dy + f32(SIDE * (m >> 2))
 
 
 @kernel(fastmath=True)
-def _near(dx, dy, p, q, s, strength):
+def _near(dx: f32, dy: f32, p: f32, q: f32, s: f32, strength: f32) -> int:
     """Bit mask of the blocks where alpha may reach 1/255; dx, dy: from the mean to the tile's first pixel."""
     bits = 0
     for m in range(LANES):
@@ -83,7 +91,7 @@ def _near(dx, dy, p, q, s, strength):
 
 
 @kernel(fastmath=True, inline=True)
-def _blocks(records, n, left, top, dx, dy, open):
+def _blocks(records: Floats, n: int, left: int, top: int, dx: f32, dy: f32, open: int) -> int:
     """Bit mask of the blocks in `open` where alpha may reach 1/255, for a tile that the box touches."""
     x0, x1 = max(int(records[n, 11]) - left, 0) >> 2, min(int(records[n, 12]) - left - 1, TILE - 1) >> 2
     y0, y1 = max(int(records[n, 13]) - top, 0) >> 2, min(int(records[n, 14]) - top - 1, TILE - 1) >> 2
@@ -95,7 +103,22 @@ def _blocks(records, n, left, top, dx, dy, open):
 
 
 @kernel(fastmath=True)
-def _blend_block(pixels, m, k, u, v, p, q, s, strength, opacity, r, g, b, z):
+def _blend_block(
+    pixels: Floats,
+    m: int,
+    k: f32,
+    u: f32,
+    v: f32,
+    p: f32,
+    q: f32,
+    s: f32,
+    strength: f32,
+    opacity: f32,
+    r: f32,
+    g: f32,
+    b: f32,
+    z: f32,
+) -> None:
     """Blend Gaussian k into block m. u, v: d and e at the block's first pixel.
 
     pixels: planes T r g b z stop, where stop is the k at which the pixel became opaque.
@@ -119,7 +142,7 @@ def _blend_block(pixels, m, k, u, v, p, q, s, strength, opacity, r, g, b, z):
 
 
 @kernel(fastmath=True)
-def _open(pixels, stop, k):
+def _open(pixels: Floats, stop: int, k: f32) -> int:
     """Bit mask of the blocks with a pixel that is not opaque before k; stop: offset of the stop plane."""
     bits = 0
     for m in range(LANES):
@@ -131,7 +154,7 @@ def _open(pixels, stop, k):
 
 
 @kernel(allocates=True)
-def _scratch(size):
+def _scratch(size: int) -> Floats:
     """(size,) float32, aligned to cache lines: each row of a block is one line, so access needs only one."""
     buffer = np.empty(size + TILE, np.float32)
     skip = -(buffer.ctypes.data // 4) % TILE
@@ -139,7 +162,7 @@ def _scratch(size):
 
 
 @kernel(fastmath=True, inline=True)
-def _tile(t, width, height):
+def _tile(t: int, width: int, height: int) -> tuple[int, int, int]:
     """Tile index over all views -> view, left, top in pixels."""
     tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     b, tile = t // (tiles_x * tiles_y), t % (tiles_x * tiles_y)
@@ -147,7 +170,9 @@ def _tile(t, width, height):
 
 
 @kernel(fastmath=True)
-def _blend_tile(records, ids, left, top, width, height, pixels):
+def _blend_tile(
+    records: Floats, ids: Ids, left: int, top: int, width: int, height: int, pixels: Floats
+) -> None:
     pixels[:] = ZERO
     pixels[:PIXELS], pixels[STOP:] = ONE, OUTSIDE
     for j in range(min(TILE, height - top)):
@@ -167,7 +192,7 @@ def _blend_tile(records, ids, left, top, width, height, pixels):
         mask = _blocks(records, n, left, top, dx, dy, open)
         while mask:
             m = _lowest_bit(mask)
-            mask &= mask - np.int32(1)
+            mask &= mask - 1
             x, y = _corner(m, dx, dy)
             _blend_block(pixels, m, f32(k), p * x + q * y, s * y, p, q, s, strength, opacity, r, g, b, z)
         if k % CHECK == CHECK - 1:
@@ -177,7 +202,19 @@ def _blend_tile(records, ids, left, top, width, height, pixels):
 
 
 @kernel(fastmath=True, allocates=True)
-def blend(first, end, records, pairs, offsets, background, rgb, alpha, depth, remaining, stop):
+def blend(
+    first: int,
+    end: int,
+    records: Floats,
+    pairs: Ids,
+    offsets: Counts,
+    background: Floats,
+    rgb: Floats,
+    alpha: Floats,
+    depth: Floats,
+    remaining: Floats,
+    stop: Floats,
+) -> None:
     """Writes rgb (B, H, W, 3); alpha, depth, remaining (transmittance) and stop (B, H, W, 1).
 
     remaining and stop are kept for the backward pass. Job t is a tile index over all views; its Gaussians are
@@ -199,7 +236,22 @@ def blend(first, end, records, pairs, offsets, background, rgb, alpha, depth, re
 
 
 @kernel(fastmath=True)
-def _blend_block_backward(pixels, m, k, dx, dy, p, q, s, strength, opacity, r, g, b, z):
+def _blend_block_backward(
+    pixels: Floats,
+    m: int,
+    k: f32,
+    dx: f32,
+    dy: f32,
+    p: f32,
+    q: f32,
+    s: f32,
+    strength: f32,
+    opacity: f32,
+    r: f32,
+    g: f32,
+    b: f32,
+    z: f32,
+) -> None:
     """Backward pass of Gaussian k in block m. dx, dy: from the mean to the block's first pixel.
 
     pixels: planes T, behind, gradients of r g b z, stop. T and behind are set back to their values before
@@ -239,7 +291,7 @@ def _blend_block_backward(pixels, m, k, dx, dy, p, q, s, strength, opacity, r, g
 
 
 @kernel(fastmath=True)
-def _sum(pixels, row):
+def _sum(pixels: Floats, row: int) -> f32:
     total = ZERO
     for i in range(LANES):
         total += pixels[SUMS_AT + row * LANES + i]
@@ -247,7 +299,9 @@ def _sum(pixels, row):
 
 
 @kernel(fastmath=True)
-def _pair_backward(records, n, pixels, k, left, top, open, slots, slot):
+def _pair_backward(
+    records: Floats, n: int, pixels: Floats, k: f32, left: int, top: int, open: int, slots: Floats, slot: int
+) -> None:
     """Sum over the `open` blocks of one (tile, Gaussian) pair -> its gradients in slots[slot]."""
     p, q, s, opacity, strength = records[n, 2], records[n, 3], records[n, 4], records[n, 5], records[n, 10]
     r, g, b, z = records[n, 6], records[n, 7], records[n, 8], records[n, 9]
@@ -258,7 +312,7 @@ def _pair_backward(records, n, pixels, k, left, top, open, slots, slot):
     pixels[SUMS_AT:] = ZERO
     while mask:
         m = _lowest_bit(mask)
-        mask &= mask - np.int32(1)
+        mask &= mask - 1
         x, y = _corner(m, dx, dy)
         _blend_block_backward(pixels, m, k, x, y, p, q, s, strength, opacity, r, g, b, z)
     for c in range(4):
@@ -272,7 +326,18 @@ def _pair_backward(records, n, pixels, k, left, top, open, slots, slot):
 
 
 @kernel(fastmath=True)
-def _load_tile(b, left, top, background, remaining, stop, g_rgb, g_alpha, g_depth, pixels):
+def _load_tile(
+    b: int,
+    left: int,
+    top: int,
+    background: Floats,
+    remaining: Floats,
+    stop: Floats,
+    g_rgb: Floats,
+    g_alpha: Floats,
+    g_depth: Floats,
+    pixels: Floats,
+) -> f32:
     """Fill the planes of `_blend_block_backward` for one tile of view b; returns its largest stop."""
     _, height, width, _ = stop.shape
     pixels[:] = ZERO
@@ -293,21 +358,21 @@ def _load_tile(b, left, top, background, remaining, stop, g_rgb, g_alpha, g_dept
 
 @kernel(fastmath=True, allocates=True)
 def blend_backward(
-    first,
-    end,
-    records,
-    pairs,
-    offsets,
-    rects,
-    starts,
-    background,
-    remaining,
-    stop,
-    g_rgb,
-    g_alpha,
-    g_depth,
-    slots,
-):
+    first: int,
+    end: int,
+    records: Floats,
+    pairs: Ids,
+    offsets: Counts,
+    rects: NDArray[np.int32],
+    starts: Counts,
+    background: Floats,
+    remaining: Floats,
+    stop: Floats,
+    g_rgb: Floats,
+    g_alpha: Floats,
+    g_depth: Floats,
+    slots: Floats,
+) -> None:
     """Backward pass, back to front -> slots (pairs, GRADIENTS), which must be zeroed before.
 
     Each pair has its own slot, so no two threads write to the same one. starts (M,): first slot of each
@@ -333,7 +398,9 @@ def blend_backward(
 
 
 @kernel()
-def reduce(first, end, slots, starts, touched, g_means2d, g_records):
+def reduce(
+    first: int, end: int, slots: Floats, starts: Counts, touched: Counts, g_means2d: Floats, g_records: Floats
+) -> None:
     """Sum the slots of each Gaussian, in order -> gradients of means2d (M, 2) and records (M, RECORD).
 
     They are 0 for culled Gaussians.

@@ -19,10 +19,16 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .cpu_bins import TILE
 from .jit import kernel
 from .limits import ALPHA_MIN, EXTENT, FAR, JACOBIAN_MARGIN, LOW_PASS, NEAR
+
+Floats = NDArray[np.float32]
+Array = NDArray[np.float64]
+Vector = tuple[float, float, float]
+Row = tuple[float, float, float, float]  # of a camera pose
 
 KEEPS_NAN = {"arcp", "contract", "reassoc"}  # the subset of fastmath that preserves inf and NaN
 LARGEST = 1e9  # pixels, factors and colours beyond this are culled; their squares stay finite in float32
@@ -37,7 +43,7 @@ G_MEAN2D, G_FACTOR, G_DEPTH, G_MEAN, G_M, ROWS_BACK = 1, 3, 6, 7, 10, 19
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _sh_basis(x, y, z, bands, basis):
+def _sh_basis(x: float, y: float, z: float, bands: int, basis: Array) -> None:
     """Real spherical harmonics of a unit direction, 3DGS order and signs; `bands` = (degree + 1)**2."""
     basis[0] = 0.28209479177387814
     if bands > 1:
@@ -60,7 +66,7 @@ def _sh_basis(x, y, z, bands, basis):
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _sh_backward(x, y, z, bands, g):
+def _sh_backward(x: float, y: float, z: float, bands: int, g: Array) -> Vector:
     """Gradient g (bands,) of the basis -> gradient of x, y, z, not yet projected onto the sphere."""
     gx, gy, gz = 0.0, 0.0, 0.0
     if bands > 1:
@@ -84,7 +90,7 @@ def _sh_backward(x, y, z, bands, g):
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _to_world(W, x, y, z):
+def _to_world(W: Array, x: float, y: float, z: float) -> Vector:
     """Rotate a direction or gradient from the camera frame to the world frame."""
     X = W[0, 0] * x + W[1, 0] * y + W[2, 0] * z
     Y = W[0, 1] * x + W[1, 1] * y + W[2, 1] * z
@@ -93,7 +99,7 @@ def _to_world(W, x, y, z):
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _view_direction(W, means, i, bands):
+def _view_direction(W: Array, means: Floats, i: int, bands: int) -> Row:
     """Unit vector from camera to mean in the world frame, and the distance; constants for degree 0."""
     if bands == 1:
         return 0.0, 0.0, 1.0, 1.0
@@ -104,7 +110,7 @@ def _view_direction(W, means, i, bands):
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _slope_limits(K, axis, size):
+def _slope_limits(K: Array, axis: int, size: float) -> tuple[float, float]:
     """Minimum and maximum x/z (axis 0) or y/z (axis 1), to which the Jacobian is clamped."""
     f, c = K[axis, axis], K[axis, 2]
     margin = JACOBIAN_MARGIN * 0.5 * size / f
@@ -112,7 +118,7 @@ def _slope_limits(K, axis, size):
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _gather(first, count, means, quats, scales, s):
+def _gather(first: int, count: int, means: Floats, quats: Floats, scales: Floats, s: Array) -> None:
     """Copy `count` Gaussians from index `first` to the rows of s."""
     for j in range(count):
         i = first + j
@@ -123,7 +129,7 @@ def _gather(first, count, means, quats, scales, s):
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _axes(s):
+def _axes(s: Array) -> None:
     """Fill R and M = R diag(scale), whose columns are the half axes of the Gaussian."""
     for j in range(BLOCK):
         w, x, y, z = s[QUAT, j], s[QUAT + 1, j], s[QUAT + 2, j], s[QUAT + 3, j]
@@ -141,12 +147,12 @@ def _axes(s):
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _row(W, i):
+def _row(W: Array, i: int) -> Row:
     return W[i, 0], W[i, 1], W[i, 2], W[i, 3]
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _to_camera(s, j, w1, w2, w3):
+def _to_camera(s: Array, j: int, w1: Row, w2: Row, w3: Row) -> tuple[float, float, float, bool]:
     """Mean in the camera frame, and whether z is in range; z is 1 if not. w1, w2, w3: rows of the pose."""
     X, Y, Z = s[MEAN, j], s[MEAN + 1, j], s[MEAN + 2, j]
     x = w1[0] * X + w1[1] * Y + w1[2] * Z + w1[3]
@@ -157,7 +163,7 @@ def _to_camera(s, j, w1, w2, w3):
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _screen_axes(s, j, w, w3, slope, f):
+def _screen_axes(s: Array, j: int, w: Row, w3: Row, slope: float, f: float) -> Vector:
     """One row of J W M; the row of J is f * (unit vector of the axis of w - slope * z axis)."""
     a, b, c = f * (w[0] - slope * w3[0]), f * (w[1] - slope * w3[1]), f * (w[2] - slope * w3[2])
     m0 = a * s[M, j] + b * s[M + 3, j] + c * s[M + 6, j]
@@ -167,7 +173,7 @@ def _screen_axes(s, j, w, w3, slope, f):
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _covariance(m1, m2):
+def _covariance(m1: Vector, m2: Vector) -> Row:
     """Rows of J W M -> sxx, sxy, syy, and v = sxx - sxy^2 / syy without cancellation (Cauchy-Binet)."""
     s1 = m1[0] * m1[0] + m1[1] * m1[1] + m1[2] * m1[2]
     s2 = m2[0] * m2[0] + m2[1] * m2[1] + m2[2] * m2[2]
@@ -178,7 +184,7 @@ def _covariance(m1, m2):
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _project_block(s, out, W, K, width, height):
+def _project_block(s: Array, out: Array, W: Array, K: Array, width: float, height: float) -> None:
     """Project the block in s to one view -> rows of out."""
     w1, w2, w3 = _row(W, 0), _row(W, 1), _row(W, 2)
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
@@ -211,7 +217,7 @@ def _project_block(s, out, W, K, width, height):
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _color(i, means, sh, W, bands, basis, record):
+def _color(i: int, means: Floats, sh: Floats, W: Array, bands: int, basis: Array, record: Floats) -> bool:
     """Colour of Gaussian i in one view -> record; returns whether it is finite and below LARGEST."""
     dx, dy, dz, _ = _view_direction(W, means, i, bands)
     _sh_basis(dx, dy, dz, bands, basis)
@@ -226,7 +232,9 @@ def _color(i, means, sh, W, bands, basis, record):
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _place(out, j, opacity, strength, record, rect):
+def _place(
+    out: Array, j: int, opacity: float, strength: float, record: Floats, rect: NDArray[np.int32]
+) -> int:
     """Write record and tile rectangle x0 x1 y0 y1 of a visible Gaussian; returns its number of tiles."""
     x0, x1, y0, y1 = int(out[BOX, j]), int(out[BOX + 1, j]), int(out[BOX + 2, j]), int(out[BOX + 3, j])
     record[0], record[1] = out[MEAN2D, j], out[MEAN2D + 1, j]
@@ -240,30 +248,31 @@ def _place(out, j, opacity, strength, record, rect):
         return 0
     rect[0], rect[1] = x0 // TILE, (x1 - 1) // TILE + 1
     rect[2], rect[3] = y0 // TILE, (y1 - 1) // TILE + 1
-    return (rect[1] - rect[0]) * (rect[3] - rect[2])
+    tiles: int = (rect[1] - rect[0]) * (rect[3] - rect[2])
+    return tiles
 
 
 @kernel(fastmath=KEEPS_NAN, allocates=True)
 def project(
-    first,
-    end,
-    means,
-    quats,
-    scales,
-    opacities,
-    sh,
-    views,
-    Ks,
-    bands,
-    width,
-    height,
-    means2d,
-    records,
-    radii,
-    rects,
-    depths,
-    touched,
-):
+    first: int,
+    end: int,
+    means: Floats,
+    quats: Floats,
+    scales: Floats,
+    opacities: Floats,
+    sh: Floats,
+    views: Array,
+    Ks: Array,
+    bands: int,
+    width: int,
+    height: int,
+    means2d: Floats,
+    records: Floats,
+    radii: NDArray[np.int32],
+    rects: NDArray[np.int32],
+    depths: Floats,
+    touched: NDArray[np.int64],
+) -> None:
     """Project Gaussians first to end into all views.
 
     Inputs: means (N, 3), quats (N, 4), scales (N, 3), opacities (N,), sh (N, K, 3), float32; views (B, 4, 4)
@@ -293,7 +302,7 @@ def project(
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _factor_backward(sxy, syy, variance, gp, gq, gs):
+def _factor_backward(sxy: float, syy: float, variance: float, gp: float, gq: float, gs: float) -> Vector:
     """Gradients of the factor p, q, s -> gradients of sxx, sxy, syy."""
     p, slope, s = 1 / math.sqrt(2 * variance), sxy / syy, 1 / math.sqrt(2 * syy)
     g_variance = -(gp - gq * slope) * p * p * p
@@ -304,7 +313,9 @@ def _factor_backward(sxy, syy, variance, gp, gq, gs):
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _axes_backward(s, g, j, w, w3, slope, f, g0, g1, g2):
+def _axes_backward(
+    s: Array, g: Array, j: int, w: Row, w3: Row, slope: float, f: float, g0: float, g1: float, g2: float
+) -> tuple[float, float]:
     """Add the gradient of a row of J W M to G_M if visible; returns the gradients of f and slope."""
     g_f, g_slope = 0.0, 0.0
     for i in range(3):
@@ -320,7 +331,7 @@ def _axes_backward(s, g, j, w, w3, slope, f, g0, g1, g2):
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _geometry_backward(s, g, W, K, width, height):
+def _geometry_backward(s: Array, g: Array, W: Array, K: Array, width: float, height: float) -> None:
     """Backward pass of `_project_block`: adds the gradients of one view in g to its sums over views."""
     w1, w2, w3 = _row(W, 0), _row(W, 1), _row(W, 2)
     (left, right), (top, bottom) = _slope_limits(K, 0, width), _slope_limits(K, 1, height)
@@ -357,7 +368,7 @@ def _geometry_backward(s, g, W, K, width, height):
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _axes_to_splat(s, g):
+def _axes_to_splat(s: Array, g: Array) -> None:
     """Sums G_M -> gradients of quaternions and scales, which overwrite the values in s."""
     for j in range(BLOCK):
         w, x, y, z = s[QUAT, j], s[QUAT + 1, j], s[QUAT + 2, j], s[QUAT + 3, j]
@@ -380,7 +391,18 @@ def _axes_to_splat(s, g):
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _color_backward(i, means, W, sh, bands, basis, g_basis, record, g_record, g_sh):
+def _color_backward(
+    i: int,
+    means: Floats,
+    W: Array,
+    sh: Floats,
+    bands: int,
+    basis: Array,
+    g_basis: Array,
+    record: Floats,
+    g_record: Floats,
+    g_sh: Floats,
+) -> Vector:
     """Add to g_sh (N, K, 3); returns the gradient of the mean (world) through the view direction."""
     x, y, z, distance = _view_direction(W, means, i, bands)
     _sh_basis(x, y, z, bands, basis)
@@ -398,9 +420,11 @@ def _color_backward(i, means, W, sh, bands, basis, g_basis, record, g_record, g_
 
 
 @kernel(fastmath=KEEPS_NAN, inline=True)
-def _gather_gradients(b, i, j, radii, g_means2d, g_records, g):
+def _gather_gradients(
+    b: int, i: int, j: int, radii: NDArray[np.int32], g_means2d: Floats, g_records: Floats, g: Array
+) -> bool:
     """Copy the gradients of Gaussian i in view b to lane j of g; returns whether it is visible."""
-    shown = radii[b, i, 0] > 0
+    shown: bool = radii[b, i, 0] > 0
     g[SHOWN, j] = 1.0 if shown else 0.0
     for c in range(2):
         g[G_MEAN2D + c, j] = g_means2d[b, i, c] if shown else 0.0
@@ -412,27 +436,27 @@ def _gather_gradients(b, i, j, radii, g_means2d, g_records, g):
 
 @kernel(fastmath=KEEPS_NAN, allocates=True)
 def project_backward(
-    first,
-    end,
-    means,
-    quats,
-    scales,
-    sh,
-    views,
-    Ks,
-    bands,
-    width,
-    height,
-    radii,
-    records,
-    g_means2d,
-    g_records,
-    g_means,
-    g_quats,
-    g_scales,
-    g_opacities,
-    g_sh,
-):
+    first: int,
+    end: int,
+    means: Floats,
+    quats: Floats,
+    scales: Floats,
+    sh: Floats,
+    views: Array,
+    Ks: Array,
+    bands: int,
+    width: int,
+    height: int,
+    radii: NDArray[np.int32],
+    records: Floats,
+    g_means2d: Floats,
+    g_records: Floats,
+    g_means: Floats,
+    g_quats: Floats,
+    g_scales: Floats,
+    g_opacities: Floats,
+    g_sh: Floats,
+) -> None:
     """Backward pass of `project`; shapes as there. One thread sums all views of a Gaussian: no atomics."""
     s, g, basis, g_basis = np.zeros((ROWS, BLOCK)), np.zeros((ROWS_BACK, BLOCK)), np.empty(16), np.empty(16)
     g_sh[first:end], g_opacities[first:end] = 0, 0

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..cameras import Cameras
 from ..optional import load
 from ..splats import Splats
+from .contract import Outputs
 from .limits import FAR, LOW_PASS, NEAR
 
 log = logging.getLogger(__name__)
@@ -29,8 +30,10 @@ def prepare() -> None:
         raise RuntimeError("its CUDA extension is not built, and there is no nvcc to build it")
 
 
-def render(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: int, background: Tensor):
-    """Returns rgb (B, H, W, 3), alpha and depth (B, H, W, 1), means2d (B, N, 2), radii (B, N, 2) int32."""
+def render(
+    splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: int, background: Tensor
+) -> Outputs:
+    """See contract.py."""
     sh = splats.sh[:, : (sh_degree + 1) ** 2]  # gsplat copies them for every view
     images, alpha, info = load("gsplat", "gsplat").rasterization(
         splats.means,

@@ -17,6 +17,7 @@ from torch.nn.functional import normalize, pad
 from ..cameras import Cameras
 from ..optional import load
 from ..splats import Splats
+from .contract import Outputs
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,10 @@ def prepare() -> None:
     gswarp.set_compute_depth(True)
 
 
-def render(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: int, background: Tensor):
-    """Returns rgb (B, H, W, 3), alpha and depth (B, H, W, 1), means2d (B, N, 2), radii (B, N, 2) int32."""
+def render(
+    splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: int, background: Tensor
+) -> Outputs:
+    """See contract.py."""
     size = splats.means.new_tensor([width, height])
     means2d = _project(splats.means, cameras).requires_grad_(torch.is_grad_enabled())  # (B, N, 2)
     # gswarp uses its means2D argument only to return a gradient, in device coordinates (half the image size
@@ -63,7 +66,7 @@ def _project(means: Tensor, cameras: Cameras) -> Tensor:
 
 def _view(
     splats: Splats, viewmat: Tensor, K: Tensor, device2d: Tensor, width: int, height: int, sh_degree: int
-):
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Render one view -> rgb on black (H, W, 3), alpha and depth (H, W, 1), radii (N,) int32."""
     gswarp = load("gswarp", "gswarp")
     settings = gswarp.GaussianRasterizationSettings(

@@ -65,10 +65,6 @@ def first_line(error: BaseException) -> str:
 
 def as_render_error(backend: str, error: BaseException) -> RenderError:
     """The same failure as a RenderError of its kind, whose message suggests a remedy."""
-    if is_out_of_memory(error):
-        kind = RenderOutOfMemory
-    elif gpu_is_lost(error):
-        kind = LostGpu
-    else:
-        kind = UnsupportedGpu if cannot_run(error) else RenderError
+    kinds = ((is_out_of_memory, RenderOutOfMemory), (gpu_is_lost, LostGpu), (cannot_run, UnsupportedGpu))
+    kind = next((kind for matches, kind in kinds if matches(error)), RenderError)
     return kind(backend, first_line(error))

@@ -12,21 +12,25 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numba
 import torch
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 CHUNKS_PER_THREAD = 8  # for load balancing
 
 
-def kernel(fastmath: bool | set[str] = False, inline: bool = False, allocates: bool = False) -> Callable:
+def kernel(
+    fastmath: bool | set[str] = False, inline: bool = False, allocates: bool = False
+) -> Callable[[Function], Function]:
     """Decorator: compile with numba on first call and cache the machine code on disk if possible.
 
     error_model "numpy" avoids a branch per division. Reference counting is only enabled for a kernel that
     `allocates`: its atomic instructions took three quarters of the projection's time.
     """
 
-    def compile_lazily(function: Callable) -> Callable:
+    def compile_lazily(function: Function) -> Function:
         options = {
             "nogil": True,
             "fastmath": fastmath,
@@ -36,12 +40,14 @@ def kernel(fastmath: bool | set[str] = False, inline: bool = False, allocates: b
         }
         given = numba.config.CACHE_DIR
         numba.config.CACHE_DIR = _cache_folder(function.__module__, given)
+        compiled: Function
         try:
-            return numba.njit(cache=True, **options)(function)
+            compiled = numba.njit(cache=True, **options)(function)
         except RuntimeError:  # no writable cache folder: every process compiles again
-            return numba.njit(**options)(function)
+            compiled = numba.njit(**options)(function)
         finally:
             numba.config.CACHE_DIR = given
+        return compiled
 
     return compile_lazily
 
@@ -65,7 +71,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
-def spread(kernel: Callable, jobs: int, grain: int, *args) -> None:
+def spread(kernel: Callable[..., None], jobs: int, grain: int, *args: Any) -> None:
     """Run kernel(first, end, *args) on chunks of range(jobs), with torch's number of threads.
 
     grain: minimum number of jobs per chunk.

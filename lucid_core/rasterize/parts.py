@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,9 +18,8 @@ from torch.autograd.function import once_differentiable
 from ..cameras import Cameras
 from ..splats import Splats
 from . import choice
+from .contract import Arguments, Outputs
 
-Arguments = tuple[Splats, Cameras, int, int, int, Tensor]
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # rgb, alpha, depth, means2d, radii
 Gradients = Sequence[Tensor | None]
 T = TypeVar("T")
 
@@ -39,14 +38,18 @@ def render(backend: str, arguments: Arguments) -> Outputs:
     job = Job(backend, (Splats(*leaves[:-1]), *arguments[1:-1], leaves[-1]), leaves)
     *images, means2d, radii = job.forward()
     means2d = means2d.detach().requires_grad_()
-    return *Rendered.apply(job, *(image.detach() for image in images), means2d, *inputs), means2d, radii
+    detached = (image.detach() for image in images)
+    rgb, alpha, depth = Rendered.apply(job, *detached, means2d, *inputs)  # type: ignore[no-untyped-call]  # torch's
+    return rgb, alpha, depth, means2d, radii
 
 
 class Rendered(torch.autograd.Function):
     """Autograd node that returns the images of a job and delegates the backward pass to it."""
 
     @staticmethod
-    def forward(ctx, job, rgb, alpha, depth, means2d, *inputs):
+    def forward(
+        ctx: Any, job: Job, rgb: Tensor, alpha: Tensor, depth: Tensor, means2d: Tensor, *inputs: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.job = job
         ctx.save_for_backward(*inputs)
         ctx.set_materialize_grads(False)
@@ -54,7 +57,7 @@ class Rendered(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *gradients):
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors  # raises if they were changed in place: the job shares their storage
         if all(x is None for x in gradients):
             return None, None, None, None, None, *(None for _ in inputs)
@@ -103,7 +106,10 @@ class Job:
 def in_parts(arguments: Arguments, name: str, size: int) -> Outputs:
     """Render all views, at most `size` at a time, without an autograd graph."""
     parts = [choice.renderer(name)(*part) for part in parts_of(arguments, size)]
-    return parts[0] if len(parts) == 1 else tuple(torch.cat(x) for x in zip(*parts))
+    if len(parts) == 1:
+        return parts[0]
+    rgb, alpha, depth, means2d, radii = (torch.cat(x) for x in zip(*parts))
+    return rgb, alpha, depth, means2d, radii
 
 
 def parts_of(arguments: Arguments, size: int) -> Iterator[Arguments]:
@@ -136,7 +142,9 @@ def first_that_fits(backend: str, arguments: Arguments, work: Callable[[str, int
     Raises RenderError if one view is too much for the last backend, and at once for other failures.
     """
     device, views = arguments[0].means.device.type, len(arguments[1])
-    for name in choice.candidates(device) if backend == "auto" else (backend,):
+    names = choice.candidates(device) if backend == "auto" else iter([backend])
+    while True:
+        name = next(names)  # the last one returns or raises
         if backend == "auto":
             choice.say(name, device)
         last = backend != "auto" or name == "numba"

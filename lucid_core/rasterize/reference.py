@@ -11,11 +11,14 @@ from torch.nn.functional import normalize
 
 from ..cameras import Cameras
 from ..splats import Splats
+from .contract import Outputs
 from .limits import ALPHA_MAX, ALPHA_MIN, EXTENT, FAR, JACOBIAN_MARGIN, LOW_PASS, NEAR, TRANSMITTANCE_MIN
 
 
-def render(splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: int, background: Tensor):
-    """Returns rgb (B, H, W, 3), alpha and depth (B, H, W, 1), means2d (B, N, 2), radii (B, N, 2) int32."""
+def render(
+    splats: Splats, cameras: Cameras, width: int, height: int, sh_degree: int, background: Tensor
+) -> Outputs:
+    """See contract.py."""
     means_cam = _to_camera(splats.means, cameras.viewmats)  # (B, N, 3)
     in_range = (means_cam[..., 2] > NEAR) & (means_cam[..., 2] < FAR)
     # a valid position for culled Gaussians keeps gradients finite

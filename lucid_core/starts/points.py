@@ -100,19 +100,14 @@ class Start:
         require_points(points[kept])
         require_resolved(points[kept], points.dtype if self.size else torch.float32)
         points = ((points[kept].double() - centre) * factor).float()
-        points, colors, normals = (
-            x if x is None else x.repeat_interleave(self.copies, 0)
-            for x in (points, colors[kept], normals if normals is None else normals[kept])
-        )
+        points, colors = (x.repeat_interleave(self.copies, 0) for x in (points, colors[kept]))
         if self.copies > 1:
             away = torch.nn.functional.normalize(torch.randn(points.shape, generator=generator), dim=-1)
             points = points + self.scatter * torch.rand(len(points), 1, generator=generator) * away
         splats = from_points(points, colors, self.opacity)
-        return (
-            flatten_to_discs(splats, normals, self.thickness)
-            if normals is not None and self.thickness < 1
-            else splats
-        )
+        if normals is None or self.thickness == 1:
+            return splats
+        return flatten_to_discs(splats, normals[kept].repeat_interleave(self.copies, 0), self.thickness)
 
     def placement(self, points: Tensor) -> tuple[Tensor, float]:
         """(centre (3,) float64, factor) such that (points - centre) * factor is at the origin with `size`.

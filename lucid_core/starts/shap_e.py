@@ -106,9 +106,8 @@ def in_hub_cache() -> Path | None:
 def is_pipeline(folder: Path) -> bool:
     """Whether `folder` holds a text-to-3D Shap-E pipeline in diffusers format."""
     try:
-        return (
-            json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"] == PIPELINE
-        )
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        return bool(index["_class_name"] == PIPELINE)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from ..optional import load
 from ..settings import check_bounds, require, setting
 from ..splats import SH_C0, Splats
 
@@ -59,10 +60,8 @@ def from_points(points: Tensor, colors: Tensor, opacity: float) -> Splats:
     The standard deviation is the root mean square distance to the three nearest neighbours (3DGS, section
     5.1).
     """
-    from scipy.spatial import cKDTree
-
-    # column 0 is the point itself
-    distances, _ = cKDTree(points.numpy()).query(points.numpy(), k=4, workers=-1)
+    tree = load("scipy.spatial", "scipy").cKDTree(points.numpy())
+    distances, _ = tree.query(points.numpy(), k=4, workers=-1)  # column 0 is the point itself
     spacing = torch.from_numpy(np.sqrt((distances[:, 1:] ** 2).mean(axis=1))).to(points).clamp_min(1e-7)
     n = len(points)
     return Splats(
