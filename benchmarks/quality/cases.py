@@ -170,6 +170,12 @@ class _Counter(Prior):
     def __init__(self) -> None:
         self.evaluations = 0
 
+    def encode(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def decode(self, latents: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def sigma(self, t: float) -> float:
         return t / (1.001 - t)
 

@@ -52,18 +52,17 @@ def read(path: str | os.PathLike[str]) -> Splats:
     table = elements(path).get("vertex")
     if table is None:
         raise BadFile(path, "it is not a 3D Gaussian splat: it has no element vertex")
-    rest = sum(column.startswith("f_rest_") for column in table.dtype.names)
+    names = table.dtype.names or ()
+    rest = sum(name.startswith("f_rest_") for name in names)
     if rest not in (0, 9, 24, 45):
         raise BadFile(path, f"it has {rest} columns f_rest_...; a splat has 0, 9, 24 or 45")
 
-    def stack(names: list[str]) -> torch.Tensor:
-        """Vertex columns `names` -> (N, len(names)) float32."""
-        missing = [
-            column for column in names if column not in table.dtype.names or table.dtype[column].hasobject
-        ]
+    def stack(columns: list[str]) -> torch.Tensor:
+        """Vertex columns -> (N, len(columns)) float32."""
+        missing = [column for column in columns if column not in names or table.dtype[column].hasobject]
         if missing:
             raise BadFile(path, f"it is not a 3D Gaussian splat: it lacks the column {missing[0]}")
-        return torch.stack([torch.from_numpy(table[column].astype(np.float32)) for column in names], -1)
+        return torch.stack([torch.from_numpy(table[column].astype(np.float32)) for column in columns], -1)
 
     def columns(stem: str, count: int) -> torch.Tensor:
         return stack([f"{stem}_{i}" for i in range(count)])

@@ -9,13 +9,15 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import Parameter
-from torch.optim import Optimizer
+from torch.optim import Adam
 
 from ..optional import load
+from ..rasterize import RenderInfo
 from ..settings import NO_GROWTH, check_bounds, choice, require, setting
 
 STRATEGIES = ("default", "mcmc")
@@ -134,17 +136,17 @@ class Densifier:
                 self.state[name].zero_()
 
     def before_backward(
-        self, params: dict[str, Parameter], optimizers: dict[str, Optimizer], step: int, info: dict
+        self, params: dict[str, Parameter], optimizers: dict[str, Adam], step: int, info: RenderInfo
     ) -> None:
         self.strategy.step_pre_backward(params, optimizers, self.state, step, info)
 
     def after_backward(
         self,
         params: dict[str, Parameter],
-        optimizers: dict[str, Optimizer],
+        optimizers: dict[str, Adam],
         before: int,
         step: int,
-        info: dict,
+        info: RenderInfo,
         generator: Generator,
         fitting: tuple[float, float] | None = None,
     ) -> None:
@@ -179,15 +181,20 @@ def latest(before: int, step: int, every: int) -> int:
     return multiple if multiple > before else step
 
 
-def _capped(strategy: type, max_splats: int, large_from: int) -> type:
+def _capped(strategy: type[Any], max_splats: int, large_from: int) -> type[Any]:
     """gsplat's DefaultStrategy with a maximum number of Gaussians; large ones are pruned after `large_from`.
 
     Each split or clone adds one Gaussian. If the remaining room is smaller than the number of candidates,
     those with the largest gradients grow.
     """
 
-    class Capped(strategy):
-        def _grow_gs(self, params, optimizers, state, step):
+    class Capped(strategy):  # type: ignore[misc]  # gsplat has no types
+        grow_grad2d: float
+        reset_every: int
+
+        def _grow_gs(
+            self, params: dict[str, Parameter], optimizers: dict[str, Adam], state: dict[str, Any], step: int
+        ) -> Any:
             threshold, room = self.grow_grad2d, max_splats - len(params["means"])
             scores = state["grad2d"] / state["count"].clamp_min(1)
             if room <= 0:
@@ -199,7 +206,9 @@ def _capped(strategy: type, max_splats: int, large_from: int) -> type:
             finally:
                 self.grow_grad2d = threshold
 
-        def _prune_gs(self, params, optimizers, state, step):
+        def _prune_gs(
+            self, params: dict[str, Parameter], optimizers: dict[str, Adam], state: dict[str, Any], step: int
+        ) -> Any:
             original, self.reset_every = self.reset_every, large_from
             try:
                 return super()._prune_gs(params, optimizers, state, step)
@@ -212,7 +221,7 @@ def _capped(strategy: type, max_splats: int, large_from: int) -> type:
 @contextmanager
 def _torch_helpers() -> Iterator[None]:
     """Replace, for the duration, the two gsplat functions that need its CUDA extension by torch versions."""
-    ops = load("gsplat.strategy.ops", "gsplat")
+    ops: Any = load("gsplat.strategy.ops", "gsplat")
     covariances = load("gsplat.cuda._torch_impl", "gsplat")._quat_scale_to_covar_preci
     own = ops.compute_relocation, ops.quat_scale_to_covar_preci
     ops.compute_relocation, ops.quat_scale_to_covar_preci = relocate, covariances
@@ -238,20 +247,14 @@ def relocate(opacities: Tensor, scales: Tensor, ratios: Tensor, binoms: Tensor) 
     return alpha.to(opacities), (opacities / total)[:, None].to(scales) * scales
 
 
-class _seeded:
-    """Seeds torch's global generators, which gsplat uses, from `generator`, and restores them on exit."""
-
-    def __init__(self, generator: Generator, device: torch.device) -> None:
-        self.seed = int(torch.randint(2**62, (), generator=generator))
-        self.devices = [device] if device.type == "cuda" else []
-        self.fork = torch.random.fork_rng(devices=self.devices)
-
-    def __enter__(self) -> None:
-        self.fork.__enter__()
-        torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would reseed every GPU
-        for device in self.devices:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(self.seed)
-
-    def __exit__(self, *error) -> None:
-        self.fork.__exit__(*error)
+@contextmanager
+def _seeded(generator: Generator, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators, which gsplat uses, from `generator`; they are restored on exit."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
+        yield
