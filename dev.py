@@ -3,7 +3,7 @@
 server.
 
     python dev.py demo "a red mushroom"
-    python dev.py test            (python dev.py test unit: without ComfyUI, saves minutes)
+    python dev.py test            (python dev.py test unit: without ComfyUI, saves minutes; test types: mypy)
     python dev.py serve
 
 Needs Python 3.10+ and a package registry. All files are created in .venv, .host and output; remove these
@@ -27,6 +27,7 @@ from devtools.tree import Tree, say
 from devtools.venv import install_packages, prepare_venv
 
 LAYERS = ("unit", "host", "browser", "gpu", "benchmarks")  # folders of tests; unit needs no ComfyUI
+TYPES = "types"  # what is tested with mypy alone
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,16 @@ def demo(tree: Tree, options: argparse.Namespace) -> int:
     return hand_over(tree, setup.comfyui, [*arguments, "--comfyui", setup.comfyui])
 
 
+def check_types(tree: Tree) -> int:
+    """Run mypy with the settings of pyproject.toml and return its exit code."""
+    return hand_over(tree, None, ["-m", "mypy"])
+
+
 def test(tree: Tree, options: argparse.Namespace) -> int:
+    if options.pytest == [TYPES]:
+        prepare_venv(tree)
+        install_packages(tree, None)
+        return check_types(tree)
     words = [f"tests/{word}" if word in LAYERS else word for word in options.pytest]
     paths = [word for word in words if (tree.root / word.split("::")[0]).exists()]
     comfyui = None
@@ -104,6 +114,8 @@ def test(tree: Tree, options: argparse.Namespace) -> int:
     else:
         comfyui = set_up(tree, options.comfyui).comfyui
         prepare_chromium()
+    if not words and (code := check_types(tree)):
+        return code
     rest = [] if paths else ["tests"]
     return hand_over(
         tree, comfyui, ["-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", ".", *words, *rest]
@@ -151,7 +163,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(command=demo)
 
-    help = f"run all tests, or one layer ({', '.join(LAYERS)}); further arguments are passed to pytest"
+    help = f"run all tests, mypy ({TYPES}), or one layer ({', '.join(LAYERS)}); the rest goes to pytest"
     command = commands.add_parser("test", parents=[comfyui], help=help, description=help)
     command.set_defaults(command=test)
 

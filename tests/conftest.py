@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 # At the end: ahead of the host, our nodes/ would hide its nodes.py.
 sys.path += [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent / "support")]
@@ -58,6 +59,17 @@ def base(host_path, tmp_path_factory) -> Path:
     link_folder(base / "custom_nodes" / PACK, TREE.root)
     link_folder(base / "custom_nodes" / "lucid_test", TREE.root / "tests" / "host" / "pack")
     return base
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For small tensors: on a busy machine torch's threads wait for each other longer than they work (8 s or
+    300 s).
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

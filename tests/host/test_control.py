@@ -1,8 +1,8 @@
 """ControlNets while distilling: the host's own objects, with a hint for every view."""
 
 import pytest
-import torch
 from rounding import ROUNDINGS
+from same import same
 
 from devtools.base import PRIOR
 
@@ -128,10 +128,6 @@ def dreamt(client, *controls, **changes):
     graph[node_of(graph, "LucidISM")]["inputs"]["prompt"] = prompt
     entry = client.run(graph)
     return ply_of(client, entry), entry
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values()))
 
 
 def test_lucid_dream_with_controls(client):

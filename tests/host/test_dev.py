@@ -199,21 +199,33 @@ def test_the_unit_tests_need_nothing_of_the_host(tree, comfyui, pip):
         (["tests/unit/test_views.py"], "tests/unit/test_views.py", False),
         (["host"], "tests/host", True),
         (["unit", "host"], "tests/host", True),
-        ([], "tests", True),
+        (["types"], "mypy", False),
     ],
 )
 def test_a_layer_of_the_tests_is_a_word(dev, words, path, has_host, monkeypatch):
+    code, ((comfyui, arguments),) = commands_of(dev, words, monkeypatch)
+    assert code == 0 and path in arguments and (comfyui is not None) == has_host
+
+
+@pytest.mark.parametrize("types, runs", [(0, ["mypy", "pytest"]), (1, ["mypy"])])
+def test_all_tests_begin_with_the_types(dev, types, runs, monkeypatch):
+    code, ran = commands_of(dev, [], monkeypatch, lambda arguments: types if "mypy" in arguments else 0)
+    assert code == types and [arguments[1] for _, arguments in ran] == runs
+
+
+def commands_of(dev, words, monkeypatch, code_of=lambda arguments: 0):
+    """-> the exit code of `dev.py test WORDS`, and (ComfyUI, arguments) of each command that it runs."""
     ran = []
-    for name in ("prepare_venv", "prepare_chromium"):
+    for name in ("prepare_venv", "prepare_chromium", "install_packages"):
         monkeypatch.setattr(dev, name, lambda *_: None)
-    monkeypatch.setattr(dev, "install_packages", lambda tree, comfyui: None)
     monkeypatch.setattr(dev, "set_up", lambda tree, *_: dev.Setup(tree, tree.comfyui, bases.PRIOR))
-    monkeypatch.setattr(
-        dev, "hand_over", lambda tree, comfyui, arguments: ran.append((comfyui, arguments)) or 0
-    )
-    assert dev.main(["test", *words]) == 0
-    ((comfyui, arguments),) = ran
-    assert path in arguments and (comfyui is not None) == has_host
+
+    def hand_over(tree, comfyui, arguments):
+        ran.append((comfyui, arguments))
+        return code_of(arguments)
+
+    monkeypatch.setattr(dev, "hand_over", hand_over)
+    return dev.main(["test", *words]), ran
 
 
 @pytest.mark.parametrize("command, wanted", [("test", 1), ("demo", 0)])

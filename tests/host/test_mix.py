@@ -1,7 +1,7 @@
 """Lucid Mix Guidance in the real host: two LoRAs on one checkpoint, two families, resuming."""
 
 import pytest
-import torch
+from same import same
 
 from demo import loras
 
@@ -26,10 +26,6 @@ def with_loras(seed, mode=None, share=0.5, only=None, second=1, **dream):
     graph["mix"] = {"class_type": "LucidMix", "inputs": mixed}
     graph[node_of(graph, "LucidDream")]["inputs"]["guidance"] = ["mix" if only is None else f"ism{only}", 0]
     return graph
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values()))
 
 
 def test_each_of_two_loras_on_one_checkpoint_is_asked_as_if_it_were_alone(client):

@@ -5,7 +5,7 @@ import dataclasses
 import re
 
 import pytest
-import torch
+from same import same
 
 from lucid_core.guidance.image_targets import PRESETS
 from lucid_core.optimize import checkpoint
@@ -33,10 +33,6 @@ def alone(seed, steps=8, resume="", **settings):
     ism = node_of(graph, "LucidISM")
     graph[ism] = targets_of(graph, ism, **settings)
     return graph
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values()))
 
 
 def test_the_node_fits_the_splat_to_pictures_that_it_seldom_asks_for(client):

@@ -5,6 +5,7 @@ render.
 from dataclasses import replace
 
 import torch
+from same import same
 
 from lucid_core.cameras import CameraRanges, Cameras, turntable
 from lucid_core.conditioning.control_images import RenderedBatch
@@ -95,11 +96,15 @@ def disc(color):
     return torch.tensor(color)[None, :, None, None] * inside + (1 - inside)
 
 
-def run(config=CONFIG, seed=0, start=None):
+def prompts_of_a_disc():
+    """For WishPrior: a red disc from everywhere."""
     wish, anything = normal(disc([0.9, 0.2, 0.1]), 0.01), normal(disc([0.5, 0.5, 0.5]), 1.0)
-    prompts = Prompts((wish,) * 4, negative=anything, inverse=anything)
-    start = PointCloud(count=600, size=1.2).splats(0) if start is None else start
-    return list(dream(start, WishPrior(), METHOD, prompts, CAMERAS, config, seed))
+    return Prompts((wish,) * 4, negative=anything, inverse=anything)
+
+
+def run(config=CONFIG, seed=0, start=None):
+    start = splats(600) if start is None else start
+    return list(dream(start, WishPrior(), METHOD, prompts_of_a_disc(), CAMERAS, config, seed))
 
 
 def splats(count=200):
@@ -107,13 +112,11 @@ def splats(count=200):
 
 
 def arguments(config):
-    wish, anything = normal(disc([0.9, 0.2, 0.1]), 0.01), normal(disc([0.5, 0.5, 0.5]), 1.0)
-    prompts = Prompts((wish,) * 4, negative=anything, inverse=anything)
     return {
         "splats": splats(),
         "prior": WishPrior(),
         "guidance": METHOD,
-        "prompts": prompts,
+        "prompts": prompts_of_a_disc(),
         "cameras": CAMERAS,
         "config": replace_settings(config, steps=10),
         "seed": 0,
@@ -155,10 +158,6 @@ class SmallMemory(WishPrior):
     def require(self, views, error):
         if views > self.views:
             raise error("on purpose")
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values()))
 
 
 def same_end(a, b):

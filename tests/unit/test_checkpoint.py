@@ -15,9 +15,9 @@ import pytest
 import torch
 from raising import raises
 from safetensors.torch import save_file
+from same import same
 
 from lucid_core.cameras import CameraRanges
-from lucid_core.conditioning.view_prompts import Prompts
 from lucid_core.errors import BadFile, NoGaussiansLeft, OtherRun, UnfinishedStep
 from lucid_core.guidance.ism import ISM
 from lucid_core.optimize import checkpoint as module
@@ -26,7 +26,18 @@ from lucid_core.optimize.densify import Densify
 from lucid_core.settings import NO_GROWTH, replace_settings
 from lucid_core.starts.shapes import PointCloud
 
-from .scenes import CAMERAS, CONFIG, GROWING, MCMC, METHOD, WishPrior, disc, dream, normal, same, same_end
+from .scenes import (
+    CAMERAS,
+    CONFIG,
+    GROWING,
+    MCMC,
+    METHOD,
+    WishPrior,
+    dream,
+    prompts_of_a_disc,
+    same_end,
+    splats,
+)
 
 SHORT = replace_settings(
     CONFIG, steps=20, densify=GROWING, scale_weight=1.0, background_share=0.66, flip_share=0.5
@@ -34,10 +45,8 @@ SHORT = replace_settings(
 
 
 def steps_of(config=SHORT, method=METHOD, resume=None, prior=None, count=300):
-    wish, anything = normal(disc([0.9, 0.2, 0.1]), 0.01), normal(disc([0.5, 0.5, 0.5]), 1.0)
-    prompts = Prompts((wish,) * 4, negative=anything, inverse=anything)
-    start = PointCloud(count=count, size=1.2).splats(0)
-    return dream(start, prior or WishPrior(), method, prompts, CAMERAS, config, seed=3, resume=resume)
+    start, prior = splats(count), prior or WishPrior()
+    return dream(start, prior, method, prompts_of_a_disc(), CAMERAS, config, seed=3, resume=resume)
 
 
 @pytest.mark.parametrize(

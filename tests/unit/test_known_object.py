@@ -8,7 +8,6 @@ splats give 32.6 dB.
 
 import math
 
-import pytest
 import torch
 
 from demo import world
@@ -16,33 +15,26 @@ from demo.score import psnr
 from lucid_core.cameras import Cameras, Views, orbit
 from lucid_core.diffusion.prior import Conds
 from lucid_core.guidance.ism import ISM
-from lucid_core.optimize.config import DreamConfig
 from lucid_core.optimize.densify import Densify
 from lucid_core.rasterize import rasterize
 from lucid_core.settings import NO_GROWTH, replace_settings
 from lucid_core.starts.shapes import PointCloud
 
+from . import scenes
 from .priors import CloudPrior
-from .scenes import dream
+from .scenes import SIZE, dream
 
-THING, SIZE, FOVY, VIEWS = world.parse("a red mushroom"), 64, math.radians(26), 32
+THING, FOVY, VIEWS = world.parse("a red mushroom"), math.radians(26), 32
 RADIUS = float(world.distance(THING.kind, FOVY, 0.8))
 CONFIG = replace_settings(
-    DreamConfig(),
+    scenes.CONFIG,
     steps=450,
     views=4,
-    resolution=SIZE,
     lr_means=(1e-2, 5e-4),
     lr_quats=(2e-2, 2e-3),
     lr_scales=(3e-2, 3e-3),
     lr_opacities=(1e-1, 2e-2),
     lr_sh=(5e-2, 5e-3),
-    adam_betas=(0.9, 0.99),
-    tv_weight=0.0,
-    scale_weight=0.0,
-    disparity_share=0.0,
-    background_share=0.0,
-    flip_share=0.0,
     scale_jitter=0.0,
     densify=Densify(stop=1.0, grow_grad2d=NO_GROWTH, reset_every=0.0),
 )
@@ -84,17 +76,6 @@ class Known:
         this, anything = torch.full((len(self.seen), VIEWS + 1), -1e9), torch.zeros(VIEWS + 1)
         this[torch.arange(len(self.seen)), self.seen], this[:, -1], anything[-1] = 0.0, 0.0, 0.1
         return Conds(this, anything, anything)
-
-
-@pytest.fixture
-def one_thread():
-    """Its tensors are small: on a busy machine torch's threads wait for each other longer than they work (8 s
-    or 300 s).
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_a_known_object_is_distilled_to_30_db_on_views_that_were_never_seen(one_thread):

@@ -18,12 +18,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "support"))  # roundin
 
 from rounding import difference, rounding_of
 
-from . import control, device, families, memory, pace
-
-
-def pack_host():
-    """nodes/host of the pack under test, as the host imported it."""
-    return next(m for name, m in sys.modules.items() if name.endswith("lucid_ism.nodes.host"))
+from . import control, device, family_nodes, memory, pace
+from .control import module_of
 
 
 def full_disk(descriptor, fsync=os.fsync):
@@ -284,7 +280,7 @@ class LucidTestPrior(IO.ComfyNode):
             }
 
         guidance = SimpleNamespace(model=model, vae=vae, prompt=prompt)
-        return IO.NodeOutput(ui=pack_host().with_prior(guidance, 2, 128, body))
+        return IO.NodeOutput(ui=module_of("nodes.host").with_prior(guidance, 2, 128, body))
 
 
 class LucidTestEps(IO.ComfyNode):
@@ -316,7 +312,7 @@ class LucidTestEps(IO.ComfyNode):
             return found | {"levels": [prior.sigma(t) for t in (0.0, 0.3, 0.6543, 1.0)]}
 
         guidance = SimpleNamespace(model=model, vae=vae, prompt=prompt)
-        return IO.NodeOutput(ui=pack_host().with_prior(guidance, 2, 64, body))
+        return IO.NodeOutput(ui=module_of("nodes.host").with_prior(guidance, 2, 64, body))
 
 
 class LucidTestExtension(ComfyExtension):
@@ -331,7 +327,7 @@ class LucidTestExtension(ComfyExtension):
             LucidTestEps,
             *control.NODES,
             *device.NODES,
-            *families.NODES,
+            *family_nodes.NODES,
             *memory.NODES,
             *pace.NODES,
         ]

@@ -37,13 +37,7 @@ class Clock:
         return float(self.now)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small lose time at every barrier between threads, on a busy machine seconds a step."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

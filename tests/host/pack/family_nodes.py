@@ -4,7 +4,6 @@ HostPrior.
 
 import itertools
 import json
-import sys
 from types import SimpleNamespace
 
 import comfy.model_management
@@ -15,6 +14,8 @@ import torch
 from comfy_api.latest import IO
 from comfy_execution.graph_utils import GraphBuilder
 from rounding import difference, rounding_of
+
+from .control import module_of
 
 COSMOS = {
     "max_img_h": 240,
@@ -117,11 +118,6 @@ BUILT = {
     "anima": ("Anima", {**COSMOS, "image_model": "anima", "crossattn_emb_channels": 1024}),
     "cosmos": ("CosmosT2IPredict2", {**COSMOS, "image_model": "cosmos_predict2"}),
 }
-
-
-def pack_host():
-    """nodes/host of the pack under test, as the host imported it."""
-    return next(m for name, m in sys.modules.items() if name.endswith("lucid_ism.nodes.host"))
 
 
 class LucidTestWiden(IO.ComfyNode):
@@ -267,7 +263,7 @@ class LucidTestEuler(IO.ComfyNode):
             }
 
         guidance = SimpleNamespace(model=model, vae=vae, prompt=prompt)
-        ours = pack_host().with_prior(guidance, 2, 64, body)
+        ours = module_of("nodes.host").with_prior(guidance, 2, 64, body)
         sampling = model.get_model_object("model_sampling")
         flow = hasattr(sampling, "shift") and not hasattr(sampling, "log_sigmas")
         levels = [sigma / (1 + sigma) if flow else sigma for sigma in ours["sigmas"]]
@@ -354,7 +350,9 @@ class LucidTestBlend(IO.ComfyNode):
             return found
 
         return IO.NodeOutput(
-            ui=pack_host().with_prior(SimpleNamespace(model=model, vae=vae, prompt=prompt), 2, 64, body)
+            ui=module_of("nodes.host").with_prior(
+                SimpleNamespace(model=model, vae=vae, prompt=prompt), 2, 64, body
+            )
         )
 
 
@@ -474,7 +472,9 @@ class LucidTestRoles(IO.ComfyNode):
             return {"together": together, "inverse": SEEN[0]}
 
         return IO.NodeOutput(
-            ui=pack_host().with_prior(SimpleNamespace(model=model, vae=vae, prompt=prompt), 2, 64, body)
+            ui=module_of("nodes.host").with_prior(
+                SimpleNamespace(model=model, vae=vae, prompt=prompt), 2, 64, body
+            )
         )
 
 
