@@ -56,12 +56,33 @@ def missing(sources: dict[str, Any]) -> list[str]:
     return ["prompt"] if "prompt" in names else names
 
 
-def method_of(
-    kinds: dict[str, type[Guidance | ImageTargets]], combo: str, chosen: dict[str, Any] | None
-) -> Guidance | ImageTargets:
-    """The method chosen in a dynamic combo, with its widget values. Raises BadSetting if one is invalid."""
-    chosen = chosen_of(combo, kinds, chosen)
-    return kinds[chosen[combo]](**{name: value for name, value in chosen.items() if name != combo})
+class GuidanceNode(IO.ComfyNode):
+    """A node that gives a guidance method its model, VAE and prompt.
+
+    COMBO: name of the dynamic combo. KINDS: the class of the method for each of its options.
+    """
+
+    COMBO = "preset"
+    KINDS: dict[str, type[Guidance | ImageTargets]]
+
+    @classmethod
+    def method_of(cls, chosen: dict[str, Any] | None) -> Guidance | ImageTargets:
+        """The chosen method with its widget values. Raises BadSetting if one is invalid."""
+        chosen = chosen_of(cls.COMBO, cls.KINDS, chosen)
+        kind = cls.KINDS[chosen[cls.COMBO]]
+        return kind(**{name: value for name, value in chosen.items() if name != cls.COMBO})
+
+    @classmethod
+    def check_lazy_status(cls, model=None, vae=None, prompt=None, **widgets):
+        with errors_of(cls):
+            cls.method_of(widgets.get(cls.COMBO))
+            return missing({"model": model, "vae": vae, "prompt": prompt})
+
+    @classmethod
+    def execute(cls, model, vae, prompt, **widgets) -> IO.NodeOutput:
+        with errors_of(cls):
+            method = cls.method_of(widgets[cls.COMBO])
+            return IO.NodeOutput(guidance_of(model, vae, prompt, method, cls.hidden))
 
 
 def guidance_of(
@@ -77,7 +98,9 @@ def guidance_of(
     return LucidGuidanceData(model, vae, prompt, method)
 
 
-class LucidISM(IO.ComfyNode):
+class LucidISM(GuidanceNode):
+    KINDS = dict.fromkeys(PRESETS, ISM)
+
     @classmethod
     def define_schema(cls):
         return IO.Schema(
@@ -118,25 +141,19 @@ class LucidISM(IO.ComfyNode):
         )
 
     @classmethod
-    def check_lazy_status(cls, preset=None, surface_share=0.0, **sources):
-        with errors_of(cls):
-            method_of(dict.fromkeys(PRESETS, ISM), "preset", preset)
-            return missing(sources)
-
-    @classmethod
     def execute(cls, model, vae, prompt, preset, surface_share=0.0) -> IO.NodeOutput:
+        shape = super().execute(model, vae, prompt, preset=preset)
+        if not surface_share:
+            return shape
         with errors_of(cls):
-            method = method_of(dict.fromkeys(PRESETS, ISM), "preset", preset)
-            shape = guidance_of(model, vae, prompt, method, cls.hidden)
-            if not surface_share:
-                return IO.NodeOutput(shape)
-            targets = TARGETS.get(preset["preset"], TARGETS["official"])
             host.require_invertible(model)
-            surface = replace(shape, method=targets)
-            return IO.NodeOutput(LucidMixData(shape, surface, Mix("sequence", surface_share)))
+            surface = replace(shape.args[0], method=TARGETS.get(preset["preset"], TARGETS["official"]))
+            return IO.NodeOutput(LucidMixData(shape.args[0], surface, Mix("sequence", surface_share)))
 
 
-class LucidTargets(IO.ComfyNode):
+class LucidTargets(GuidanceNode):
+    KINDS = dict.fromkeys(TARGETS, ImageTargets)
+
     @classmethod
     def define_schema(cls):
         return IO.Schema(
@@ -167,20 +184,11 @@ class LucidTargets(IO.ComfyNode):
             hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
         )
 
-    @classmethod
-    def check_lazy_status(cls, preset=None, **sources):
-        with errors_of(cls):
-            method_of(dict.fromkeys(TARGETS, ImageTargets), "preset", preset)
-            return missing(sources)
 
-    @classmethod
-    def execute(cls, model, vae, prompt, preset) -> IO.NodeOutput:
-        with errors_of(cls):
-            method = method_of(dict.fromkeys(TARGETS, ImageTargets), "preset", preset)
-            return IO.NodeOutput(guidance_of(model, vae, prompt, method, cls.hidden))
+class LucidBaseline(GuidanceNode):
+    COMBO = "method"
+    KINDS = METHODS
 
-
-class LucidBaseline(IO.ComfyNode):
     @classmethod
     def define_schema(cls):
         return IO.Schema(
@@ -206,16 +214,3 @@ class LucidBaseline(IO.ComfyNode):
             outputs=[guidance_output()],
             hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
         )
-
-    @classmethod
-    def check_lazy_status(cls, method=None, **sources):
-        with errors_of(cls):
-            method_of(METHODS, "method", method)
-            return missing(sources)
-
-    @classmethod
-    def execute(cls, model, vae, prompt, method) -> IO.NodeOutput:
-        with errors_of(cls):
-            return IO.NodeOutput(
-                guidance_of(model, vae, prompt, method_of(METHODS, "method", method), cls.hidden)
-            )

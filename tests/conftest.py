@@ -15,6 +15,7 @@ import torch
 
 # At the end: ahead of the host, our nodes/ would hide its nodes.py.
 sys.path += [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent / "support")]
+pytest.register_assert_rewrite("raising", "tests.host.failing")
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stopped run stops its servers too
 
 from demo import loras  # noqa: E402

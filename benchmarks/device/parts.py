@@ -190,7 +190,7 @@ def cancelled(client: Client, graph: dict, step: int) -> str:
     try:
         client.run(graph, follow)
     except ComfyError as error:
-        if "interrupted" not in str(error):
+        if error.kind != "interrupted":
             raise
         return said[-1]
     raise RuntimeError("the run ended before it was cancelled")

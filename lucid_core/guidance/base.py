@@ -154,12 +154,28 @@ def towards(main: Tensor, others: list[Tensor], weights: Tensor | None) -> Tenso
     return total
 
 
-def invert(z: Tensor, sigmas: list[float], ask: Callable[[Tensor, float], Tensor]) -> Tensor:
-    """Deterministic DDIM (Song et al. 2021, equation 12 with sigma = 0) of z (B, C, h, w) along the noise
-    levels `sigmas`, rising or falling; `ask(z, sigma)` predicts the noise.
+def deterministic(sigma_a: float, sigma_b: float) -> tuple[float, float]:
+    """The split of `ddim` without new noise."""
+    return sigma_b, 0.0
+
+
+def ddim(
+    z: Tensor,
+    sigmas: list[float],
+    predict: Callable[[Tensor, float], Tensor],
+    split: Callable[[float, float], tuple[float, float]] = deterministic,
+    generator: Generator | None = None,
+) -> Tensor:
+    """DDIM (Song et al. 2021, equation 12) of z (B, C, h, w) along the noise levels `sigmas`, up or down.
+
+    predict(z, sigma): the noise (B, C, h, w) in z. split(sigma_a, sigma_b): the standard deviations of the
+    predicted noise and of the new noise after a step; new noise is drawn from `generator`.
     """
     for sigma_a, sigma_b in pairwise(sigmas):
-        z = z + (sigma_b - sigma_a) * ask(z, sigma_a)
+        predicted, new = split(sigma_a, sigma_b)
+        z = z + (predicted - sigma_a) * predict(z, sigma_a)
+        if new:
+            z = z + new * gaussian(z, generator)
     return z
 
 
@@ -168,7 +184,7 @@ def variance_of(sigma: float) -> float:
     return sigma**2 / (1 + sigma**2)
 
 
-def gaussian(like: Tensor, generator: Generator) -> Tensor:
+def gaussian(like: Tensor, generator: Generator | None) -> Tensor:
     """Standard normal noise with the shape, device and dtype of `like`."""
     return torch.randn(like.shape, generator=generator).to(like)
 

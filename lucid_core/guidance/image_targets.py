@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from ..diffusion.prior import Conds, Prior
 from ..settings import NO_GROWTH, check_bounds, require, setting
-from .base import MIN_T, eps, gaussian, guided_eps, invert
+from .base import MIN_T, ddim, eps, gaussian, guided_eps
 from .ism import inversion_times
 
 
@@ -194,14 +194,14 @@ class ImageTargets:
             prior.sigma(time)
             for time in inversion_times(t, t / max(self.inversion_steps, 1), self.inversion_steps)
         ]
-        z = invert(
+        z = ddim(
             z0 + up[0] * gaussian(z0, generator),
             up,
             lambda z, sigma: eps(prior, z, sigma, [conds.inverse])[0],
         )
         steps = self.sampling_steps
         down = [*(prior.sigma(t * (1 - i / steps)) for i in range(steps)), 0.0]
-        z = invert(z, down, lambda z, sigma: guided_eps(prior, z, sigma, conds, cfg))
+        z = ddim(z, down, lambda z, sigma: guided_eps(prior, z, sigma, conds, cfg))
         return prior.decode(z).clamp(0, 1)
 
     def difference(self, image: Tensor, picture: Tensor) -> Tensor:

@@ -14,14 +14,13 @@ y, inverse      y, empty    positive prompt of each view; inversion prompt
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 from torch import Generator, Tensor
 
 from ..diffusion.prior import Conds, Prior
 from ..settings import setting
-from .base import MIN_T, Distillation, eps, fixed_noise, gaussian, guided_eps, offset_noise
+from .base import MIN_T, Distillation, ddim, eps, fixed_noise, guided_eps, offset_noise
 
 
 @dataclass(frozen=True)
@@ -150,13 +149,13 @@ def invert_to(
     `noise` (B, C, h, w) is added at the first time (equation 12); with `eta` each later step adds new noise.
     """
     sigmas = [prior.sigma(time) for time in inversion_times(s, ism.delta_s, ism.inversion_steps)]
-    z = z0 + sigmas[0] * noise
-    for sigma_a, sigma_b in pairwise(sigmas):
-        e = inverse_eps(prior, z, sigma_a, conds, ism.inversion_cfg)
-        fresh = fresh_noise(sigma_a, sigma_b, ism.eta)
-        z = z - sigma_a * e + (sigma_b**2 - fresh**2) ** 0.5 * e
-        z = z + fresh * gaussian(z, generator) if fresh else z
-    return z
+    predict = lambda z, sigma: inverse_eps(prior, z, sigma, conds, ism.inversion_cfg)
+
+    def split(sigma_a: float, sigma_b: float) -> tuple[float, float]:
+        new = fresh_noise(sigma_a, sigma_b, ism.eta)
+        return (sigma_b**2 - new**2) ** 0.5, new
+
+    return ddim(z0 + sigmas[0] * noise, sigmas, predict, split, generator)
 
 
 def inversion_times(s: float, delta_s: float, steps: int) -> list[float]:

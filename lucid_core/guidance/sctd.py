@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from ..diffusion.prior import Conds, Prior
 from ..settings import setting
-from .base import Distillation, eps, fixed_noise, guided_eps, invert, offset_noise, variance_of
+from .base import Distillation, ddim, eps, fixed_noise, guided_eps, offset_noise, variance_of
 
 TWO_STRIDES = 0.15  # from this t on, the inversion to z_t goes through s (the authors' t_threshold)
 APART = 0.01  # minimum distance of s from e and t
@@ -85,11 +85,11 @@ def segment_score(
     without = lambda z, sigma: eps(prior, z, sigma, [conds.inverse])[0]
     # 1. add noise up to e, then invert to t with the inversion prompt
     z_e = z0 + sigma_e * noise
-    z_t = invert(z_e, [sigma_e, sigma_s, sigma_t] if times[0] >= TWO_STRIDES else [sigma_e, sigma_t], without)
+    z_t = ddim(z_e, [sigma_e, sigma_s, sigma_t] if times[0] >= TWO_STRIDES else [sigma_e, sigma_t], without)
     # 2. one DDIM step down with the positive prompt, to s and to e
     e_t = guided_eps(prior, z_t, sigma_t, conds, sctd.cfg)
     z_s, z_et = z_t + (sigma_s - sigma_t) * e_t, z_t + (sigma_e - sigma_t) * e_t
     # 3. from s to e with the inversion prompt; self-consistency (z_es), cross-consistency (z_et)
-    z_es = invert(z_s, [sigma_s, sigma_e], without)
+    z_es = ddim(z_s, [sigma_s, sigma_e], without)
     g = (z_es - z_e) + (sctd.cfg + 1) * (z_e - z_et)
     return sigma_t * (1 - variance_of(sigma_e)) ** 0.5 * g

@@ -13,14 +13,13 @@ inversion_cfg   gamma_inv   classifier-free guidance scale of the inversion; neg
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 from torch import Generator, Tensor
 
 from ..diffusion.prior import Conds, Prior
 from ..settings import check_bounds, require, setting
-from .base import MIN_T, Guidance, gaussian, guided_eps
+from .base import MIN_T, Guidance, ddim, guided_eps
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def inversion_score(
     """
     # 1. invert z0 with the positive prompt to `top`, slightly above t
     sigmas = [prior.sigma(time) for time in inversion_times(t, top, sdi.inversion_steps)]
-    z = inverted(sdi, prior, z0, sigmas, conds, generator)
+    z = invert_from_clean(sdi, prior, z0, sigmas, conds, generator)
     kappa = (z - z0) / sigmas[-1]
     # 2. add the same noise at level t and predict it with the positive prompt
     sigma_t = prior.sigma(t)
@@ -105,20 +104,17 @@ def inversion_times(t: float, top: float, steps: int) -> list[float]:
     return [*(MIN_T + i / steps for i in range(steps) if MIN_T + i / steps < t), top]
 
 
-def inverted(
+def invert_from_clean(
     sdi: SDI, prior: Prior, z0: Tensor, sigmas: list[float], conds: Conds, generator: Generator
 ) -> Tensor:
-    """Invert the clean z0 (B, C, h, w) by DDIM along `sigmas`.
+    """Invert the clean z0 (B, C, h, w) by DDIM along `sigmas`, the first of which stands for 0.
 
     The model is not trained at sigma 0, so the first step evaluates it at the lowest level, sigmas[0].
     """
-    z = z0
-    for sigma_a, sigma_b in pairwise(sigmas):
-        start = 0.0 if sigma_a == sigmas[0] else sigma_a
-        z = z + (sigma_b - start) * guided_eps(prior, z, sigma_a, conds, sdi.inversion_cfg)
-        if sdi.eta and start:
-            z = z + sdi.eta * fresh_noise(start, sigma_b) * gaussian(z, generator)
-    return z
+    trained = lambda sigma: max(sigma, sigmas[0])
+    predict = lambda z, sigma: guided_eps(prior, z, trained(sigma), conds, sdi.inversion_cfg)
+    split = lambda sigma_a, sigma_b: (sigma_b, sdi.eta * fresh_noise(sigma_a, sigma_b))
+    return ddim(z0, [0.0, *sigmas[1:]], predict, split, generator)
 
 
 def fresh_noise(sigma_a: float, sigma_b: float) -> float:

@@ -52,7 +52,7 @@ print(json.dumps({"ids": [schema.node_id for schema in schemas],
                   "run": [schema.is_output_node for schema in schemas],
                   "missing": sorted(missing),
                   "texts": sorted({schema.description for schema in schemas}),
-"imported": "lucid_ism.nodes.dream" in sys.modules}))
+                  "imported": "lucid_ism.nodes.dream" in sys.modules}))
 """
 
 

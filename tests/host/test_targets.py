@@ -112,7 +112,7 @@ def test_a_model_that_is_sampled_as_lcm_is_refused_and_isms_offered(client):
         ({"t_last": 0.9}, "BadSetting", "t_last is 0.9"),
         ({"kept": 1}, "BadSetting", "kept is 1"),
         ({"t_spread": 0.4}, "BadSetting", "t_spread is 0.4"),
-        ({"views": 0}, "value_smaller_than_min", "views"),
+        ({"views": 0}, "value_smaller_than_min", "preset.views"),
     ],
 )
 def test_bad_settings_are_refused_before_a_model_is_loaded(client, settings, kind, name):

@@ -1,15 +1,16 @@
 """A test of an error's class and fields, not of its message."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 
-def raises(kind: type[Exception], **fields: Any) -> AbstractContextManager:
+@contextmanager
+def raises(kind: type[Exception], **fields: Any) -> Iterator[pytest.ExceptionInfo]:
     """`pytest.raises` for an error of the class `kind` itself with the given values of its fields."""
-
-    def is_expected(error: Exception) -> bool:
-        return type(error) is kind and {name: getattr(error, name) for name in fields} == fields
-
-    return pytest.raises(kind, check=is_expected)
+    with pytest.raises(kind) as caught:
+        yield caught
+    assert type(caught.value) is kind
+    assert {name: getattr(caught.value, name) for name in fields} == fields

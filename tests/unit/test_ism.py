@@ -9,7 +9,7 @@ from raising import raises
 
 from lucid_core.diffusion.prior import Conds
 from lucid_core.errors import BadSetting
-from lucid_core.guidance.base import MIN_T, eps, fixed_noise, invert, offset_noise
+from lucid_core.guidance.base import MIN_T, ddim, eps, fixed_noise, offset_noise
 from lucid_core.guidance.isd import ISD
 from lucid_core.guidance.ism import ISM, PRESETS, fresh_noise, interval_score, inversion_times, invert_to
 
@@ -36,7 +36,7 @@ def test_inversion_of_a_gaussian_prior_is_the_product_of_its_strides(rand):
     sigmas = [prior.sigma(t) for t in (0.1, 0.3, 0.5, 0.62)]
     factor = math.prod(1 + (b - a) * a / (0.5 + a**2) for a, b in pairwise(sigmas))
     expected = mean + factor * (z0 + sigmas[0] * noise - mean)
-    found = invert(z0 + sigmas[0] * noise, sigmas, lambda z, sigma: eps(prior, z, sigma, [mean])[0])
+    found = ddim(z0 + sigmas[0] * noise, sigmas, lambda z, sigma: eps(prior, z, sigma, [mean])[0])
     torch.testing.assert_close(found, expected)
 
 
@@ -46,7 +46,7 @@ def test_fine_inversion_follows_the_exact_probability_flow(rand):
     sigmas = [prior.sigma(t) for t in torch.linspace(0.1, 0.8, 4001).tolist()]
     first, last = sigmas[0], sigmas[-1]
     exact = mean + (z0 + first * noise - mean) * math.sqrt((0.5 + last**2) / (0.5 + first**2))
-    found = invert(z0 + first * noise, sigmas, lambda z, sigma: eps(prior, z, sigma, [mean])[0])
+    found = ddim(z0 + first * noise, sigmas, lambda z, sigma: eps(prior, z, sigma, [mean])[0])
     torch.testing.assert_close(found, exact, rtol=2e-3, atol=2e-3)
 
 

@@ -7,7 +7,7 @@ from raising import raises
 from lucid_core.diffusion.diffusers_prior import SD15_BETAS, DiffusersPrior
 from lucid_core.diffusion.prior import Conds
 from lucid_core.errors import BadSetting
-from lucid_core.guidance.base import eps, invert
+from lucid_core.guidance.base import ddim, eps
 from lucid_core.guidance.ism import ISM, interval_score, inversion_times
 
 diffusers = pytest.importorskip("diffusers")
@@ -69,7 +69,7 @@ def abar_of(prior, step):
 
 @pytest.mark.parametrize("prediction_type", KINDS)
 def test_inversion_is_diffusers_ddim_inverse_scheduler(net, prediction_type):
-    """x at step 0 to step 900, by our `invert` and by DDIMInverseScheduler; z is x / sqrt(abar)."""
+    """x at step 0 to step 900, by our `ddim` and by DDIMInverseScheduler; z is x / sqrt(abar)."""
     prior, y, start = prior_of(net, prediction_type), text(1), latents(2)
     theirs = scheduler(diffusers.DDIMInverseScheduler, 10, prediction_type)
     x = start
@@ -79,7 +79,7 @@ def test_inversion_is_diffusers_ddim_inverse_scheduler(net, prediction_type):
         output = net(x, step - 100, y.expand(2, -1, -1)).sample
         x = theirs.step(output, int(step), x).prev_sample
     sigmas = [prior.sigma(step / 999) for step in range(0, 901, 100)]
-    z = invert(start / abar_of(prior, 0) ** 0.5, sigmas, lambda z, sigma: eps(prior, z, sigma, [y])[0])
+    z = ddim(start / abar_of(prior, 0) ** 0.5, sigmas, lambda z, sigma: eps(prior, z, sigma, [y])[0])
     torch.testing.assert_close(z * abar_of(prior, 900) ** 0.5, x, rtol=1e-6, atol=1e-6)
 
 
@@ -93,7 +93,7 @@ def test_denoising_is_diffusers_ddim_scheduler(net, prediction_type):
         x = theirs.step(net(x, step, y.expand(2, -1, -1)).sample, int(step), x).prev_sample
     last = theirs.step(net(x, torch.tensor(0), y.expand(2, -1, -1)).sample, 0, x).pred_original_sample
     sigmas = [prior.sigma(step / 999) for step in range(900, -1, -100)]
-    z = invert(start / abar_of(prior, 900) ** 0.5, sigmas, lambda z, sigma: eps(prior, z, sigma, [y])[0])
+    z = ddim(start / abar_of(prior, 900) ** 0.5, sigmas, lambda z, sigma: eps(prior, z, sigma, [y])[0])
     torch.testing.assert_close(z * abar_of(prior, 0) ** 0.5, x, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(prior.denoise(z, sigmas[-1], [y])[0], last, rtol=1e-6, atol=1e-6)
 
