@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ class Conds:
     negative: Cond
     inverse: Cond
     others: tuple[Cond, ...] = ()
-    weights: Tensor | None = None
+    weights: Tensor = field(default_factory=lambda: torch.zeros(1, 0))
 
 
 class Prior(ABC):

@@ -30,9 +30,11 @@ FIXED_NOISE = 0x15A  # separates the seed of the fixed noise from the run's othe
 class Guidance(ABC):
     """A guidance method: computes the gradient of the loss at the latents of the rendered views.
 
-    pixel_limit: largest gradient of the loss for one channel of one pixel of the views; inf = no limit.
+    weight: factor of the gradient. pixel_limit: largest gradient of the loss for one channel of one pixel of
+    the views; inf = no limit.
     """
 
+    weight: float
     pixel_limit: float = math.inf
 
     @abstractmethod
@@ -102,8 +104,7 @@ class Distillation(Guidance):
         """See Guidance. Intervals are shortened to fit the reduced noise range."""
         if strength == 1:
             return self
-        scale = lambda t: self.t_min + strength * (t - self.t_min)
-        top = scale(self.t_max_start)
+        top = self.t_min + strength * (self.t_max_start - self.t_min)
         last = min(self.t_max, top)
         limits = {"t_max_start": top, "t_max": last, **self.reach(top, last)}
         return replace(self, **{name: min(getattr(self, name), t) for name, t in limits.items()})
@@ -140,7 +141,7 @@ def guided_eps(prior: Prior, z: Tensor, sigma: float, conds: Conds, cfg: float) 
     return prior.guide(z, sigma, [conds.y, conds.negative], [e_y, e_negative], cfg)
 
 
-def towards(main: Tensor, others: list[Tensor], weights: Tensor | None) -> Tensor:
+def towards(main: Tensor, others: list[Tensor], weights: Tensor) -> Tensor:
     """Perp-Neg (Armandpour et al. 2023, arXiv 2304.04968): main + sum over k of weights (B, K) times the
     component of others[k] perpendicular to main.
 
@@ -237,10 +238,12 @@ def average_pixels(images: Tensor, size: int) -> None:
     x `size` pixels; `size` must divide H and W, 1 = off.
     """
     if size > 1:
-        pooled = lambda grad: (
-            avg_pool2d(grad.movedim(-1, 1), size).repeat_interleave(size, 2).repeat_interleave(size, 3)
-        )
-        images.register_hook(lambda grad: pooled(grad).movedim(1, -1))
+
+        def average(grad: Tensor) -> Tensor:
+            means = avg_pool2d(grad.movedim(-1, 1), size)
+            return means.repeat_interleave(size, 2).repeat_interleave(size, 3).movedim(1, -1)
+
+        images.register_hook(average)
 
 
 def limit_pixels(images: Tensor, limit: float) -> None:

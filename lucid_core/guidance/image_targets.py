@@ -169,8 +169,8 @@ class ImageTargets:
         """Return these settings with the noise levels scaled by `strength` (0 to 1); see Guidance."""
         if strength == 1:
             return self
-        below = lambda t: max(strength * t, MIN_T)
-        return replace(self, t=below(self.t), t_last=below(self.t_last), t_spread=strength * self.t_spread)
+        t, t_last = (max(strength * t, MIN_T) for t in (self.t, self.t_last))
+        return replace(self, t=t, t_last=t_last, t_spread=strength * self.t_spread)
 
     def anneal(self, progress: float, first: float, last: float) -> float:
         """Interpolate linearly from `first` to `last` over `fall`, a share of these steps."""

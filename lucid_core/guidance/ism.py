@@ -13,10 +13,12 @@ y, inverse      y, empty    positive prompt of each view; inversion prompt
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
+from typing_extensions import Self
 
 from ..diffusion.prior import Conds, Prior
 from ..settings import setting
@@ -84,7 +86,7 @@ class ISM(Distillation):
         t = self.t(progress, u)
         return t, max(t - self.anneal(progress, self.delta_t_start, self.delta_t), MIN_T)
 
-    def at(self, progress: float) -> ISM:
+    def at(self, progress: float) -> Self:
         """Return these settings with cfg annealed to `progress`."""
         return replace(self, cfg=self.anneal(progress, self.cfg_start or self.cfg, self.cfg))
 
@@ -153,7 +155,7 @@ def invert_to(
 
     def split(sigma_a: float, sigma_b: float) -> tuple[float, float]:
         new = fresh_noise(sigma_a, sigma_b, ism.eta)
-        return (sigma_b**2 - new**2) ** 0.5, new
+        return math.sqrt(sigma_b**2 - new**2), new
 
     return ddim(z0 + sigmas[0] * noise, sigmas, predict, split, generator)
 
@@ -173,7 +175,7 @@ def fresh_noise(sigma_a: float, sigma_b: float, eta: float) -> float:
     DDIM's equation 16 in the upward direction. eta scales the variance, and at most half of the variance is
     new, as in the official code.
     """
-    return sigma_b * min(eta * (sigma_b**2 / sigma_a**2 - 1), 0.5) ** 0.5
+    return sigma_b * math.sqrt(min(eta * (sigma_b**2 / sigma_a**2 - 1), 0.5))
 
 
 def inverse_eps(prior: Prior, z: Tensor, sigma: float, conds: Conds, inversion_cfg: float) -> Tensor:

@@ -167,19 +167,20 @@ class GuidanceSource:
         answer = listening.answer
         x0_preview = None if answer is None else lambda: self.prior.decode(answer[:1])[0].clamp(0, 1)
         if pixels.image_residual:
-            loss = (images * self._residual(images, z0, g)).sum()
+            loss = (images * self._residual(images, z0, g, method.weight)).sum()
         else:
             loss = (z0 * g).sum().to(images.device)
         return GuidanceLoss(loss, g.norm().to(images.device), x0_preview)
 
     @torch.no_grad()
-    def _residual(self, images: Tensor, z0: Tensor, g: Tensor) -> Tensor:
+    def _residual(self, images: Tensor, z0: Tensor, g: Tensor, weight: float) -> Tensor:
         """Return the views minus the decoded target images (B, H, W, 3), scaled to the norm of the latent
-        gradient `g` (B, C, h, w).
+        gradient `g` (B, C, h, w) of a guidance with this `weight`.
         """
-        picture = self.prior.decode(z0 - g / self.guidance.weight).clamp(0, 1).to(images)
+        picture = self.prior.decode(z0 - g / weight).clamp(0, 1).to(images)
         residual = images - picture
-        return residual * (g.norm().to(images) / residual.norm().clamp_min(1e-12))
+        scale: Tensor = g.norm().to(images) / residual.norm().clamp_min(1e-12)
+        return residual * scale
 
     def pictures(self, batch: RenderedBatch, progress: float, generator: Generator) -> Tensor:
         """Make the target images (B, H, W, 3) in [0, 1] of the views, for image targets; see `loss`."""

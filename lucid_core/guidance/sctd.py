@@ -9,6 +9,7 @@ z_es, z_et      x_e         back at e: from z_s with the inversion prompt, from 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -92,4 +93,4 @@ def segment_score(
     # 3. from s to e with the inversion prompt; self-consistency (z_es), cross-consistency (z_et)
     z_es = ddim(z_s, [sigma_s, sigma_e], without)
     g = (z_es - z_e) + (sctd.cfg + 1) * (z_e - z_et)
-    return sigma_t * (1 - variance_of(sigma_e)) ** 0.5 * g
+    return sigma_t * math.sqrt(1 - variance_of(sigma_e)) * g

@@ -12,6 +12,7 @@ inversion_cfg   gamma_inv   classifier-free guidance scale of the inversion; neg
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -111,8 +112,7 @@ def invert_from_clean(
 
     The model is not trained at sigma 0, so the first step evaluates it at the lowest level, sigmas[0].
     """
-    trained = lambda sigma: max(sigma, sigmas[0])
-    predict = lambda z, sigma: guided_eps(prior, z, trained(sigma), conds, sdi.inversion_cfg)
+    predict = lambda z, sigma: guided_eps(prior, z, max(sigma, sigmas[0]), conds, sdi.inversion_cfg)
     split = lambda sigma_a, sigma_b: (sigma_b, sdi.eta * fresh_noise(sigma_a, sigma_b))
     return ddim(z0, [0.0, *sigmas[1:]], predict, split, generator)
 
@@ -122,4 +122,4 @@ def fresh_noise(sigma_a: float, sigma_b: float) -> float:
     code: DDIM's equation 16 for the step down, at the scale of the upper level.
     """
     ratio = (1 + sigma_b**2) / (1 + sigma_a**2)
-    return sigma_a / sigma_b * ((sigma_b**2 - sigma_a**2) * ratio) ** 0.5
+    return sigma_a / sigma_b * math.sqrt((sigma_b**2 - sigma_a**2) * ratio)

@@ -93,7 +93,7 @@ def distil(
             if isinstance(error, RenderError) or not is_out_of_memory(error):
                 raise
             size = halve(size, config.budget, error)
-            active = source.map(lambda one, size=size: replace(one, prior=SplitPrior(one.prior, size)))
+            active = split_batches(source, size)
             continue
         yield report(run, config.budget)
 
@@ -117,6 +117,11 @@ def require_finite_splats(run: Run, steps: int) -> None:
 def most_views(source: GuidanceSource | MixedSource, budget: Budget) -> int:
     """The largest batch of views that a model is evaluated on."""
     return max(getattr(guidance, "views", budget.views) for guidance in source.guidances())
+
+
+def split_batches(source: GuidanceSource | MixedSource, size: int) -> GuidanceSource | MixedSource:
+    """The source with every model evaluated on at most `size` views at a time."""
+    return source.map(lambda one: replace(one, prior=SplitPrior(one.prior, size)))
 
 
 def halve(size: int, budget: Budget, error: Exception) -> int:

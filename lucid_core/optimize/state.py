@@ -49,7 +49,7 @@ class Run:
         # decodes the last x0 prediction of the first view (H, W, 3)
         self.x0_preview: Callable[[], Tensor] | None = None
         self._begun, self._drawn, self._whole = time.monotonic(), self.generator.get_state(), True
-        self._fitted = self.replay  # the replay buffer after the last finished step
+        self._fitted: Replay | None = None  # the replay buffer after the last finished step
 
     @property
     def device(self) -> torch.device:
@@ -66,7 +66,10 @@ class Run:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Set the state to that of `checkpoint`; parameters stay on their device."""
         device = self.device
-        own = lambda x: x.to(device, copy=True)
+
+        def own(x: Tensor) -> Tensor:
+            return x.to(device, copy=True)
+
         for name, value in checkpoint.group("params").items():
             param = self.params[name] = Parameter(own(value), self.params[name].requires_grad)
             if name in self.optimizers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from ..conditioning.control_images import RenderedBatch
 from ..errors import NoGaussiansLeft
 from ..guidance.image_targets import ImageTargets
 from ..guidance.mixing import GuidanceSource, Phase
-from ..rasterize import Render, Renderer, to_device
+from ..rasterize import Render, Renderer, RenderInfo, to_device
 from ..splats import SH_C0, Splats
 from . import losses
 from .augment import guided_images, jitter, light_backgrounds, random_backgrounds
@@ -44,7 +43,7 @@ class Gradients:
     """
 
     losses: dict[str, float]
-    info: dict[str, Any]
+    info: RenderInfo
     targets: ImageTargets | None = None
 
 
@@ -193,7 +192,7 @@ def update(run: Run, config: DreamConfig, gradients: Gradients, at: int) -> None
         raise NoGaussiansLeft(run.step + 1, steps)
 
 
-def of_first(n: int, info: dict[str, Any]) -> dict[str, Any]:
+def of_first(n: int, info: RenderInfo) -> RenderInfo:
     """`Render.info` restricted to the first `n` Gaussians, the ones that are not fixed."""
     means2d = info["means2d"].detach()[:, :n]
     if info["means2d"].grad is not None:

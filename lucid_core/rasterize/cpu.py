@@ -38,7 +38,7 @@ def render(
     device = splats.means.device
     splats, background = splats.map(Tensor.cpu), background.cpu()
     cameras = Cameras(cameras.viewmats.cpu(), cameras.Ks.cpu())
-    means2d, records, radii, *tiles = Project.apply(  # type: ignore[no-untyped-call]  # torch's
+    means2d, records, radii, *tiles = Project.apply(  # type: ignore[no-untyped-call]  # torch gives no type
         splats.means,
         splats.quats,
         splats.scales,
@@ -51,7 +51,7 @@ def render(
     )
     means2d = means2d.to(device)
     on_cpu = (means2d.cpu(), records, background, *tiles, width, height)
-    rgb, alpha, depth = Blend.apply(*on_cpu)  # type: ignore[no-untyped-call]  # torch's
+    rgb, alpha, depth = Blend.apply(*on_cpu)  # type: ignore[no-untyped-call]  # torch gives no type
     return rgb.to(device), alpha.to(device), depth.to(device), means2d, radii.to(device)
 
 

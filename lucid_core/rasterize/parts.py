@@ -39,7 +39,7 @@ def render(backend: str, arguments: Arguments) -> Outputs:
     *images, means2d, radii = job.forward()
     means2d = means2d.detach().requires_grad_()
     detached = (image.detach() for image in images)
-    rgb, alpha, depth = Rendered.apply(job, *detached, means2d, *inputs)  # type: ignore[no-untyped-call]  # torch's
+    rgb, alpha, depth = Rendered.apply(job, *detached, means2d, *inputs)  # type: ignore[no-untyped-call]  # torch gives no type
     return rgb, alpha, depth, means2d, radii
 
 
