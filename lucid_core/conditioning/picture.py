@@ -91,8 +91,8 @@ def frame_picture(image: Tensor, mask: Tensor, view: PictureView, disparity: Ten
     """Cut the object of `mask` out of an image, on white, and frame it as `view.fill` says.
 
     image (H, W, 3) sRGB in [0, 1], mask (h, w) in [0, 1] with 1 = object, disparity (h, w). Masks of another
-    size are resampled. Raises ValueError for an image or an object that is too small, NoObject for an empty or
-    full mask.
+    size are resampled. Raises BadInput for an image or an object that is too small, and for a mask that
+    marks nothing or all.
     """
     height, width = image.shape[:2]
     if min(height, width) < LEAST_SIDE:
