@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from lucid_core.optimize.picture_view import picture_targets, without_augmentation
 
 from lucid_core.cameras import orbit
 from lucid_core.conditioning.picture import Picture, PictureView
@@ -13,6 +12,7 @@ from lucid_core.conditioning.view_prompts import Prompts
 from lucid_core.guidance.image_targets import ImageTargets
 from lucid_core.guidance.mixing import GuidanceSource, Mix, MixedSource
 from lucid_core.optimize.loop import distil
+from lucid_core.optimize.picture_view import picture_targets, without_augmentation
 from lucid_core.rasterize import Render, rasterize
 from lucid_core.settings import replace_settings
 from lucid_core.starts.shapes import PointCloud
