@@ -18,8 +18,7 @@ from lucid_core.conditioning.view_prompts import VIEWS, Prompts, ViewBlend
 from lucid_core.diffusion.prior import Prior
 
 from . import captions, taesd, unet
-from .checkpoint import PRIOR
-from .train import SD15_LATENT_SCALE
+from .checkpoint import PRIOR, SD15_LATENT_SCALE
 from .train_unet import TIMESTEPS, alphas_cumprod
 from .words import CONCEPTS, FILLER, START, concepts_in
 
