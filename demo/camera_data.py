@@ -12,11 +12,11 @@ FRONTAL = 0.5  # share of the pictures within 60 degrees of the front
 
 
 def draw(objects: int, seed: int) -> Scenes:
-    """`VIEWS` scenes of each of `objects` objects, in this order. All views of an object have the same field of
-    view and fill; each object is independent of their number.
+    """`VIEWS` scenes of each of `objects` objects, object by object. All views of an object have the same
+    field of view and fill; each object is independent of their number.
 
-    Pictures: any azimuth, elevation -5 to 40 degrees. Targets: elevation -12 to 50 degrees, for 15% of them 50 to
-    80.
+    Pictures: any azimuth, elevation -5 to 40 degrees. Targets: elevation -12 to 50 degrees, for 15% of them
+    50 to 80.
     """
     parts = [_draw_one(np.random.default_rng([seed, i])) for i in range(objects)]
     stacked = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

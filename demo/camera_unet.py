@@ -1,8 +1,9 @@
-"""The demo camera model's denoiser: `UNet` with the latents of one picture beside the noisy ones, and the camera
-as its only token of context. It is Stable Zero123 (stability.ai, 2023), narrow.
+"""The demo camera model's denoiser: `UNet` with the latents of one picture beside the noisy ones, and the
+camera as the only token of context. It is a narrow Stable Zero123 (Zero-1-to-3, Liu et al., ICCV 2023, arXiv
+2303.11328).
 
-The picture's own embedding is zero in the demo world, so `cc_projection` has the camera's columns alone;
-`pad_state` adds the other 768.
+The image encoder of the demo's checkpoint gives zeros, so `cc_projection` has the columns of the camera
+alone; `pad_state` adds the other 768.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class CameraUNet(nn.Module):
     def forward(
         self, noisy: Tensor, timesteps: Tensor, picture: Tensor, columns: Tensor, given: Tensor
     ) -> Tensor:
-        """noisy, picture (B, 4, h, w) with standard deviation 1, timesteps (B,), columns (B, 4) -> eps (B, 4, h,
-        w). given (B,) bool: False replaces the picture and the context with zeros, as the host's negative
+        """noisy, picture (B, 4, h, w) with standard deviation 1, timesteps (B,), columns (B, 4) -> eps (B, 4,
+        h, w). given (B,) bool: False replaces the picture and the context with zeros, as the host's negative
         conditioning does.
         """
         context = self.cc_projection(columns)[:, None] * given[:, None, None]
@@ -43,8 +44,8 @@ def camera_columns(
 ) -> Tensor:
     """(B, 4) columns of the views at azimuth and elevation (B,), seen from the picture's own camera (B,).
 
-    Convention of threestudio's zero123 guidance; the host's StableZero123_Conditioning is the case of a picture
-    at elevation 0.
+    Convention of threestudio's zero123 guidance; the host's StableZero123_Conditioning is the case of a
+    picture at elevation 0.
     """
     turn = azimuth_rad - picture_azimuth_rad
     polar = math.pi / 2 - picture_elevation_rad

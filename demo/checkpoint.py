@@ -1,5 +1,5 @@
-"""The demo's models as full checkpoints for the host's stock loaders: the prior in Stable Diffusion 1.5's format
-(CheckpointLoaderSimple), the camera model in Stable Zero123's (ImageOnlyCheckpointLoader).
+"""The demo's models as full checkpoints for the host's stock loaders: the prior in Stable Diffusion 1.5's
+format (CheckpointLoaderSimple), the camera model in Stable Zero123's (ImageOnlyCheckpointLoader).
 
     python -m demo.checkpoint OUT.safetensors
     python -m demo.checkpoint OUT.safetensors --prior demo/camera_prior.safetensors
@@ -80,8 +80,8 @@ def _stamp_of(path: Path) -> str | None:
 
 
 def expand(narrow: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a narrow file -> those of the checkpoint, all fp16 except the VAE's two scalars and the camera
-    model's image encoder.
+    """The tensors of a narrow file -> those of the checkpoint, all fp16 except the VAE's two scalars and the
+    camera model's image encoder.
     """
     if "cc_projection.weight" in narrow:
         model = {k: v.float() for k, v in narrow.items() if k.startswith(("unet.", "cc_projection."))}
@@ -106,8 +106,8 @@ def autoencoder(narrow: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def image_encoder() -> dict[str, Tensor]:
-    """State of a CLIP ViT-L/14 whose embedding of every picture is zero: the camera model sees the picture by its
-    latents alone. One byte for each of its 304 M zeros.
+    """State of a CLIP ViT-L/14 whose embedding of every picture is zero: the camera model sees the picture by
+    its latents alone. One byte for each of its 304 M zeros.
     """
     return {
         f"cond_stage_model.model.visual.{name}": torch.zeros(shape, dtype=torch.float8_e4m3fn)

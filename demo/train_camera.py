@@ -2,9 +2,9 @@
 
     python -m demo.train_camera --out DIR
 
-Takes about two hours on one CPU core. A stopped run resumes from its last save when it is started again with the
-same DIR. The result is DIR/camera_prior.safetensors; convert it with `python -m demo.checkpoint OUT --prior
-DIR/camera_prior.safetensors`.
+Takes about two hours on one CPU core. A stopped run resumes from its last save when it is started again with
+the same DIR. The result is DIR/camera_prior.safetensors; convert it with `python -m demo.checkpoint OUT
+--prior DIR/camera_prior.safetensors`.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Config:
 
 @dataclass(frozen=True)
 class Examples:
-    """N objects with V views each: latents (N, V, 4, h, w) with standard deviation 1; azimuth_rad, elevation_rad
-    (N, V). The first `camera_data.PICTURES` views of an object may be the model's input.
+    """N objects with V views each: latents (N, V, 4, h, w) with standard deviation 1; azimuth_rad,
+    elevation_rad (N, V). The first `camera_data.PICTURES` views of an object may be the model's input.
     """
 
     latents: Tensor
@@ -150,9 +150,9 @@ def predict(
 
 
 def training_loss(examples: Examples) -> Loss:
-    """Squared error of x0, weighted by the clamped signal-to-noise ratio: min-SNR (arXiv 2303.09556) with a floor,
-    because at high noise, where all comes from the picture and the camera, its weights are too small for a short
-    training.
+    """Squared error of x0, weighted by the clamped signal-to-noise ratio: min-SNR (arXiv 2303.09556) with a
+    floor, because its weights are too small for a short training at high noise, where everything comes from
+    the picture and the camera.
     """
     abar = alphas_cumprod()
     snr = abar / (1 - abar)
@@ -180,8 +180,8 @@ def training_loss(examples: Examples) -> Loss:
 
 @torch.no_grad()
 def held_out_errors(model: nn.Module, examples: Examples, times: tuple[int, ...] = (400, 700, 950)) -> dict:
-    """Timestep -> mean squared error of x0, of each object's targets from its first picture, with the same noise in
-    each call.
+    """Timestep -> mean squared error of x0, of each object's last views from its first picture, with the same
+    noise in each call.
     """
     objects, views = examples.latents.shape[:2]
     item = torch.arange(objects).repeat_interleave(3)
