@@ -17,6 +17,7 @@ from . import unet
 from .unet import CONTEXT, WIDTHS
 
 COLUMNS = 4
+WORD_SHARE = 0.3  # of a prompt's context that a word takes, about
 
 
 class CameraUNet(nn.Module):
@@ -52,12 +53,24 @@ def camera_columns(
     return torch.stack([picture_elevation_rad - elevation_rad, turn.sin(), turn.cos(), polar], -1)
 
 
-def start_state(model: CameraUNet, text: dict[str, Tensor]) -> None:
-    """Load the text model's UNet state into `model`; the picture's input channels start at zero."""
+@torch.no_grad()
+def start_from_text(model: CameraUNet, text: dict[str, Tensor], words: dict[str, Tensor]) -> None:
+    """Load the text model's UNet state into `model`.
+
+    The picture's input channels start at zero. The camera starts as the view words' encodings `words` (768,):
+    from front to back with the cosine of the turn, to overhead with the elevation.
+    """
     state = dict(text)
     weight = state["input_blocks.0.0.weight"]
     state["input_blocks.0.0.weight"] = torch.cat([weight, torch.zeros_like(weight)], 1)
     model.unet.load_state_dict(state)
+    level, back = (words["front"] + words["back"]) / 2, (words["front"] - words["back"]) / 2
+    up = (words["overhead"] - level) / math.radians(60)
+    projection = model.cc_projection  # elevation = pi/2 - polar - the first column
+    projection.weight *= WORD_SHARE
+    projection.weight[:, [0, 3]] = -WORD_SHARE * up[:, None]
+    projection.weight[:, 2] = WORD_SHARE * back
+    projection.bias.copy_(WORD_SHARE * (level + words["white"] + math.pi / 2 * up))
 
 
 def pad_state(narrow: dict[str, Tensor], latent_scale: float) -> dict[str, Tensor]:

@@ -20,19 +20,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from . import camera_data, unet
-from .camera_unet import CameraUNet, camera_columns, start_state
+from . import camera_data, captions, unet
+from .camera_unet import CameraUNet, camera_columns, start_from_text
 from .checkpoint import PRIOR, save
 from .data import Scenes, pictures
 from .fit import Loss, Recipe, autocast, fit
-from .prior import DemoPrior
+from .prior import DemoPrior, part
 from .train_unet import TIMESTEPS, alphas_cumprod, diffuse, draw_timesteps
+from .words import CONCEPTS
 
-RECIPE = Recipe(minutes=100, lr=6e-4, warmup=100, hold=0.2, final=0.01, ema=0.998, weight_decay=0.01)
+RECIPE = Recipe(minutes=87, lr=6e-4, warmup=100, hold=0.2, final=0.01, ema=0.998, weight_decay=0.01)
 BATCH = 16
-WEIGHTS = (0.1, 5.0)  # of x0's squared error: the signal-to-noise ratio, clamped
+WEIGHTS = (1.0, 5.0)  # of x0's squared error: the signal-to-noise ratio, clamped
 DROP = 0.10  # probability of no condition, for classifier-free guidance
 OWN = 0.06  # share of targets that are the picture itself
+FRONTAL_DEG = 35.0  # pictures of the front are drawn more often, by a Gaussian of this width and a floor
+FLOOR = 0.08
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,12 @@ class Examples:
     latents: Tensor
     azimuth_rad: Tensor
     elevation_rad: Tensor
+
+    def draw_pictures(self, item: Tensor, generator: torch.Generator) -> Tensor:
+        """A picture (B,) of each object `item` (B,), more often one of its front."""
+        angle = self.azimuth_rad[item, : camera_data.PICTURES].rad2deg()
+        weights = FLOOR + (-0.5 * (angle / FRONTAL_DEG).square()).exp()
+        return torch.multinomial(weights, 1, generator=generator)[:, 0]
 
     def part(self, objects: slice) -> Examples:
         return Examples(self.latents[objects], self.azimuth_rad[objects], self.elevation_rad[objects])
@@ -117,9 +126,9 @@ def fit_unet(
     clock: Callable[[], float],
 ) -> CameraUNet:
     torch.manual_seed(config.seed)  # the camera's projection
-    text = {k.removeprefix("unet."): v.float() for k, v in start.items() if k.startswith("unet.")}
+    text, words = part(start, "unet."), captions.encoded(start["words"])
     model = CameraUNet(*unet.widths_of(text))
-    start_state(model, text)
+    start_from_text(model, text, dict(zip(CONCEPTS, words, strict=True)))
     model.to(device, memory_format=torch.channels_last)
     n = len(examples.latents) - config.held_out
     held_out = examples.part(slice(n, None))
@@ -150,9 +159,9 @@ def predict(
 
 
 def training_loss(examples: Examples) -> Loss:
-    """Squared error of x0, weighted by the clamped signal-to-noise ratio: min-SNR (arXiv 2303.09556) with a
-    floor, because its weights are too small for a short training at high noise, where everything comes from
-    the picture and the camera.
+    """Squared error of x0, weighted by the signal-to-noise ratio clamped to WEIGHTS: min-SNR (arXiv
+    2303.09556) with a floor (arXiv 2202.00512, section 4), because at high noise, where everything comes from
+    the picture and the camera, its weights are too small for a short training.
     """
     abar = alphas_cumprod()
     snr = abar / (1 - abar)
@@ -160,7 +169,7 @@ def training_loss(examples: Examples) -> Loss:
 
     def loss(model: nn.Module, generator: torch.Generator, progress: float) -> Tensor:
         item = torch.randint(objects, (BATCH,), generator=generator)
-        picture = torch.randint(camera_data.PICTURES, (BATCH,), generator=generator)
+        picture = examples.draw_pictures(item, generator)
         target = torch.randint(views, (BATCH,), generator=generator)
         target = torch.where(torch.rand(BATCH, generator=generator) < OWN, picture, target)
         given = torch.rand(BATCH, generator=generator) >= DROP

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from demo import camera_data, checkpoint, unet
-from demo.camera_unet import CameraUNet, camera_columns, pad_state, start_state
+from demo.camera_unet import WORD_SHARE, CameraUNet, camera_columns, pad_state, start_from_text
 from demo.prior import DemoCameraPrior, part
 from demo.train import train as train_text
 from demo.train_camera import Config, train
@@ -32,9 +32,14 @@ def model() -> CameraUNet:
     """A model with the text model's weights and random ones for the picture and the camera."""
     torch.manual_seed(0)
     model = CameraUNet().requires_grad_(False).eval()
-    start_state(model, part(load_file(checkpoint.PRIOR), "unet."))
-    torch.nn.init.normal_(model.unet.input_blocks[0][0].weight[:, 4:], std=0.1)
+    model.unet.load_state_dict(with_picture_channels(part(load_file(checkpoint.PRIOR), "unet.")))
     return model
+
+
+def with_picture_channels(text):
+    """The state of a text model's UNet with random weights for the picture."""
+    weight = text["input_blocks.0.0.weight"]
+    return text | {"input_blocks.0.0.weight": torch.cat([weight, 0.1 * torch.randn_like(weight)], 1)}
 
 
 def inputs(seed: int = 0):
@@ -65,15 +70,23 @@ def test_the_padded_model_computes_what_the_narrow_one_does(model):
 
 
 @torch.no_grad()
-def test_the_start_is_the_text_model_with_the_cameras_context(model):
-    text = unet.UNet()
+def test_the_start_is_the_text_model_with_view_words(model):
+    text, (front, back, overhead, white) = unet.UNet(), torch.randn(4, 768)
     text.load_state_dict(part(load_file(checkpoint.PRIOR), "unet."))
     start = CameraUNet()
-    start_state(start, text.state_dict())
-    noisy, timesteps, picture, columns = inputs()
-    context = start.cc_projection(columns)[:, None]
+    words = {"front": front, "back": back, "overhead": overhead, "white": white}
+    start_from_text(start, text.state_dict(), words)
+    angles = lambda *degrees: torch.tensor(degrees).deg2rad()
+    columns = camera_columns(
+        *(angles(0.0, 0.0, 0.0), angles(20.0, 0.0, 10.0)), angles(0, 180, 90), angles(0, 0, 60)
+    )
+    start.cc_projection.weight[:, 1] = 0  # the sine has no word
+    expected = WORD_SHARE * (torch.stack([front, back, overhead]) + white)
+    torch.testing.assert_close(start.cc_projection(columns), expected, atol=1e-4, rtol=0)
+
+    noisy, timesteps, picture, _ = inputs()
     found = start(noisy, timesteps, picture, columns, torch.ones(3, dtype=torch.bool))
-    torch.testing.assert_close(found, text(noisy, timesteps, context), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, text(noisy, timesteps, expected[:, None]), atol=1e-3, rtol=0)
 
 
 def test_the_columns_are_the_angles_from_the_pictures_camera():
