@@ -29,9 +29,10 @@ from .prior import DemoPrior, part
 from .train_unet import TIMESTEPS, alphas_cumprod, diffuse, draw_timesteps
 from .words import CONCEPTS
 
-RECIPE = Recipe(minutes=87, lr=6e-4, warmup=100, hold=0.2, final=0.01, ema=0.998, weight_decay=0.01)
+RECIPE = Recipe(minutes=87, lr=9e-4, warmup=100, hold=0.2, final=0.01, ema=0.998, weight_decay=0.01)
 BATCH = 16
 WEIGHTS = (1.0, 5.0)  # of x0's squared error: the signal-to-noise ratio, clamped
+NOISY = 0.5  # power of the timesteps' fraction: what the picture and the camera say matters at high noise
 DROP = 0.10  # probability of no condition, for classifier-free guidance
 OWN = 0.06  # share of targets that are the picture itself
 FRONTAL_DEG = 35.0  # pictures of the front are drawn more often, by a Gaussian of this width and a floor
@@ -173,7 +174,7 @@ def training_loss(examples: Examples) -> Loss:
         target = torch.randint(views, (BATCH,), generator=generator)
         target = torch.where(torch.rand(BATCH, generator=generator) < OWN, picture, target)
         given = torch.rand(BATCH, generator=generator) >= DROP
-        t = draw_timesteps(BATCH, generator)
+        t = draw_timesteps(BATCH, generator, NOISY)
         z0 = examples.latents[item, target].float()
         noise = torch.randn(z0.shape, generator=generator)
         columns = examples.columns(item, picture, target)

@@ -35,10 +35,12 @@ def alphas_cumprod() -> Tensor:
     return torch.cumprod(1 - betas, 0).float()
 
 
-def draw_timesteps(n: int, generator: torch.Generator) -> Tensor:
-    """Stratified timesteps (n,): evenly spaced over the schedule, with a random offset."""
+def draw_timesteps(n: int, generator: torch.Generator, power: float = 1.0) -> Tensor:
+    """Stratified timesteps (n,): evenly spaced over the schedule, with a random offset. A power below 1 draws
+    more of the noisy ones.
+    """
     strata = (torch.rand(1, generator=generator) + torch.arange(n) / n) % 1
-    return (strata * TIMESTEPS).long()
+    return (strata**power * TIMESTEPS).long()
 
 
 def diffuse(z0: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
