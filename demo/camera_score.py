@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lucid_core.conditioning.picture import Picture, PictureView
 from lucid_core.diffusion.prior import Conds
-from lucid_core.guidance.base import guided_eps, invert
+from lucid_core.guidance.base import ddim, guided_eps
 from lucid_core.io import video
 
 from . import camera_data, world
@@ -73,7 +74,13 @@ def predict(prior: DemoCameraPrior, conds: Conds, views: int, size: int, cfg: fl
     generator = torch.Generator().manual_seed(seed)
     sigmas = [*(prior.sigma(1 - i / STEPS) for i in range(STEPS)), 0.0]
     z = sigmas[0] * torch.randn(views, 4, size // 8, size // 8, generator=generator)
-    return prior.decode(invert(z, sigmas, lambda z, sigma: guided_eps(prior, z, sigma, conds, cfg)))
+    return prior.decode(ddim(z, sigmas, lambda z, sigma: guided_eps(prior, z, sigma, conds, cfg)))
+
+
+def picture_of(rgb: Tensor, azimuth_rad: float, elevation_rad: float) -> Picture:
+    """A true view (S, S, 3) on white as the model's input; its alpha is not needed here."""
+    view = PictureView(elevation_deg=math.degrees(elevation_rad), azimuth_deg=math.degrees(azimuth_rad))
+    return Picture(rgb, torch.ones_like(rgb[..., :1]), view)
 
 
 def predict_pairs(prior: DemoCameraPrior, pairs: Pairs, cfg: float) -> Tensor:
@@ -81,7 +88,8 @@ def predict_pairs(prior: DemoCameraPrior, pairs: Pairs, cfg: float) -> Tensor:
     parts = []
     for i in range(len(pairs.kind)):
         one = slice(i, i + 1)
-        prompts = prior.prompts(pairs.pictures[i], *(float(angle[i]) for angle in pairs.picture_angles))
+        azimuth_rad, elevation_rad = (float(angle[i]) for angle in pairs.picture_angles)
+        prompts = prior.prompts(picture_of(pairs.pictures[i], azimuth_rad, elevation_rad))
         conds = prompts.at(prior, *(angle[one].float() for angle in pairs.angles))
         parts.append(predict(prior, conds, 1, pairs.views.shape[1], cfg, seed=i))
     return torch.cat(parts)
@@ -102,7 +110,7 @@ def sheet(prior: DemoCameraPrior, things: list[Thing], cfg: float, elevation_deg
             thing, np.append(0.0, azimuth), np.append(own, elevation), np.full(len(azimuth) + 1, fovy), 128
         )
         frames = torch.from_numpy(true)
-        conds = prior.prompts(frames[0], 0.0, own).at(prior, azimuth, elevation)
+        conds = prior.prompts(picture_of(frames[0], 0.0, own)).at(prior, azimuth, elevation)
         rows += [frames, frames[:1], predict(prior, conds, len(azimuth), 128, cfg)]
     return torch.cat(rows)
 

@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from lucid_core.conditioning.picture import Picture
+from lucid_core.conditioning.picture_prompt import PicturePrompt
 from lucid_core.conditioning.view_prompts import VIEWS, Prompts, ViewBlend
-from lucid_core.diffusion.prior import Conds, Prior
+from lucid_core.diffusion.prior import Prior
 
 from . import captions, taesd, unet
-from .camera_unet import CameraUNet, camera_columns
+from .camera_unet import COLUMNS, CameraUNet
 from .checkpoint import CAMERA_PRIOR, PRIOR, SD15_LATENT_SCALE
 from .train_unet import TIMESTEPS, alphas_cumprod
 from .words import CONCEPTS, FILLER, START, concepts_in
@@ -109,29 +111,12 @@ class DemoPrior(NarrowPrior):
 
 @dataclass(frozen=True)
 class Seen:
-    """A picture's latents (1, 4, h, w) and the camera columns (B, 4) of the views; given: False replaces both
-    with zeros.
+    """What the camera model is told: context (B, 768) of the views, where B is 1 or their number, and the
+    picture's latents (1, 4, h, w).
     """
 
+    context: Tensor
     latents: Tensor
-    columns: Tensor
-    given: bool = True
-
-
-@dataclass(frozen=True)
-class PicturePrompts:
-    """The conditionings of one picture, taken by a camera at azimuth_rad, elevation_rad; see `Prompts`."""
-
-    latents: Tensor
-    azimuth_rad: float = 0.0
-    elevation_rad: float = 0.0
-    hints: tuple = ()
-
-    def at(self, prior: Prior, azimuth_rad: Tensor, elevation_rad: Tensor) -> Conds:
-        own = [torch.full_like(azimuth_rad, value) for value in (self.azimuth_rad, self.elevation_rad)]
-        columns = camera_columns(*own, azimuth_rad, elevation_rad)
-        nothing = Seen(torch.zeros_like(self.latents), torch.zeros(1, columns.shape[1]), given=False)
-        return Conds(Seen(self.latents, columns), nothing, nothing)
 
 
 class DemoCameraPrior(NarrowPrior):
@@ -141,24 +126,27 @@ class DemoCameraPrior(NarrowPrior):
         tensors = load_file(path)
         super().__init__(tensors)
         state = {k: v.float() for k, v in tensors.items() if k.startswith(("unet.", "cc_projection."))}
-        self.unet = _ready(CameraUNet(*unet.widths_of(part(tensors, "unet."))), state)
+        self.model = _ready(CameraUNet(*unet.widths_of(part(tensors, "unet."))), state)
 
-    def prompts(
-        self, picture: Tensor, azimuth_rad: float = 0.0, elevation_rad: float = 0.0
-    ) -> PicturePrompts:
-        """picture (H, W, 3) in [0, 1] on white, taken by a camera at azimuth_rad, elevation_rad."""
-        with torch.no_grad():
-            return PicturePrompts(self.encode(picture[None]), azimuth_rad, elevation_rad)
+    @torch.no_grad()
+    def prompts(self, picture: Picture) -> PicturePrompt:
+        """As the node for Stable Zero123 does; the picture has the size of the views."""
+        latents = self.encode(picture.rgb[None])
+        columns = torch.cat([torch.zeros(1, COLUMNS), torch.eye(COLUMNS)])
+        cameras = tuple(Seen(row[None], latents) for row in self.model.cc_projection(columns))
+        nothing = Seen(torch.zeros_like(cameras[0].context), torch.zeros_like(latents))
+        return PicturePrompt(cameras, nothing, nothing, picture)
+
+    def blend(self, conds: list[Seen], weights: Tensor) -> Seen:
+        return Seen(weights @ torch.cat([cond.context for cond in conds]), conds[0].latents)
 
     @torch.no_grad()
     def denoise(self, z: Tensor, sigma: float, conds: list[Seen]) -> list[Tensor]:
         self.evaluations += len(z) * len(conds)
-        b = len(z)
-        pictures = torch.cat([cond.latents.expand(b, -1, -1, -1) for cond in conds])
-        columns = torch.cat([cond.columns.expand(b, -1) for cond in conds])
-        given = torch.tensor([cond.given for cond in conds]).repeat_interleave(b)
-        x = (z / (1 + sigma**2) ** 0.5).repeat(len(conds), 1, 1, 1)
-        eps = self.unet(x, self.timestep(sigma).expand(len(x)), pictures, columns, given)
+        context = torch.cat([cond.context.expand(len(z), -1) for cond in conds])[:, None]
+        pictures = torch.cat([cond.latents.expand(len(z), -1, -1, -1) for cond in conds])
+        x = torch.cat([(z / (1 + sigma**2) ** 0.5).repeat(len(conds), 1, 1, 1), pictures], 1)
+        eps = self.model.unet(x, self.timestep(sigma).expand(len(x)), context)
         return [z - sigma * e for e in eps.chunk(len(conds))]
 
 

@@ -11,7 +11,8 @@ from demo import camera_data, checkpoint, unet
 from demo.camera_unet import WORD_SHARE, CameraUNet, camera_columns, pad_state, start_from_text
 from demo.prior import DemoCameraPrior, part
 from demo.train import train as train_text
-from demo.train_camera import Config, train
+from demo.train_camera import Config, export, train
+from lucid_core.conditioning.picture import Picture, PictureView
 
 from .test_train import TINY, Clock, now
 
@@ -133,12 +134,24 @@ def test_a_stopped_training_resumes_where_it_stopped(tmp_path, text_prior):
     assert full[f"{vision}proj"].shape == (1024, 768)
     assert all(not value.view(torch.uint8).any() for name, value in full.items() if name.startswith(vision))
 
-    prior = DemoCameraPrior(whole)
-    prompts = prior.prompts(torch.rand(32, 32, 3, generator=torch.Generator().manual_seed(0)))
-    angles = torch.tensor([0.0, 1.0])
-    conds = prompts.at(prior, angles, angles)
-    z = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    assert [len(x) for x in prior.denoise(z, 1.0, [conds.y, conds.negative])] == [2, 2]
+
+@torch.no_grad()
+def test_the_prior_predicts_what_the_model_does(model, tmp_path):
+    export(tmp_path / "camera.safetensors", model, load_file(checkpoint.PRIOR))
+    prior = DemoCameraPrior(tmp_path / "camera.safetensors")
+    rgb = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0))
+    prompts = prior.prompts(
+        Picture(rgb, torch.ones(64, 64, 1), PictureView(elevation_deg=20, azimuth_deg=-30))
+    )
+    azimuth, elevation = torch.tensor([0.0, 2.0]), torch.tensor([0.5, -0.1])
+    conds = prompts.at(prior, azimuth, elevation)
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    own = (torch.full((2,), math.radians(angle)) for angle in (-30, 20))
+    picture, columns = prior.encode(rgb[None]).expand(2, -1, -1, -1), camera_columns(*own, azimuth, elevation)
+    t, found = prior.timestep(3.0).expand(2), prior.denoise(z, 3.0, [conds.y, conds.negative])
+    for given, x0 in zip((True, False), found, strict=True):
+        expected = z - 3.0 * model(z / 10**0.5, t, picture, columns, torch.full((2,), given))
+        torch.testing.assert_close(x0, expected, atol=5e-3, rtol=0)  # fp16 weights
     assert prior.evaluations == 4
 
 
