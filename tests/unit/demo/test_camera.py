@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from demo import camera_data, checkpoint, unet
+from demo import camera_data, camera_score, checkpoint, unet
 from demo.camera_unet import WORD_SHARE, CameraUNet, camera_columns, pad_state, start_from_text
 from demo.prior import DemoCameraPrior, part
 from demo.train import train as train_text
@@ -158,3 +158,26 @@ def test_the_prior_predicts_what_the_model_does(model, tmp_path):
 def test_a_data_set_that_is_all_held_out_is_refused():
     with pytest.raises(ValueError, match="objects is 20"):
         Config(objects=20)
+
+
+@torch.no_grad()
+def test_the_camera_prior_knows_the_world():
+    """It predicts a view better from the picture than from another one, and better than the mirrored view."""
+    prior, pairs = DemoCameraPrior(), camera_score.draw(pairs=2)
+    sigma, z0 = prior.sigma(0.8), prior.encode(pairs.views)
+    z = z0 + sigma * torch.randn(z0.shape, generator=torch.Generator().manual_seed(0))
+
+    def error(pictures, turn):
+        total = 0.0
+        for i in range(len(z)):
+            own = [float(angle[i]) for angle in pairs.picture_angles]
+            prompts = prior.prompts(camera_score.picture_of(pictures[i], *own))
+            azimuth, elevation = (angle[i : i + 1].float() for angle in pairs.angles)
+            conds = prompts.at(prior, own[0] + turn * (azimuth - own[0]), elevation)
+            (x0,) = prior.denoise(z[i : i + 1], sigma, [conds.y])
+            total += float((x0 - z0[i]).square().mean())
+        return total / len(z)
+
+    right = error(pairs.pictures, 1)
+    assert error(pairs.pictures.roll(2, 0), 1) > 1.5 * right
+    assert error(pairs.pictures, -1) > 1.1 * right
