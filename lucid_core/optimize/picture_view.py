@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import CameraRanges, Cameras, orbit
-from ..conditioning.picture import Picture
+from ..conditioning.picture import SOLID, Picture
 from ..conditioning.picture_prompt import PicturePrompt
 from ..guidance.image_targets import ImageTargets
 from ..guidance.mixing import GuidanceSource, MixedSource
@@ -38,21 +38,23 @@ class PictureTarget:
         seen = torch.cat([render.rgb[0], render.alpha[0]], -1)
         loss = DIFFERENCE(seen[None], torch.cat([picture.rgb, picture.alpha], -1)[None])
         if picture.disparity is not None and view.depth_weight:
-            loss = loss + view.depth_weight * depth_difference(render, picture)
-        return view.weight * loss
+            loss = loss + view.depth_weight * depth_difference(render, picture.alpha, picture.disparity)
+        return loss * view.weight
 
 
-def depth_difference(render: Render, picture: Picture) -> Tensor:
-    """1 - the correlation (scalar, 0 to 2) of rendered and given disparity on the object.
+def depth_difference(render: Render, alpha: Tensor, disparity: Tensor) -> Tensor:
+    """1 - the correlation (scalar, 0 to 2) of rendered and given disparity (H, W, 1) on the object of alpha
+    (H, W, 1).
 
     It is invariant to the unknown scale and shift of the given one.
     """
-    solid = (picture.alpha > 0.5) & (render.alpha[0].detach() > 0.5)
+    solid = (alpha > SOLID) & (render.alpha[0].detach() > SOLID)
     if solid.sum() < 2:
         return render.depth.sum() * 0
     inverse = render.alpha[0] / render.depth[0].clamp_min(1e-6)
-    a, b = (x[solid] - x[solid].mean() for x in (inverse, picture.disparity))
-    return 1 - (a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-12)
+    a, b = (x[solid] - x[solid].mean() for x in (inverse, disparity))
+    correlation = (a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-12)
+    return -correlation + 1
 
 
 def picture_targets(
@@ -70,10 +72,7 @@ def picture_targets(
         view, one = picture.view, torch.ones(1)
         angles = one * math.radians(view.azimuth_deg), one * math.radians(view.elevation_deg)
         camera = to_device(orbit(*angles, one * radius, one * fovy, size, size), device)
-        small = picture.at(size)
-        maps = {name: getattr(small, name) for name in ("rgb", "alpha", "disparity")}
-        moved = {name: x if x is None else x.to(device) for name, x in maps.items()}
-        targets.append(PictureTarget(replace(small, **moved), camera))
+        targets.append(PictureTarget(picture.at(size, device), camera))
     return targets
 
 

@@ -122,8 +122,10 @@ def picture_loss(run: Run, setup: Setup, sh_degree: int, factor: float) -> dict[
         return {}
     size, scene = setup.config.budget.resolution, join_splats(run.splats(), setup.fixed)
     white = torch.ones(1, 3, device=run.device)
-    render = lambda camera: setup.renderer(scene, camera, size, size, sh_degree, white)
-    found = [target.loss(render(target.camera)) for target in setup.pictures]
+    found = [
+        target.loss(setup.renderer(scene, target.camera, size, size, sh_degree, white))
+        for target in setup.pictures
+    ]
     return {"picture": factor * torch.stack(found).sum()}
 
 
