@@ -53,8 +53,8 @@ def depth_difference(render: Render, alpha: Tensor, disparity: Tensor) -> Tensor
         return render.depth.sum() * 0
     inverse = render.alpha[0] / render.depth[0].clamp_min(1e-6)
     a, b = (x[solid] - x[solid].mean() for x in (inverse, disparity))
-    correlation = (a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-12)
-    return -correlation + 1
+    difference: Tensor = 1 - torch.cosine_similarity(a, b, dim=0)
+    return difference
 
 
 def picture_targets(

@@ -104,7 +104,7 @@ def test_the_picture_has_a_camera_of_its_own(client):
 @pytest.mark.parametrize("picture", ["good", "alpha", "of Load Image"])
 def test_a_splat_is_distilled_from_a_picture(client, server, picture):
     graph = PictureGraph(picture)
-    prompt = graph.prompt(mask=picture != "alpha", fill=0.8)
+    prompt = graph.prompt(mask=picture != "alpha", fill=0.5)
     splats = ply_of(client, client.run(graph.dream(graph.guidance(prompt=prompt), seed=171)))
     assert is_finite(splats)
     log = server.log_tail().rsplit("got prompt", 1)[-1]
