@@ -38,7 +38,8 @@ def square(height, width, top, left, side):
 
 def test_columns_of_known_views():
     """The picture's own view, and views 90 degrees to the right and 30 degrees above it."""
-    columns = camera_columns(radians(30.0, 120.0, 30.0), radians(20.0, 20.0, 50.0), picture(20.0, 30.0))
+    own = math.radians(30), math.radians(20)
+    columns = camera_columns(radians(30.0, 120.0, 30.0), radians(20.0, 20.0, 50.0), *own)
     polar = math.radians(70)
     expected = [[0, 0, 1, polar], [0, 1, 0, polar], [-math.radians(30), 0, 1, polar]]
     torch.testing.assert_close(columns, torch.tensor(expected), atol=1e-6, rtol=0)
@@ -50,7 +51,7 @@ def test_azimuth_grows_towards_the_right_of_the_picture():
     positions = -(poses[:, :3, :3].mT @ poses[:, :3, 3:])[..., 0]
     to_the_right = poses[0, 0, :3] @ (positions[1] - positions[0])
     assert to_the_right > 0
-    assert camera_columns(radians(10.0), radians(0.0), picture())[0, 1] > 0
+    assert camera_columns(radians(10.0), radians(0.0), 0.0, 0.0)[0, 1] > 0
 
 
 def test_the_blend_is_the_affine_layer_at_the_views_camera():
