@@ -137,7 +137,7 @@ def test_twenty_killed_runs_each_go_on_to_the_same_end(tmp_path, monkeypatch):
         *_, whole = steps_of()
         processes = multiprocessing.get_context("forkserver")
         processes.set_forkserver_preload(
-            ["pytest", "lucid_core.optimize.loop", "lucid_core.rasterize.cpu", "gsplat.strategy"]
+            ["pytest", "lucid_core.optimize.loop", "gsplat.strategy", "tests.support.warm"]
         )
         chance, reached = random.Random(0), []
 
