@@ -114,8 +114,9 @@ def test_a_splat_is_distilled_from_a_picture(client, server, picture):
 
 @pytest.mark.parametrize("mode", ["add", "switch", "sequence", "alternate"])
 def test_a_camera_model_and_a_text_model_are_mixed_and_the_run_is_resumed(client, mode):
+    more = {"share_last": 0.8} if mode in ("add", "alternate") else {}
     run = lambda **changes: client.run(
-        (graph := PictureGraph()).dream(graph.mix(mode), steps=4, seed=172, **changes)
+        (graph := PictureGraph()).dream(graph.mix(mode, **more), steps=4, seed=172, **changes)
     )
     whole = run()
     assert is_finite(ply_of(client, whole))
