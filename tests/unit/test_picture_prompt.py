@@ -65,7 +65,8 @@ def test_the_blend_is_the_affine_layer_at_the_views_camera():
     prompt = PicturePrompt(tuple(map(project, cameras)), "negative", "inverse", picture(15.0, -40.0))
     azimuth, elevation = radians(0.0, 90.0, -170.0, 45.0).double(), radians(0.0, -30.0, 80.0, 10.0).double()
     conds = prompt.at(GaussianPrior(), azimuth, elevation)
-    expected = torch.cat([project(columns) for columns in camera_columns(azimuth, elevation, prompt.picture)])
+    columns = camera_columns(azimuth, elevation, math.radians(-40), math.radians(15))
+    expected = torch.cat([project(row) for row in columns])
     torch.testing.assert_close(conds.y, expected, rtol=1e-12, atol=1e-12)
     assert (conds.negative, conds.inverse, conds.others) == ("negative", "inverse", ())
 
