@@ -147,7 +147,7 @@ def test_the_prior_knows_the_world(prior, tmp_path):
     vae, denoiser = Autoencoder(), unet.UNet()
     vae.encoder.load_state_dict(part("enc."))
     denoiser.load_state_dict(part("unet."))
-    scenes = data.draw_all(16, seed=12345)
+    scenes = data.draw_all(32, seed=12345)
     raw = encode(vae, data.pictures(tmp_path / "images.npy", scenes, 128), torch.device("cpu"))
     scale, shift = prior["scale_shift"]
     latents = (raw / scale + shift) * SD15_LATENT_SCALE
