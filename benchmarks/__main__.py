@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import argparse
 
-from . import families, gpu, memory, pull, quality, rasterize, refine, taesd
+from . import families, gpu, image, memory, pull, quality, rasterize, refine, taesd
 
 BENCHMARKS = {
     "rasterize": rasterize.main,
     "gpu": gpu.main,
     "pull": pull.main,
     "quality": quality.main,
+    "image": image.main,
     "refine": refine.main,
     "memory": memory.main,
     "families": families.main,
@@ -27,6 +28,7 @@ def main() -> None:
     memory.add_arguments(names.choices["memory"])
     families.add_arguments(names.choices["families"])
     quality.add_arguments(names.choices["quality"])
+    image.add_arguments(names.choices["image"])
     refine.add_arguments(names.choices["refine"])
     taesd.add_arguments(names.choices["taesd"])
     options = vars(parser.parse_args())

@@ -19,6 +19,7 @@ if not compat.missing_parts():
     from .dream import LucidDream
     from .export import LucidSave
     from .guidance import LucidBaseline, LucidISM, LucidTargets
+    from .image_prompt import LucidImagePrompt
     from .mix import LucidMix
     from .optimizer import LucidOptimizer
     from .pointcloud import LucidPointCloud
@@ -49,6 +50,7 @@ def node_list() -> list[type]:
     return [
         LucidPrompt,
         LucidPromptFromConditioning,
+        LucidImagePrompt,
         LucidPointCloud,
         LucidISM,
         LucidBaseline,
