@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import families, gpu, memory, pull, quality, rasterize, refine, taesd
+from . import families, gpu, memory, pull, quality, rasterize, refine, taesd, views
 
 BENCHMARKS = {
     "rasterize": rasterize.main,
@@ -13,6 +13,7 @@ BENCHMARKS = {
     "memory": memory.main,
     "families": families.main,
     "taesd": taesd.main,
+    "views": views.main,
 }
 
 
@@ -29,6 +30,7 @@ def main() -> None:
     quality.add_arguments(names.choices["quality"])
     refine.add_arguments(names.choices["refine"])
     taesd.add_arguments(names.choices["taesd"])
+    views.add_arguments(names.choices["views"])
     options = vars(parser.parse_args())
     name, as_json = options.pop("name"), options.pop("json")
     BENCHMARKS[name](as_json, **options)

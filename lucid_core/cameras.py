@@ -8,6 +8,7 @@ Create Camera Info.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +28,31 @@ class Cameras:
 
     def __len__(self) -> int:
         return self.viewmats.shape[0]
+
+    def positions(self) -> Tensor:
+        """The cameras' positions (B, 3) in the world."""
+        return -(self.viewmats[:, :3, :3].mT @ self.viewmats[:, :3, 3:])[..., 0]
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Cameras:
+        """Apply `f` to both tensors."""
+        return Cameras(f(self.viewmats), f(self.Ks))
+
+
+@dataclass(frozen=True)
+class SizedCameras:
+    """V cameras, with the size in pixels of the pictures that their intrinsics belong to."""
+
+    cameras: Cameras
+    width: int
+    height: int
+
+    def __len__(self) -> int:
+        return len(self.cameras)
+
+    def for_size(self, width: int, height: int) -> Cameras:
+        """The cameras of the same pictures resized to `width` and `height` pixels."""
+        factors = torch.tensor([width / self.width, height / self.height, 1.0], device=self.cameras.Ks.device)
+        return replace(self.cameras, Ks=self.cameras.Ks * factors[:, None])
 
 
 def orbit(

@@ -1,4 +1,4 @@
-"""Regularisation losses used beside the guidance (weights as in the official code)."""
+"""Losses: regularisers beside the guidance (weights as in the official code), and differences of images."""
 
 from __future__ import annotations
 
@@ -42,3 +42,48 @@ def aspect(scales: Tensor) -> Tensor:
     """Mean of max(longest / middle - 2, 0) over the Gaussians' axes (anti-needle); linear scales (N, 3)."""
     _, middle, longest = scales.sort(-1).values.unbind(-1)
     return (longest / middle.clamp_min(1e-8) - 2).clamp_min(0).mean()
+
+
+WINDOW, SIGMA = 11, 1.5  # pixels, of the Gaussian window of SSIM
+K1, K2 = 0.01**2, 0.03**2
+
+
+def ssim(images: Tensor, pictures: Tensor) -> Tensor:
+    """Structural similarity of each image (B,): 1 = equal; both (B, H, W, C) in [0, 1], at least WINDOW px.
+
+    Mean over the channels and over all places of the window inside the image. Source: Wang et al. 2004.
+    """
+    channels_first = [x.movedim(-1, 1) for x in (images, pictures)]
+    a, b = channels_first
+    mean_a, mean_b, aa, bb, ab = blur(torch.stack([a, b, a * a, b * b, a * b])).unbind(0)
+    both = mean_a * mean_b
+    squares = mean_a.square() + mean_b.square()
+    covariance, variances = ab - both, aa + bb - squares
+    similarity = (2 * both + K1) * (2 * covariance + K2) / ((squares + K1) * (variances + K2))
+    return similarity.mean(dim=(1, 2, 3))
+
+
+def blur(x: Tensor) -> Tensor:
+    """The last two dimensions (H, W), averaged by the window of SSIM -> (H - 10, W - 10)."""
+    offsets = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
+    window = torch.softmax(-(offsets**2) / (2 * SIGMA**2), 0)
+    flat = x.reshape(-1, 1, *x.shape[-2:])
+    flat = torch.nn.functional.conv2d(flat, window.view(1, 1, -1, 1))
+    flat = torch.nn.functional.conv2d(flat, window.view(1, 1, 1, -1))
+    return flat.reshape(*x.shape[:-2], *flat.shape[-2:])
+
+
+def decorrelation(values: Tensor, given: Tensor, valid: Tensor) -> Tensor:
+    """Mean over B of 1 - the correlation of `values` and `given` over `valid` pixels, from 0 to 2.
+
+    All (B, H, W, 1), `valid` bool. The unknown scale and shift of `given` do not matter. 0 for an image of
+    less than two valid pixels.
+    """
+    weight = valid.to(values)
+    count = weight.sum(dim=(1, 2, 3), keepdim=True).clamp_min(1)
+    centred = [weight * (x - (weight * x).sum(dim=(1, 2, 3), keepdim=True) / count) for x in (values, given)]
+    a, b = (x.flatten(1) for x in centred)
+    norms = a.square().sum(1) * b.square().sum(1)
+    known = norms > 1e-12
+    correlation = (a * b).sum(1) / torch.where(known, norms, 1.0).sqrt()
+    return torch.where(known, 1 - correlation, 0.0).mean()
