@@ -61,8 +61,8 @@ class SizedCameras:
         if abs(width / height * self.height / self.width - 1) > CROPPED:
             raise BadInput(
                 "cameras",
-                f"belong to pictures of {self.width} x {self.height} px, not of {width} x {height} px; resize "
-                f"the pictures without cropping",
+                f"belong to pictures of {self.width} x {self.height} px, not of {width} x {height} px; "
+                f"resize the pictures without cropping",
             )
         return self.scale_to(width, height)
 

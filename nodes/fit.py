@@ -22,7 +22,6 @@ from ..lucid_core.optimize.views import (
 )
 from ..lucid_core.rasterize import Renderer, require_usable
 from ..lucid_core.settings import require
-from ..lucid_core.splats import Splats
 from . import host
 from .dream.checkpoints import CheckpointWriter
 from .dream.inputs import checkpoint_inputs, preview_input, resume_inputs
@@ -62,8 +61,8 @@ class LucidFit(IO.ComfyNode):
                 "3dgs",
                 "images to splat",
             ],
-            description="Fits a splat to pictures with known cameras, without a diffusion model: pictures of a "
-            "multi-view model, renders or photos.",
+            description="Fits a splat to pictures with known cameras, without a diffusion model: pictures of "
+            "a multi-view model, renders or photos.",
             inputs=[
                 IO.Splat.Input(
                     "splat",
@@ -75,8 +74,8 @@ class LucidFit(IO.ComfyNode):
                 IO.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="A mask per picture, 1 = object, as from Lucid Load Views or Lucid Render. Invert "
-                    "that of Load Image. `mask_use` says what it does.",
+                    tooltip="A mask per picture, 1 = object, as from Lucid Load Views or Lucid Render. "
+                    "Invert that of Load Image. `mask_use` says what it does.",
                 ),
                 IO.Image.Input(
                     "depth",
@@ -178,14 +177,9 @@ class LucidFit(IO.ComfyNode):
             if resume_splat_only and checkpoint:
                 start, checkpoint = whole_splat(checkpoint, saved), None
             subject = Subject(*divide(start, selection), frame_of(start, views))
-            depends_on = settings_of(
-                start,
-                fold_seed(seed),
-                config,
-                fit,
-                *filter(None, (selection, subject.frame)),
-                views=digest(*views.tensors().values()),
-            )
+            parts = filter(None, (selection, subject.frame))
+            hashed = digest(*views.tensors().values())
+            depends_on = settings_of(start, fold_seed(seed), config, fit, *parts, views=hashed)
             if checkpoint:
                 require_same(saved, depends_on)
 
@@ -202,29 +196,27 @@ class LucidFit(IO.ComfyNode):
             shown = beside_pictures(held_out or fitted, fit)
             preview = Preview(preview_seconds, False, subject.fixed, Renderer(backend), shown)
             session = Session(config, subject, preview, writer, "", host.node_of_page(cls.hidden), TITLE)
+            seed = fold_seed(seed)
             with session.rescue_on_stop():
                 session.follow(
-                    fit_views(
-                        subject.free,
-                        fitted,
-                        fit,
-                        config,
-                        fold_seed(seed),
-                        backend,
-                        checkpoint,
-                        subject.fixed,
-                    )
+                    fit_views(subject.free, fitted, fit, config, seed, backend, checkpoint, subject.fixed)
                 )
-            last = session.last.splats.map(torch.Tensor.cpu) if session.last else subject.free
-            whole = join_splats(last, subject.fixed)
-            score = score_views(whole, held_out or fitted, fit, backend)
-            which = "held-out" if held_out else "fitted"
-            session.add_note(f"{score.views} {which} views: PSNR {score.psnr:.2f} dB, SSIM {score.ssim:.4f}")
-            found = {"psnr": score.psnr, "ssim": score.ssim, "views": score.views, "held_out": bool(held_out)}
-            summary = {**session.summary(), "score": found}
-            return IO.NodeOutput(
-                host.from_splats(session.splats()), score.psnr, score.ssim, ui={"lucid": [summary]}
-            )
+            score = score_session(session, held_out or fitted, fit, backend, bool(held_out))
+            summary = {**session.summary(), "score": score}
+            splat = host.from_splats(session.splats())
+            return IO.NodeOutput(splat, score["psnr"], score["ssim"], ui={"lucid": [summary]})
+
+
+def score_session(
+    session: Session, views: PosedImages, fit: ViewFit, backend: str, held_out: bool
+) -> dict[str, Any]:
+    """Score the splat after the last step, in the frame of the fit, and show the score on the node."""
+    subject = session.subject
+    last = session.last.splats.map(torch.Tensor.cpu) if session.last else subject.free
+    score = score_views(join_splats(last, subject.fixed), views, fit, backend)
+    which = "held-out" if held_out else "fitted"
+    session.add_note(f"{score.views} {which} views: PSNR {score.psnr:.2f} dB, SSIM {score.ssim:.4f}")
+    return {**vars(score), "held_out": held_out}
 
 
 def camera_input() -> IO.DynamicCombo.Input:
@@ -245,7 +237,7 @@ def camera_input() -> IO.DynamicCombo.Input:
                         template=IO.Autogrow.TemplatePrefix(
                             info, prefix="camera_info", min=1, max=MOST_CAMERAS
                         ),
-                        tooltip="A camera_info per picture, in their order; of Create Camera Info or Load 3D.",
+                        tooltip="A camera_info per picture, in their order, as from Create Camera Info.",
                     )
                 ],
             ),

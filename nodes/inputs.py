@@ -146,7 +146,7 @@ def hex_color(value: Any) -> tuple[float, float, float]:
 
 
 def number_list(name: str, text: str) -> list[float]:
-    """Numbers separated by commas or spaces. Raises BadSetting, naming the input `name`, for anything else."""
+    """Numbers separated by commas or spaces. Raises BadSetting, naming `name`, for anything else."""
     allowed = "finite numbers, separated by commas or spaces"
     try:
         numbers = [float(word) for word in text.replace(",", " ").split()]

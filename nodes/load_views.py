@@ -24,8 +24,8 @@ class LucidLoadViews(IO.ComfyNode):
                 IO.Combo.Input(
                     "folder",
                     options=host.view_folders(),
-                    tooltip="Folder in the input folder that holds transforms.json, transforms_train.json, or "
-                    "sparse/0 and images of COLMAP. Distorted pictures have to be undistorted first.",
+                    tooltip="Folder in the input folder that holds transforms.json, transforms_train.json, "
+                    "or sparse/0 and images of COLMAP. Distorted pictures have to be undistorted first.",
                 ),
                 IO.Combo.Input(
                     "split",
