@@ -169,9 +169,9 @@ def _read_transforms(path: Path) -> Capture:
         if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
             raise BadFile(path, f"{where} has no file_path; export it again")
         picture = _picture_of(path.parent, frame["file_path"])
+        poses.append(_pose(frame.get("transform_matrix"), path, where))
         K, size = _intrinsics({**content, **frame}, picture, path, where)
         paths.append(picture)
-        poses.append(_pose(frame.get("transform_matrix"), path, where))
         Ks.append(K)
         sizes.append(size)
     cameras = Cameras(torch.tensor(np.stack(poses)).float(), torch.tensor(Ks).float())
@@ -237,7 +237,10 @@ def _intrinsics(
     if bent or values.get("is_fisheye") or "FISHEYE" in model:
         what = ", ".join(f"{name} = {value}" for name, value in bent.items()) or model
         raise BadFile(path, f"the camera of {where} is distorted ({what}); {UNDISTORT}")
-    number = lambda name: _number(values, name, path, where)
+
+    def number(name: str) -> float:
+        return _number(values, name, path, where)
+
     width, height = (number("w"), number("h")) if "w" in values else _size_of(picture)
     if "fl_x" in values:
         fx = number("fl_x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -29,7 +30,9 @@ class Replay:
 
     def add(self, other: Replay, kept: int) -> Replay:
         """Append the targets of `other` and keep the newest `kept`."""
-        both = {name: torch.cat([value, vars(other)[name]])[-kept:] for name, value in self.tensors().items()}
+        both: dict[str, Any] = {
+            name: torch.cat([value, vars(other)[name]])[-kept:] for name, value in self.tensors().items()
+        }
         return replace(self, **both, rounds=other.rounds)
 
     def draw(self, views: int, generator: Generator) -> Replay:
@@ -38,7 +41,12 @@ class Replay:
             [torch.randperm(len(self.Ks), generator=generator) for _ in range(-(-views // len(self.Ks)))]
         )
         rows = order[:views].to(self.Ks.device)
-        return replace(self, **{name: value[rows] for name, value in self.tensors().items()})
+        return self.select(rows)
+
+    def select(self, rows: Tensor) -> Replay:
+        """The targets `rows` (n,)."""
+        chosen: dict[str, Any] = {name: value[rows] for name, value in self.tensors().items()}
+        return replace(self, **chosen)
 
     def cover(self, images: Tensor, pictures: Tensor) -> Tensor:
         """`images` (K, H, W, 3) with the pixels that are not compared taken from `pictures`."""

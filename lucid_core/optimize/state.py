@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ class Run:
                     key: x.clone() if key == "step" else own(x) for key, x in moments.items()
                 }
         self.densifier.state.update({name: own(value) for name, value in checkpoint.group("densify").items()})
-        kept = {name: own(value) for name, value in checkpoint.group("replay").items()}
+        kept: dict[str, Any] = {name: own(value) for name, value in checkpoint.group("replay").items()}
         if kept:
             self.replay = self._fitted = Replay(rounds=int(kept.pop("rounds")), **kept)
         self.generator.set_state(checkpoint.tensors["generator"].clone())

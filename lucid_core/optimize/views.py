@@ -216,16 +216,15 @@ class PosedImages:
 
     def to_buffer(self, fit: ViewFit, device: torch.device) -> Replay:
         """All pictures in the buffer from which the steps of a fit draw, on `device`."""
-        to_bytes = lambda x: (255 * x.clamp(0, 1)).round().byte().to(device)
         cameras, ready = to_device(self.cameras, device), self.prepare(fit)
-        column = {name: x if x is None else x[..., None] for name, x in self._maps().items()}
+        masks, disparities = self.masks, self.disparities
         return Replay(
             cameras.viewmats,
             cameras.Ks,
             torch.tensor(fit.background, device=device).expand(len(self), 3),
-            to_bytes(ready.images),
-            masks=None if column["masks"] is None else to_bytes(column["masks"]),
-            disparities=None if column["disparities"] is None else column["disparities"].to(device),
+            to_bytes(ready.images).to(device),
+            masks=None if masks is None else to_bytes(masks)[..., None].to(device),
+            disparities=None if disparities is None else disparities[..., None].to(device),
             ignore=fit.mask_use == "ignore",
         )
 
@@ -236,6 +235,11 @@ class PosedImages:
 
     def _maps(self) -> dict[str, Tensor | None]:
         return {"masks": self.masks, "disparities": self.disparities}
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """Values in [0, 1] -> uint8."""
+    return (255 * x.clamp(0, 1)).round().byte()
 
 
 def size_of(maps: Tensor) -> str:
@@ -354,7 +358,7 @@ def score_views(splats: Splats, shots: PosedImages, fit: ViewFit, backend: str =
     height, width = shots.images.shape[1:3]
     found = []
     for row in torch.arange(len(shots)).split(1):
-        one = replace(buffer, **{name: x[row] for name, x in buffer.tensors().items()})
+        one = buffer.select(row.to(device))
         picture, cameras = one.pictures / 255, Cameras(one.viewmats, one.Ks)
         image = renderer(splats, cameras, width, height, background=one.backgrounds).rgb.clamp(0, 1)
         image = one.cover(image, picture)
