@@ -55,7 +55,7 @@ def shots(background=1.0):
 
 
 def fitted(views, fit=FIT, config=CONFIG, start=None, seed=3, **others):
-    return list(fit_views(start or ball(seed), views, fit, config, seed, "numba", **others))
+    return list(fit_views(start or ball(), views, fit, config, seed, "numba", **others))
 
 
 # ---- losses
@@ -173,14 +173,13 @@ def test_a_scene_of_any_size_is_fitted_alike():
     viewmats = views.cameras.viewmats.clone()
     viewmats[:, :3, 3] = 64 * viewmats[:, :3, 3] - viewmats[:, :3, :3] @ far
     big = dataclasses.replace(views, cameras=Cameras(viewmats, views.cameras.Ks))
-    ends = []
+    config = replace_settings(CONFIG, steps=10, densify=Densify(start=1.0, stop=1.0))
+    seen = []
     for start, one in ((ball(), views), (moved, big)):
         frame = frame_of(start, one)
-        ends.append(
-            fitted(one.enter(frame), start=frame.enter(start), config=replace_settings(CONFIG, steps=6))
-        )
-    a, b = (end[-1].splats for end in ends)
-    assert len(a) == len(b) and torch.allclose(a.means, b.means, atol=1e-3)
+        steps = fitted(one.enter(frame), start=frame.enter(start), config=config)
+        seen.append([step.losses["pixels"] for step in steps])
+    assert seen[0] == pytest.approx(seen[1], rel=2e-3) and seen[0][-1] < 0.9 * seen[0][0]
 
 
 # ---- what is refused
@@ -209,7 +208,7 @@ def test_cameras_that_cannot_show_the_splat_are_refused():
     with raises(BadInput, name="cameras") as one:
         fitted(views.select(torch.tensor([0])))
     assert all("same direction" in caught.value.problem for caught in (same_way, one))
-    aside = dataclasses.replace(ball(), means=ball().means + torch.tensor([100.0, 0.0, 0.0]))
+    aside = dataclasses.replace(ball(), means=ball().means + torch.tensor([0.0, 100.0, 0.0]))
     with raises(BadInput, name="cameras") as unseen:
         fitted(views, start=aside)
     assert "do not see" in unseen.value.problem
