@@ -74,9 +74,8 @@ def test_the_cameras_of_the_folder_are_those_of_the_orbit(client):
 
 def test_a_cancelled_fit_is_resumed_to_the_same_splat(client):
     whole = client.run(graph_of(steps=61))
-    _, texts = asyncio.run(
-        cancelled(client, graph_of(steps=61, seed=0, preview_seconds=0.0), 5, 0, "LucidFit")
-    )
+    stopped = cancelled(client, graph_of(steps=61, preview_seconds=0.0), 5, 0, "LucidFit")
+    _, texts = asyncio.run(stopped)
     (checkpoint,) = re.findall(r"resume: (\S+)", "\n".join(texts))
     resumed = client.run(graph_of(steps=61, resume=checkpoint))
     assert same(ply_of(client, whole), ply_of(client, resumed))
