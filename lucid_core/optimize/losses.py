@@ -75,6 +75,7 @@ def blur(x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(False)  # the matrix is kept, and may be needed in a backward pass later
 def window_matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The matrix (size - 10, size) that averages by the window of SSIM."""
     offsets = torch.arange(WINDOW, dtype=dtype) - WINDOW // 2
