@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import argparse
 
-from . import families, gpu, memory, pull, quality, rasterize, refine, taesd, views
+from . import families, gpu, image, memory, pull, quality, rasterize, refine, taesd, views
 
 BENCHMARKS = {
     "rasterize": rasterize.main,
     "gpu": gpu.main,
     "pull": pull.main,
     "quality": quality.main,
+    "image": image.main,
     "refine": refine.main,
     "memory": memory.main,
     "families": families.main,
@@ -28,6 +29,7 @@ def main() -> None:
     memory.add_arguments(names.choices["memory"])
     families.add_arguments(names.choices["families"])
     quality.add_arguments(names.choices["quality"])
+    image.add_arguments(names.choices["image"])
     refine.add_arguments(names.choices["refine"])
     taesd.add_arguments(names.choices["taesd"])
     views.add_arguments(names.choices["views"])

@@ -20,6 +20,7 @@ if not compat.missing_parts():
     from .export import LucidSave
     from .fit import LucidFit
     from .guidance import LucidBaseline, LucidISM, LucidTargets
+    from .image_prompt import LucidImagePrompt
     from .load_views import LucidLoadViews
     from .mix import LucidMix
     from .optimizer import LucidOptimizer
@@ -51,6 +52,7 @@ def node_list() -> list[type]:
     return [
         LucidPrompt,
         LucidPromptFromConditioning,
+        LucidImagePrompt,
         LucidPointCloud,
         LucidISM,
         LucidBaseline,

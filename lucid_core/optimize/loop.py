@@ -18,6 +18,7 @@ from ..splats import Splats, validate
 from .checkpoint import Checkpoint
 from .config import Budget, DreamConfig
 from .guards import require_finite
+from .picture_view import picture_targets, without_augmentation
 from .schedule import set_learning_rates
 from .state import Run
 from .step import Gradients, Setup, backpropagate, fit, update
@@ -74,7 +75,10 @@ def distil(
     source = source.map(lambda one: replace(one, guidance=one.guidance.with_strength(config.task.strength)))
     first_degree = splats.sh_degree
     start = splats.with_sh_degree(config.optimizer.harmonics.sh_degree).map(lambda x: x.to(renderer.device))
-    setup = Setup(config, cameras, renderer, fixed and fixed.map(lambda x: x.to(renderer.device)))
+    config = without_augmentation(config, source)
+    pictures = picture_targets(source, cameras, config.budget.resolution, renderer.device)
+    fixed = fixed and fixed.map(lambda x: x.to(renderer.device))
+    setup = Setup(config, cameras, renderer, fixed, tuple(pictures))
     run = Run(start, config, seed)
     yield from optimise(run, setup, GuidedSteps(source, config.budget), first_degree, resume)
 

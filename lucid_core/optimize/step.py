@@ -20,6 +20,7 @@ from . import losses
 from .augment import guided_images, jitter, light_backgrounds, random_backgrounds
 from .config import DreamConfig
 from .guards import require_finite, require_seen
+from .picture_view import OF_A_VIEW, PictureTarget
 from .replay import Replay
 from .selection import join_splats
 from .state import Run
@@ -29,12 +30,16 @@ Terms = Callable[[Render], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Setup:
-    """What stays the same in all steps of a run. fixed: splats that are rendered but not optimised."""
+    """What stays the same in all steps of a run.
+
+    fixed: splats that are rendered but not optimised. pictures: fitted in every step.
+    """
 
     config: DreamConfig
     cameras: CameraRanges
     renderer: Renderer
     fixed: Splats | None
+    pictures: tuple[PictureTarget, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,9 @@ def backpropagate(run: Run, setup: Setup, phase: Phase, sh_degree: int) -> Gradi
     terms = {
         "tv": weights.tv_weight * (losses.tv(render.rgb) + losses.tv(disparity)),
         "scale": weights.scale_weight * losses.scale(splats.scales),
+        **picture_loss(run, setup, sh_degree, OF_A_VIEW * budget.resolution**2),
     }
-    loss = guidance.loss + terms["tv"] + terms["scale"]
+    loss = guidance.loss + torch.stack(list(terms.values())).sum()
     return finish_backward(run, setup, loss, {"gradient norm": guidance.gradient_norm, **terms}, render)
 
 
@@ -127,6 +133,7 @@ def fit_pictures(
     found = {
         "pixels": loss.difference(drawn.cover(render.rgb, pictures), pictures),
         "scale": loss.scale_weight * losses.scale(splats.scales),
+        **picture_loss(run, setup, sh_degree, 1.0),
     }
     if loss.entropy_weight:
         found["entropy"] = loss.entropy_weight * losses.entropy(render.alpha)
@@ -135,6 +142,19 @@ def fit_pictures(
     found |= terms(render) if terms else {}
     gradients = finish_backward(run, setup, torch.stack(list(found.values())).sum(), found, render)
     return replace(gradients, thresholds=(loss.grow_grad2d, loss.prune_opacity))
+
+
+def picture_loss(run: Run, setup: Setup, sh_degree: int, factor: float) -> dict[str, Tensor]:
+    """`factor` times the loss of all pictures at their own cameras, by its name; empty without pictures."""
+    if not setup.pictures:
+        return {}
+    size, scene = setup.config.budget.resolution, join_splats(run.splats(), setup.fixed)
+    white = torch.ones(1, 3, device=run.device)
+    found = [
+        target.loss(setup.renderer(scene, target.camera, size, size, sh_degree, white))
+        for target in setup.pictures
+    ]
+    return {"picture": factor * torch.stack(found).sum()}
 
 
 def finish_backward(

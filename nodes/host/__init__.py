@@ -5,7 +5,7 @@ splats, meshes, cameras, files and the web page.
 from .compat import missing_parts
 
 if not missing_parts():  # otherwise the imports below would fail
-    from .conditioning import encode_text, require_clip, require_text_of, zero_out
+    from .conditioning import encode_text, require_clip, zero_out
     from .controlnet import carries_control, require_control
     from .convert import (
         camera_info_of,
@@ -39,6 +39,7 @@ if not missing_parts():  # otherwise the imports below would fail
     from .loras import require_loras
     from .memory import half_is_faster, on_device
     from .sampling import with_prior, with_source
+    from .zero123 import encode_picture, require_prompt_of
 
 __all__ = [
     "Progress",
@@ -49,6 +50,7 @@ __all__ = [
     "check_interrupt",
     "delete_old",
     "depends_on",
+    "encode_picture",
     "encode_text",
     "from_splats",
     "half_is_faster",
@@ -72,7 +74,7 @@ __all__ = [
     "require_image_model",
     "require_invertible",
     "require_loras",
-    "require_text_of",
+    "require_prompt_of",
     "shap_e_folder",
     "shap_e_models",
     "show_text",

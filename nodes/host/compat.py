@@ -31,7 +31,7 @@ PARTS = {  # module -> the names used; a test compares this table with the impor
     "comfy.ldm.wan.vae2_2": ("ResidualBlock",),
     "comfy.lora": ("load_lora", "model_lora_keys_unet"),
     "comfy.lora_convert": ("convert_lora",),
-    "comfy.model_base": ("Anima", "Flux", "Lumina2", "QwenImage", "SD3", "SDXL"),
+    "comfy.model_base": ("Anima", "Flux", "Lumina2", "QwenImage", "SD3", "SDXL", "Stable_Zero123"),
     "comfy.model_management": (
         "cleanup_models",
         "current_loaded_models",
@@ -80,6 +80,7 @@ NODES = {  # id -> display name
     "LucidDream": "Lucid Dream",
     "LucidFit": "Lucid Fit Views",
     "LucidISM": "Lucid ISM",
+    "LucidImagePrompt": "Lucid Image Prompt (Zero123)",
     "LucidLoadViews": "Lucid Load Views",
     "LucidMix": "Lucid Mix Guidance",
     "LucidOptimizer": "Lucid Optimizer",

@@ -31,7 +31,12 @@ NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 SOCKETS_ONLY = {
     "MODEL",
     "CLIP",
+    "CLIP_VISION",
     "VAE",
+    "CONDITIONING",
+    "LATENT",
+    "IMAGE",
+    "MASK",
     "SPLAT",
     "LUCID_PROMPT",
     "LUCID_GUIDANCE",
