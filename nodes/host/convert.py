@@ -127,6 +127,7 @@ def posed_images(image: Tensor, mask: Tensor | None, depth: Tensor | None, camer
     with torch.inference_mode(False):
         take = lambda x: None if x is None else torch.clone(x.detach().cpu().float())
         images, masks, depths = take(image)[..., :3].clamp(0, 1), take(mask), take(depth)
+        masks = None if masks is None else masks.reshape(-1, *masks.shape[-2:])  # one mask may come without V
         return PosedImages(images, cameras, masks, None if depths is None else depths[..., 0])
 
 
