@@ -306,7 +306,7 @@ def require_views(splats: Splats, shots: PosedImages) -> None:
             f"splat in the cameras' world",
         )
     rays = torch.nn.functional.normalize(
-        shots.cameras.positions().double() - splats.means[seen.any(0)].double().median(dim=0).values, dim=-1
+        shots.cameras.positions().double() - splats.means[seen].double().median(dim=0).values, dim=-1
     )
     angle = math.degrees(float((rays @ rays.T).clamp(-1, 1).min().acos()))
     if angle < LEAST_ANGLE_DEG:
@@ -318,14 +318,15 @@ def require_views(splats: Splats, shots: PosedImages) -> None:
 
 
 def in_view(means: Tensor, shots: PosedImages) -> Tensor:
-    """Which of means (N, 3) lie in front of a camera and within its picture: (V, N) bool."""
+    """Which of means (N, 3) lie in front of a camera and within its picture: (N,) bool."""
     height, width = shots.images.shape[1:3]
-    viewmats, Ks = shots.cameras.viewmats, shots.cameras.Ks
-    at = means @ viewmats[:, :3, :3].mT + viewmats[:, None, :3, 3]  # (V, N, 3) in the cameras
-    pixels = at @ Ks.mT
-    x, y = (pixels[..., i] / at[..., 2].clamp_min(1e-9) for i in (0, 1))
-    inside: Tensor = (at[..., 2] > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    return inside
+    seen = torch.zeros(len(means), dtype=torch.bool)
+    for viewmat, K in zip(shots.cameras.viewmats, shots.cameras.Ks, strict=True):
+        at = means @ viewmat[:3, :3].T + viewmat[:3, 3]
+        depth = at[:, 2]
+        x, y = ((at @ K.T)[:, :2] / depth[:, None].clamp_min(1e-9)).unbind(-1)
+        seen |= (depth > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    return seen
 
 
 def frame_of(splats: Splats, shots: PosedImages) -> Frame:
@@ -335,7 +336,7 @@ def frame_of(splats: Splats, shots: PosedImages) -> Frame:
     alike. Raises BadInput as `require_views`.
     """
     require_views(splats, shots)
-    centre = splats.means[in_view(splats.means, shots).any(0)].double().median(dim=0).values
+    centre = splats.means[in_view(splats.means, shots)].double().median(dim=0).values
     distance = (shots.cameras.positions().double() - centre).norm(dim=-1).median()
     return Frame(tuple(centre.tolist()), max(float(distance), 1e-12) / DISTANCE * RADIUS)
 
