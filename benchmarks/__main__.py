@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import families, gpu, image, memory, pull, quality, rasterize, refine, taesd
+from . import families, gpu, image, memory, pull, quality, rasterize, refine, taesd, views
 
 BENCHMARKS = {
     "rasterize": rasterize.main,
@@ -14,6 +14,7 @@ BENCHMARKS = {
     "memory": memory.main,
     "families": families.main,
     "taesd": taesd.main,
+    "views": views.main,
 }
 
 
@@ -31,6 +32,7 @@ def main() -> None:
     image.add_arguments(names.choices["image"])
     refine.add_arguments(names.choices["refine"])
     taesd.add_arguments(names.choices["taesd"])
+    views.add_arguments(names.choices["views"])
     options = vars(parser.parse_args())
     name, as_json = options.pop("name"), options.pop("json")
     BENCHMARKS[name](as_json, **options)

@@ -18,8 +18,10 @@ if not compat.missing_parts():
     from .control import LucidControlNet
     from .dream import LucidDream
     from .export import LucidSave
+    from .fit import LucidFit
     from .guidance import LucidBaseline, LucidISM, LucidTargets
     from .image_prompt import LucidImagePrompt
+    from .load_views import LucidLoadViews
     from .mix import LucidMix
     from .optimizer import LucidOptimizer
     from .pointcloud import LucidPointCloud
@@ -67,4 +69,6 @@ def node_list() -> list[type]:
         LucidMix,
         LucidOptimizer,
         LucidTargets,
+        LucidFit,
+        LucidLoadViews,
     ]
