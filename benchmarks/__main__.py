@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import families, gpu, memory, pull, quality, rasterize, refine, taesd
+from . import bake, families, gpu, memory, pull, quality, rasterize, refine, taesd
 
 BENCHMARKS = {
     "rasterize": rasterize.main,
@@ -13,6 +13,7 @@ BENCHMARKS = {
     "memory": memory.main,
     "families": families.main,
     "taesd": taesd.main,
+    "bake": bake.main,
 }
 
 
@@ -28,6 +29,7 @@ def main() -> None:
     families.add_arguments(names.choices["families"])
     quality.add_arguments(names.choices["quality"])
     refine.add_arguments(names.choices["refine"])
+    bake.add_arguments(names.choices["bake"])
     taesd.add_arguments(names.choices["taesd"])
     options = vars(parser.parse_args())
     name, as_json = options.pop("name"), options.pop("json")

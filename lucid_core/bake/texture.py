@@ -65,11 +65,13 @@ class Bake(BoundedSettings):
 class Baked:
     """A mesh with UVs and texture.
 
-    seen: fraction of its texels that the views show; the others are filled. left_out: number of Gaussians
-    outside the mesh's box. overlap: fraction of the UVs' area that shares its texels with other faces.
+    texels: number of those on the surface. seen: fraction of them that the views show; the others are filled.
+    left_out: number of Gaussians outside the mesh's box. overlap: fraction of the UVs' area that shares its
+    texels with other faces.
     """
 
     mesh: Mesh
+    texels: int
     seen: float
     left_out: int
     overlap: float
@@ -100,7 +102,8 @@ def bake(
     colors = (sums[:, :3] / sums[:, 3:].clamp_min(1e-12)).clamp(0, 1).float()
     texture = dilate(fill_unseen(colors, texels.points, seen), texels.index, config.size)
     overlap = overlap_of(mesh, texels)
-    return Baked(replace(mesh, texture=texture), float(seen.double().mean()), int((~kept).sum()), overlap)
+    baked = replace(mesh, texture=texture)
+    return Baked(baked, len(seen), float(seen.double().mean()), int((~kept).sum()), overlap)
 
 
 def _look_from_all_sides(

@@ -7,7 +7,7 @@ from .compat import missing_parts
 if not missing_parts():  # otherwise the imports below would fail
     from .conditioning import encode_text, require_clip, require_text_of, zero_out
     from .controlnet import carries_control, require_control
-    from .convert import camera_info_of, camera_of, from_splats, one_splat, to_mesh, to_splats
+    from .convert import camera_info_of, camera_of, from_mesh, from_splats, one_splat, to_mesh, to_splats
     from .families import log_needs, require_image_model, require_invertible
     from .files import (
         delete_old,
@@ -37,6 +37,7 @@ __all__ = [
     "delete_old",
     "depends_on",
     "encode_text",
+    "from_mesh",
     "from_splats",
     "half_is_faster",
     "held_by_patches",
