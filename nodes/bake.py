@@ -28,7 +28,7 @@ class LucidBakeTexture(IO.ComfyNode):
                 "uv unwrap",
                 "game asset",
             ],
-            description="Bakes the colours of a splat into the texture of a mesh of it. A mesh without UVs is "
+            description="Bakes the colours of a splat into the texture of its mesh. A mesh without UVs is "
             "simplified and unwrapped first, which needs the packages xatlas and fast-simplification.",
             inputs=[
                 IO.Splat.Input("splat", tooltip="A single splat, whose colours become the texture."),

@@ -122,9 +122,9 @@ def collect(
     """Add the colours that the points show in one view to `sums` (T, 4): weight * rgb, weight * opacity.
 
     points and unit normals (T, 3) in the world; pose (4, 4) world-to-camera; K (3, 3) in pixels; rgb
-    (H, W, 3) on black; alpha (H, W); depth (H, W) of the mesh. weight = cosine**power, of the angle between normal and
-    view; the sign of the normal does not matter. A point counts unless it is behind the nearest depth of the
-    3x3 pixels around it: so an edge in front does not bleed onto what is behind. The tolerance is what the
-    surface's own slope makes of these pixels.
+    (H, W, 3) on black; alpha (H, W); depth (H, W) of the mesh. weight = cosine**power, of the angle between
+    normal and view; the sign of the normal does not matter. A point counts unless it is behind the nearest
+    depth of the 3x3 pixels around it: so an edge in front does not bleed onto what is behind. The tolerance
+    is what the surface's own slope makes of these pixels.
     """
     spread(_collect, len(points), TEXELS_EACH, points, normals, pose, K, rgb, alpha, depth, power, sums)

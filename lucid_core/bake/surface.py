@@ -105,25 +105,34 @@ def texels_of(mesh: Mesh, size: int) -> Texels:
     centres = torch.stack([index % size + 0.5, index // size + 0.5], -1)
     vertices = mesh.faces[face[index].long()]
     weights = barycentric(centres.double(), uvs[vertices]).float()
-    mix = lambda values: torch.einsum("tk,tkc->tc", weights, values[vertices])
-    normals = torch.nn.functional.normalize(mix(vertex_normals(mesh)), dim=-1)
-    return Texels(size, index, mix(mesh.vertices).contiguous(), normals.contiguous())
+    points = _mix(weights, mesh.vertices[vertices])
+    normals = _mix(weights, vertex_normals(mesh)[vertices])
+    return Texels(size, index, points, torch.nn.functional.normalize(normals, dim=-1).contiguous())
+
+
+def _mix(weights: Tensor, values: Tensor) -> Tensor:
+    """Weights (T, 3) and values at the corners (T, 3, 3) -> (T, 3)."""
+    return torch.einsum("tk,tkc->tc", weights, values).contiguous()
 
 
 def barycentric(points: Tensor, corners: Tensor) -> Tensor:
     """Points (T, 2) in triangles (T, 3, 2) -> weights (T, 3) of the corners."""
-    cross = lambda p, q: p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0]
     ab, ac, ap = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0], points - corners[:, 0]
-    area = cross(ab, ac)
-    b, c = cross(ap, ac) / area, cross(ab, ap) / area
+    area = _cross(ab, ac)
+    b, c = _cross(ap, ac) / area, _cross(ab, ap) / area
     return torch.stack([1 - b - c, b, c], -1)
+
+
+def _cross(p: Tensor, q: Tensor) -> Tensor:
+    """The cross product of vectors (T, 2) in the plane -> (T,)."""
+    return p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0]
 
 
 def overlap_of(mesh: Mesh, texels: Texels) -> float:
     """The fraction of the UVs' area that lies over other faces, such as mirrored halves; 0 = none."""
     assert mesh.uvs is not None
     a, b, c = mesh.uvs[mesh.faces].double().unbind(1)
-    area = ((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]).abs().sum() / 2
+    area = _cross(b - a, c - a).abs().sum() / 2
     return max(0.0, 1 - len(texels.index) / max(float(area) * texels.size**2, 1.0))
 
 

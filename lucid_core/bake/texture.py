@@ -183,12 +183,15 @@ def require_same_place(splats: Splats, mesh: Mesh) -> None:
     size = (theirs[1] - theirs[0]).clamp_min(1e-3 * float((theirs[1] - theirs[0]).max()))
     shared = torch.minimum(ours[1], theirs[1]) - torch.maximum(ours[0], theirs[0])
     if bool((shared < OVERLAP * size).any()):
-        text = lambda box: " to ".join(f"({', '.join(f'{x:.3g}' for x in end.tolist())})" for end in box)
         problem = (
-            f"lies in the box {text(ours)}, the mesh in {text(theirs)}; both must be in one place: make the "
-            f"mesh from this splat, or move and scale one of them"
+            f"lies in the box {_text(ours)}, the mesh in {_text(theirs)}; both must be in one place: make "
+            f"the mesh from this splat, or move and scale one of them"
         )
         raise BadInput("the splat", problem)
+
+
+def _text(box: tuple[Tensor, Tensor]) -> str:
+    return " to ".join(f"({', '.join(f'{x:.3g}' for x in end.tolist())})" for end in box)
 
 
 def near(splats: Splats, mesh: Mesh) -> Tensor:

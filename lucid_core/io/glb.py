@@ -7,9 +7,10 @@ import struct
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..errors import BadSetting
 from ..optional import load
-from ..settings import require
 from ..starts.mesh import Mesh
 from .video import to_uint8
 
@@ -24,7 +25,8 @@ def encode(mesh: Mesh) -> bytes:
     (KHR_materials_unlit), since the texture holds the light already; programs that do not know the extension
     light it as rough and not metallic. Raises BadSetting without UVs or texture.
     """
-    require(mesh.uvs is not None and mesh.texture is not None, "the mesh", "untextured", "textured")
+    if mesh.uvs is None or mesh.texture is None:
+        raise BadSetting("the mesh", "untextured", "textured")
     cv2 = load("cv2", "opencv-python-headless")
     vertices = mesh.vertices.numpy().astype("<f4")
     blobs = [
@@ -38,27 +40,19 @@ def encode(mesh: Mesh) -> bytes:
     content["buffers"] = [{"byteLength": len(binary)}]
     text = _pad(json.dumps(content, separators=(",", ":")).encode(), b" ")
     header = struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(text) + 8 + len(binary))
-    chunk = lambda kind, data: struct.pack("<I4s", len(data), kind) + data
-    return header + chunk(b"JSON", text) + chunk(b"BIN\0", binary)
+    return header + _chunk(b"JSON", text) + _chunk(b"BIN\0", binary)
 
 
-def _content(mesh: Mesh, vertices: np.ndarray, blobs: list[bytes]) -> dict[str, Any]:
+def _content(mesh: Mesh, vertices: NDArray[np.float32], blobs: list[bytes]) -> dict[str, Any]:
     """The JSON part: vertices, UVs, faces and texture are the blobs 0 to 3."""
     offsets = np.cumsum([0, *(len(_pad(blob, b"\0")) for blob in blobs)]).tolist()
     views = [{"buffer": 0, "byteOffset": o, "byteLength": len(blob)} for o, blob in zip(offsets, blobs)]
     for view, target in zip(views, (ARRAY, ARRAY, ELEMENTS)):
         view["target"] = target
-    array = lambda view, kind, count, shape, **more: {
-        "bufferView": view,
-        "componentType": kind,
-        "count": count,
-        "type": shape,
-        **more,
-    }
     low, high = vertices.min(0).tolist(), vertices.max(0).tolist()
     attributes = {"POSITION": 0, "TEXCOORD_0": 1}
     surface = {"baseColorTexture": {"index": 0}, "metallicFactor": 0.0, "roughnessFactor": 1.0}
-    unlit = {"KHR_materials_unlit": {}}
+    unlit: dict[str, Any] = {"KHR_materials_unlit": {}}
     return {
         "asset": {"version": "2.0", "generator": "Lucid ISM"},
         "extensionsUsed": list(unlit),
@@ -71,12 +65,20 @@ def _content(mesh: Mesh, vertices: np.ndarray, blobs: list[bytes]) -> dict[str, 
         "samplers": [{"magFilter": LINEAR, "minFilter": MIPMAPS, "wrapS": CLAMP, "wrapT": CLAMP}],
         "images": [{"bufferView": 3, "mimeType": "image/png"}],
         "accessors": [
-            array(0, FLOAT, len(vertices), "VEC3", min=low, max=high),
-            array(1, FLOAT, len(vertices), "VEC2"),
-            array(2, UNSIGNED_INT, mesh.faces.numel(), "SCALAR"),
+            _array(0, FLOAT, len(vertices), "VEC3", min=low, max=high),
+            _array(1, FLOAT, len(vertices), "VEC2"),
+            _array(2, UNSIGNED_INT, mesh.faces.numel(), "SCALAR"),
         ],
         "bufferViews": views,
     }
+
+
+def _array(view: int, kind: int, count: int, shape: str, **more: Any) -> dict[str, Any]:
+    return {"bufferView": view, "componentType": kind, "count": count, "type": shape, **more}
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack("<I4s", len(data), kind) + data
 
 
 def _pad(data: bytes, filler: bytes) -> bytes:
