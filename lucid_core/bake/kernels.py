@@ -59,7 +59,7 @@ def draw(
 
 
 @kernel()
-def _collect(first, end, points, normals, pose, K, rgb, alpha, depth, power, sums):  # type: ignore[no-untyped-def]
+def _collect(first, end, points, normals, pose, K, picture, depth, power, reach, sums):  # type: ignore[no-untyped-def]
     height, width = depth.shape
     for i in range(first, end):
         x, y, z = points[i]
@@ -91,17 +91,19 @@ def _collect(first, end, points, normals, pose, K, rgb, alpha, depth, power, sum
             continue
         column, row = int(u), int(v)
         right, down = u - column, v - row
-        opacity, red, green, blue = 0.0, 0.0, 0.0, 0.0
+        opacity, red, green, blue, distance = 0.0, 0.0, 0.0, 0.0, 0.0
         for j in range(2):
             for k in range(2):
                 share = (down if j else 1 - down) * (right if k else 1 - right)
-                opacity += share * alpha[row + j, column + k]
-                red += share * rgb[row + j, column + k, 0]
-                green += share * rgb[row + j, column + k, 1]
-                blue += share * rgb[row + j, column + k, 2]
+                red += share * picture[row + j, column + k, 0]
+                green += share * picture[row + j, column + k, 1]
+                blue += share * picture[row + j, column + k, 2]
+                opacity += share * picture[row + j, column + k, 3]
+                distance += share * picture[row + j, column + k, 4]
         if opacity < FAINT:
             continue
-        weight = cosine**power
+        off = (distance / opacity - cz) / reach
+        weight = cosine**power * math.exp(-off * off / 2)
         sums[i, 0] += weight * red
         sums[i, 1] += weight * green
         sums[i, 2] += weight * blue
@@ -113,18 +115,21 @@ def collect(
     normals: NDArray[np.float32],
     pose: NDArray[np.float32],
     K: NDArray[np.float32],
-    rgb: NDArray[np.float32],
-    alpha: NDArray[np.float32],
+    picture: NDArray[np.float32],
     depth: NDArray[np.float32],
     power: float,
+    reach: float,
     sums: NDArray[np.float64],
 ) -> None:
     """Add the colours that the points show in one view to `sums` (T, 4): weight * rgb, weight * opacity.
 
-    points and unit normals (T, 3) in the world; pose (4, 4) world-to-camera; K (3, 3) in pixels; rgb
-    (H, W, 3) on black; alpha (H, W); depth (H, W) of the mesh. weight = cosine**power, of the angle between
-    normal and view; the sign of the normal does not matter. A point counts unless it is behind the nearest
-    depth of the 3x3 pixels around it: so an edge in front does not bleed onto what is behind. The tolerance
-    is what the surface's own slope makes of these pixels.
+    points and unit normals (T, 3) in the world; pose (4, 4) world-to-camera; K (3, 3) in pixels; picture
+    (H, W, 5) of the splat: rgb on black, opacity, depth times opacity; depth (H, W) of the mesh.
+
+    weight = cosine**power * exp(-(d / reach)**2 / 2), of the angle between normal and view, whose sign does
+    not matter, and of the difference d between the depths of the splat and of the point. A point counts
+    unless it is behind the nearest depth of the 3x3 pixels around it; the tolerance is what the surface's own
+    slope makes of these pixels. The depth of the splat alone would not do, since it is a mean over a shell as
+    thick as the Gaussians are large; that of the mesh alone lets soft edges in front bleed on what is behind.
     """
-    spread(_collect, len(points), TEXELS_EACH, points, normals, pose, K, rgb, alpha, depth, power, sums)
+    spread(_collect, len(points), TEXELS_EACH, points, normals, pose, K, picture, depth, power, reach, sums)

@@ -21,6 +21,8 @@ from .fill import dilate, fill_unseen
 from .surface import Texels, overlap_of, prepare, project, texels_of
 
 FOVY_DEG = 30.0
+RADIUS = 0.95 * VIEWING_DISTANCE * math.sin(math.radians(FOVY_DEG) / 2)  # of the mesh, fills the views
+SHELL = 0.04  # standard deviation of the splat's depth about the mesh, in radii
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 MARGIN = 0.1  # Gaussians farther outside the mesh's box, in its longest sides, do not colour it
 STRAYS = 0.02  # fraction of the Gaussians at either end of an axis that the splat's box leaves out
@@ -83,8 +85,8 @@ def bake(
     """Bake the colours of `splats` into a texture of `mesh`; both in one frame, on the CPU.
 
     Each texel is the weighted mean of the splat's renders that show it. Visibility is tested against the
-    depth of the mesh, which is exact on its surface; the depth of a splat is a mean over a thick shell. Splat
-    colours are sRGB, as glTF's baseColorTexture is: they are not converted. View dependence is averaged.
+    depth of the mesh, and the splat's depth weights what is left (see kernels.collect). Splat colours are
+    sRGB, as glTF's baseColorTexture is: they are not converted. View dependence is averaged.
 
     Raises BadInput or BadSetting if the mesh cannot be textured or the splat lies elsewhere, MissingPackage,
     and what the renderer raises.
@@ -99,7 +101,7 @@ def bake(
     seen = sums[:, 3] > 0
     if not seen.any():
         raise BadInput("the splat", "is not visible on the mesh from any side; connect a mesh of this splat")
-    colors = (sums[:, :3] / sums[:, 3:].clamp_min(1e-12)).clamp(0, 1).float()
+    colors = (sums[:, :3] / sums[:, 3:].where(seen[:, None], 1)).clamp(0, 1).float()
     texture = dilate(fill_unseen(colors, texels.points, seen), texels.index, config.size)
     overlap = overlap_of(mesh, texels)
     baked = replace(mesh, texture=texture)
@@ -116,7 +118,7 @@ def _look_from_all_sides(
     splats = splats.map(lambda x: x.to(renderer.device))
     points, normals = texels.points.numpy(), texels.normals.numpy()
     sums = np.zeros((len(points), 4))
-    blank, opaque = np.zeros((px, px, 3), np.float32), np.ones((px, px), np.float32)
+    blank, reach = np.ones((px, px, 5), np.float32), SHELL * RADIUS
     cameras = around(2 * config.views, px)
     for view, camera in enumerate(cameras):
         pose, K = camera.viewmats[0].numpy(), camera.Ks[0].numpy()
@@ -124,15 +126,15 @@ def _look_from_all_sides(
         if view >= config.views:
             unseen = sums[:, 3] == 0
             found = np.zeros((int(unseen.sum()), 4))
-            collect(points[unseen], normals[unseen], pose, K, blank, opaque, depth, 1.0, found)
+            collect(points[unseen], normals[unseen], pose, K, blank, depth, 1.0, np.inf, found)
             if (found[:, 3] > 0).sum() < GAIN * len(points):
                 continue
         with torch.no_grad():
             shown = renderer(splats, to_device(camera, renderer.device), px, px)
-        rgb, alpha = shown.rgb[0].cpu(), shown.alpha[0, ..., 0].cpu()
-        collect(points, normals, pose, K, rgb.numpy(), alpha.numpy(), depth, config.angle_power, sums)
+        picture = torch.cat([shown.rgb, shown.alpha, shown.depth], -1)[0].cpu()
+        collect(points, normals, pose, K, picture.numpy(), depth, config.angle_power, reach, sums)
         if on_view:
-            on_view(view + 1, len(cameras), rgb)
+            on_view(view + 1, len(cameras), picture[..., :3])
     return sums
 
 
@@ -162,7 +164,7 @@ def to_origin(splats: Splats, mesh: Mesh) -> tuple[Splats, Mesh]:
     low, high = box_of(mesh.vertices)
     centre = (low + high) / 2
     radius = float((mesh.vertices - centre).norm(dim=-1).max())
-    factor = 0.95 * VIEWING_DISTANCE * math.sin(math.radians(FOVY_DEG) / 2) / radius
+    factor = RADIUS / radius
     moved = replace(mesh, vertices=(mesh.vertices - centre) * factor)
     return replace(splats, means=splats.means - centre).scale_by(factor), moved
 

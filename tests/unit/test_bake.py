@@ -79,7 +79,7 @@ def test_a_triangle_behind_the_camera_is_left_out():
     assert (kernels.draw(corners, 8, 8)[0] == -1).all()
 
 
-def oracle(points, normals, pose, K, rgb, alpha, depth, power):
+def oracle(points, normals, pose, K, picture, depth, power, reach):
     """`collect` for one view in float64, point by point."""
     sums = np.zeros((len(points), 4))
     for i, (point, normal) in enumerate(zip(points.astype(float), normals.astype(float))):
@@ -93,10 +93,10 @@ def oracle(points, normals, pose, K, rgb, alpha, depth, power):
             continue
         r, c = int(v), int(u)
         weights = np.outer([1 - (v - r), v - r], [1 - (u - c), u - c])
-        opacity = (weights * alpha[r : r + 2, c : c + 2]).sum()
+        *color, opacity, distance = (weights[..., None] * picture[r : r + 2, c : c + 2]).sum((0, 1))
         if opacity >= kernels.FAINT:
-            color = (weights[..., None] * rgb[r : r + 2, c : c + 2]).sum((0, 1))
-            sums[i] = cosine**power * np.array([*color, opacity])
+            off = (distance / opacity - z) / reach
+            sums[i] = cosine**power * np.exp(-(off**2) / 2) * np.array([*color, opacity])
     return sums
 
 
@@ -104,9 +104,11 @@ def test_a_view_gives_its_colours_to_the_points_that_it_shows():
     _, mesh = to_origin(ball_of(RED, 50), sphere())
     camera, g = around(5, 32)[1], np.random.default_rng(1)
     depth = depth_of(mesh, camera, 32)
-    rgb, alpha = g.random((32, 32, 3), np.float32), g.random((32, 32), np.float32)
+    picture = g.random((32, 32, 5), np.float32)
+    picture[..., 4] = picture[..., 3] * np.where(np.isfinite(depth), depth, 5.0)
     points, normals = mesh.vertices.numpy(), vertex_normals(mesh).numpy()
-    arguments = (points, normals, camera.viewmats[0].numpy(), camera.Ks[0].numpy(), rgb, alpha, depth, 3.0)
+    pose, K = camera.viewmats[0].numpy(), camera.Ks[0].numpy()
+    arguments = (points, normals, pose, K, picture, depth, 3.0, 0.1)
     sums = np.zeros((len(points), 4))
     kernels.collect(*arguments, sums)
     expected = oracle(*arguments)
