@@ -11,19 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..cameras import VIEWING_DISTANCE, Cameras, orbit
+from ..cameras import Cameras
 from ..errors import BadInput
-from ..rasterize import Renderer, to_device
+from ..rasterize import Renderer
 from ..settings import BoundedSettings, setting
 from ..splats import Splats
 from ..starts.mesh import Mesh, validate
 from .fill import dilate, fill_unseen
 from .surface import Texels, overlap_of, prepare, project, texels_of
+from .views import RADIUS, Move, around, box_of, picture_of
 
-FOVY_DEG = 30.0
-RADIUS = 0.95 * VIEWING_DISTANCE * math.sin(math.radians(FOVY_DEG) / 2)  # of the mesh, fills the views
 SHELL = 0.04  # standard deviation of the splat's depth about the mesh, in radii
-GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 MARGIN = 0.1  # Gaussians farther outside the mesh's box, in its longest sides, do not colour it
 STRAYS = 0.02  # fraction of the Gaussians at either end of an axis that the splat's box leaves out
 OVERLAP = 0.5  # least share of the mesh's box, along each axis, that the splat's box must cover
@@ -95,7 +93,9 @@ def bake(
     require_same_place(splats, mesh)
     mesh = prepare(mesh, config.faces, config.size)
     kept = near(splats, mesh)
-    scene, moved = to_origin(splats.map(lambda x: x[kept]), mesh)
+    move = Move.of(mesh.vertices)
+    scene = move.splats(splats.map(lambda x: x[kept]))
+    moved = replace(mesh, vertices=move.points(mesh.vertices))
     texels = texels_of(moved, config.size)
     sums = torch.from_numpy(_look_from_all_sides(scene, moved, texels, config, renderer, on_view))
     seen = sums[:, 3] > 0
@@ -129,27 +129,11 @@ def _look_from_all_sides(
             collect(points[unseen], normals[unseen], pose, K, blank, depth, 1.0, np.inf, found)
             if (found[:, 3] > 0).sum() < GAIN * len(points):
                 continue
-        with torch.no_grad():
-            shown = renderer(splats, to_device(camera, renderer.device), px, px)
-        picture = torch.cat([shown.rgb, shown.alpha, shown.depth], -1)[0].cpu()
+        picture = picture_of(splats, camera, px, renderer)
         collect(points, normals, pose, K, picture.numpy(), depth, config.angle_power, reach, sums)
         if on_view:
             on_view(view + 1, len(cameras), picture[..., :3])
     return sums
-
-
-def around(views: int, px: int) -> list[Cameras]:
-    """`views` cameras spread evenly over a sphere about the origin, each half of them too.
-
-    The positions are a Fibonacci lattice: first every second one, then the others.
-    """
-    order = torch.cat([torch.arange(0, views, 2), torch.arange(1, views, 2)]).double()
-    elevation = (1 - (2 * order + 1) / views).asin().float()
-    full = torch.ones(1)
-    return [
-        orbit(a[None], e[None], VIEWING_DISTANCE * full, math.radians(FOVY_DEG) * full, px, px)
-        for a, e in zip((order * GOLDEN_ANGLE).remainder(2 * math.pi).float(), elevation)
-    ]
 
 
 def depth_of(mesh: Mesh, camera: Cameras, px: int) -> NDArray[np.float32]:
@@ -157,21 +141,6 @@ def depth_of(mesh: Mesh, camera: Cameras, px: int) -> NDArray[np.float32]:
     from .kernels import draw  # numba loads on first use
 
     return draw(project(mesh.vertices, mesh.faces, camera).numpy(), px, px)[1]
-
-
-def to_origin(splats: Splats, mesh: Mesh) -> tuple[Splats, Mesh]:
-    """Both moved and scaled so that the mesh fills the views of `around`."""
-    low, high = box_of(mesh.vertices)
-    centre = (low + high) / 2
-    radius = float((mesh.vertices - centre).norm(dim=-1).max())
-    factor = RADIUS / radius
-    moved = replace(mesh, vertices=(mesh.vertices - centre) * factor)
-    return replace(splats, means=splats.means - centre).scale_by(factor), moved
-
-
-def box_of(points: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the greatest coordinates (3,) of points (N, 3)."""
-    return points.amin(0), points.amax(0)
 
 
 def require_same_place(splats: Splats, mesh: Mesh) -> None:

@@ -14,7 +14,8 @@ from lucid_core.bake import kernels
 from lucid_core.bake.fill import dilate, fill_unseen
 from lucid_core.bake.shade import shade
 from lucid_core.bake.surface import overlap_of, prepare, simplify, texels_of, unwrap, vertex_normals
-from lucid_core.bake.texture import Bake, around, bake, box_of, depth_of, to_origin
+from lucid_core.bake.texture import Bake, bake, depth_of
+from lucid_core.bake.views import Move, around, box_of
 from lucid_core.cameras import Cameras
 from lucid_core.errors import BadInput, BadSetting, MissingPackage
 from lucid_core.io import glb
@@ -101,7 +102,8 @@ def oracle(points, normals, pose, K, picture, depth, power, reach):
 
 
 def test_a_view_gives_its_colours_to_the_points_that_it_shows():
-    _, mesh = to_origin(ball_of(RED, 50), sphere())
+    mesh = sphere()
+    mesh = replace(mesh, vertices=Move.of(mesh.vertices).points(mesh.vertices))
     camera, g = around(5, 32)[1], np.random.default_rng(1)
     depth = depth_of(mesh, camera, 32)
     picture = g.random((32, 32, 5), np.float32)
