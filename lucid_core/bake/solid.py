@@ -97,4 +97,5 @@ def _behind(points: Tensor, camera: Cameras, picture: Tensor) -> Tensor:
     pixel = seen[:, :2] / seen[:, 2:] * K.diagonal()[:2] + K[:2, 2]
     grid = (pixel / len(picture) * 2 - 1)[None, None]
     opacity, distance = grid_sample(picture[..., 3:].movedim(-1, 0)[None], grid, align_corners=False)[0, :, 0]
-    return (opacity >= OPAQUE) & (seen[:, 2] > distance / opacity.clamp_min(1e-6))
+    behind: Tensor = (opacity >= OPAQUE) & (seen[:, 2] > distance / opacity.clamp_min(1e-6))
+    return behind

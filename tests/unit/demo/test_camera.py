@@ -163,8 +163,8 @@ def test_a_data_set_that_is_all_held_out_is_refused():
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["mug", "house", "snowman"])
 def test_the_camera_prior_knows_the_world(kind):
-    """From a picture of the front it predicts both sides better than with the sides swapped, and better than from
-    the picture of another thing.
+    """From a picture of the front it predicts both sides better than with the sides swapped, and better than
+    from the picture of another thing.
     """
     prior = DemoCameraPrior()
     own, azimuth, elevation = math.radians(15), torch.tensor([-70.0, 70.0]).deg2rad(), torch.zeros(2)
