@@ -9,15 +9,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import BadInput
-from ..settings import BoundedSettings, setting
+from ..settings import check_bounds, require, setting
 
 LEAST_SIDE = 64  # pixels
 SOLID = 0.5  # opacity from which a pixel counts as object
+LEAST_FILL = 0.1
 LEAST_SHARE = 0.002  # of the pixels; fewer solid ones are taken as none
 
 
 @dataclass(frozen=True)
-class PictureView(BoundedSettings):
+class PictureView:
     """Camera and framing of a picture, and the weights of its own view. Raises BadSetting for a value out of
     bounds.
     """
@@ -65,6 +66,11 @@ class PictureView(BoundedSettings):
         step=0.01,
     )
 
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        least = f"{LEAST_FILL} to 1, or 0 (the picture's own framing)"
+        require(self.fill == 0 or self.fill >= LEAST_FILL, "fill", self.fill, least)
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -78,13 +84,13 @@ class Picture:
     view: PictureView = PictureView()
     disparity: Tensor | None = None
 
-    def at(self, size: int) -> Picture:
-        """Return the picture resampled to `size` x `size` pixels."""
-        resize = lambda x: F.interpolate(
-            x.movedim(-1, 0)[None], (size, size), mode="bilinear", antialias=True
-        )[0].movedim(0, -1)
-        disparity = self.disparity if self.disparity is None else resize(self.disparity)
-        return Picture(resize(self.rgb).clamp(0, 1), resize(self.alpha).clamp(0, 1), self.view, disparity)
+    def at(self, size: int, device: torch.device | str = "cpu") -> Picture:
+        """Return the picture resampled to `size` x `size` pixels, on `device`."""
+        rgb, alpha = (_resample(x, size, size).clamp(0, 1).to(device) for x in (self.rgb, self.alpha))
+        disparity = self.disparity
+        return Picture(
+            rgb, alpha, self.view, None if disparity is None else _resample(disparity, size, size).to(device)
+        )
 
 
 def frame_picture(image: Tensor, mask: Tensor, view: PictureView, disparity: Tensor | None = None) -> Picture:
@@ -98,7 +104,7 @@ def frame_picture(image: Tensor, mask: Tensor, view: PictureView, disparity: Ten
     if min(height, width) < LEAST_SIDE:
         raise BadInput("image", f"is {width} x {height} px; connect one of at least {LEAST_SIDE} px a side")
     maps = [mask] if disparity is None else [mask, disparity]
-    alpha, *rest = (_resample(x, height, width) for x in maps)
+    alpha, *rest = (_resample(x[..., None], height, width) for x in maps)
     alpha = alpha.clamp(0, 1)
     left, top, side = _frame(alpha[..., 0], view.fill)
     if side < LEAST_SIDE:
@@ -106,16 +112,17 @@ def frame_picture(image: Tensor, mask: Tensor, view: PictureView, disparity: Ten
             "image", f"holds an object whose frame is {side} px wide; it must be at least {LEAST_SIDE} px"
         )
     bounds = (0, 0, -left, left + side - width, -top, top + side - height)
-    crop = lambda x: F.pad(x, bounds)  # negative widths cut off
-    color, alpha = crop(image * alpha), crop(alpha)
-    return Picture((color + 1 - alpha).clamp(0, 1), alpha, view, *map(crop, rest))
+    color, alpha, *rest = (F.pad(x, bounds) for x in (image * alpha, alpha, *rest))  # negative = cut off
+    return Picture((color + 1 - alpha).clamp(0, 1), alpha, view, *rest)
 
 
 def _resample(x: Tensor, height: int, width: int) -> Tensor:
-    """(h, w) -> (height, width, 1)."""
-    if x.shape != (height, width):
-        x = F.interpolate(x[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
-    return x[..., None]
+    """(h, w, C) -> (height, width, C)."""
+    if x.shape[:2] == (height, width):
+        return x
+    channels_first = x.movedim(-1, 0)[None]
+    resized = F.interpolate(channels_first, (height, width), mode="bilinear", antialias=True)
+    return resized[0].movedim(0, -1)
 
 
 def _frame(alpha: Tensor, fill: float) -> tuple[int, int, int]:

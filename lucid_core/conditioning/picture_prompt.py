@@ -21,16 +21,22 @@ from .picture import Picture
 COLUMNS = 4
 
 
-def camera_columns(view_azimuth_rad: Tensor, view_elevation_rad: Tensor, picture: Picture) -> Tensor:
-    """Azimuths and elevations (B,) of views in radians -> the model's camera columns (B, 4).
+def camera_columns(
+    azimuth_rad: Tensor,
+    elevation_rad: Tensor,
+    picture_azimuth_rad: Tensor | float,
+    picture_elevation_rad: Tensor | float,
+) -> Tensor:
+    """Azimuths and elevations (B,) of views, and those of their pictures, (B,) or one -> the model's camera
+    columns (B, 4).
 
     They are [picture elevation - elevation, sin, cos of azimuth - picture azimuth, pi/2 - picture elevation],
-    as in threestudio's Stable Zero123.
+    as in threestudio's Stable Zero123. The host's StableZero123_Conditioning is the case of a picture at
+    elevation 0.
     """
-    elevation, azimuth = math.radians(picture.view.elevation_deg), math.radians(picture.view.azimuth_deg)
-    turn = view_azimuth_rad - azimuth
-    polar = torch.full_like(turn, math.pi / 2 - elevation)
-    return torch.stack([elevation - view_elevation_rad, turn.sin(), turn.cos(), polar], -1)
+    turn = azimuth_rad - picture_azimuth_rad
+    polar = torch.zeros_like(turn) + math.pi / 2 - picture_elevation_rad
+    return torch.stack([picture_elevation_rad - elevation_rad, turn.sin(), turn.cos(), polar], -1)
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class PicturePrompt:
 
     def at(self, prior: Prior, azimuth_rad: Tensor, elevation_rad: Tensor) -> Conds:
         """Return the conditionings of B views with azimuths and elevations (B,) in radians."""
-        columns = camera_columns(azimuth_rad, elevation_rad, self.picture)
+        view = self.picture.view
+        own = math.radians(view.azimuth_deg), math.radians(view.elevation_deg)
+        columns = camera_columns(azimuth_rad, elevation_rad, *own)
         weights = torch.cat([1 - columns.sum(-1, keepdim=True), columns], -1)
         return Conds(prior.blend(list(self.cameras), weights), self.negative, self.inverse)

@@ -2,7 +2,6 @@
 
 import importlib.util
 import io
-import json
 import os
 import shutil
 import signal
@@ -380,16 +379,13 @@ def test_the_demo_takes_the_time_of_each_phase(monkeypatch):
     assert reporter.seconds == {"load": 1.0, "distil": 59.0, "save": 20.0}
 
 
-def test_the_shipped_workflow_takes_what_the_demo_sets():
-    graph = demo.fill(
-        json.loads(demo.WORKFLOW.read_text()),
-        {
-            "CheckpointLoaderSimple": {"ckpt_name": "x"},
-            "LucidPrompt": {"text": "x"},
-            "LucidDream": {"seed": 1},
-        },
-    )
-    assert {node["class_type"] for node in graph.values()} >= {"LucidDream", "LucidSave"}
+def test_the_demo_of_a_prompt():
+    words = ["a red mug", "--comfyui", ".", "--base", ".", "--checkpoint", "x", "--seed", "1"]
+    graph = demo.graph_of(demo.parse(words), "mug")
+    inputs = {node["class_type"]: node["inputs"] for node in graph.values()}
+    assert inputs["CheckpointLoaderSimple"]["ckpt_name"] == "x"
+    assert inputs["LucidPrompt"]["text"] == "a red mug"
+    assert (inputs["LucidDream"]["seed"], inputs["LucidDream"]["preset.resolution"]) == (1, 512)
 
 
 def test_a_taken_port_is_named_before_the_host_starts(tmp_path):

@@ -38,7 +38,8 @@ def square(height, width, top, left, side):
 
 def test_columns_of_known_views():
     """The picture's own view, and views 90 degrees to the right and 30 degrees above it."""
-    columns = camera_columns(radians(30.0, 120.0, 30.0), radians(20.0, 20.0, 50.0), picture(20.0, 30.0))
+    own = math.radians(30), math.radians(20)
+    columns = camera_columns(radians(30.0, 120.0, 30.0), radians(20.0, 20.0, 50.0), *own)
     polar = math.radians(70)
     expected = [[0, 0, 1, polar], [0, 1, 0, polar], [-math.radians(30), 0, 1, polar]]
     torch.testing.assert_close(columns, torch.tensor(expected), atol=1e-6, rtol=0)
@@ -50,7 +51,7 @@ def test_azimuth_grows_towards_the_right_of_the_picture():
     positions = -(poses[:, :3, :3].mT @ poses[:, :3, 3:])[..., 0]
     to_the_right = poses[0, 0, :3] @ (positions[1] - positions[0])
     assert to_the_right > 0
-    assert camera_columns(radians(10.0), radians(0.0), picture())[0, 1] > 0
+    assert camera_columns(radians(10.0), radians(0.0), 0.0, 0.0)[0, 1] > 0
 
 
 def test_the_blend_is_the_affine_layer_at_the_views_camera():
@@ -64,7 +65,8 @@ def test_the_blend_is_the_affine_layer_at_the_views_camera():
     prompt = PicturePrompt(tuple(map(project, cameras)), "negative", "inverse", picture(15.0, -40.0))
     azimuth, elevation = radians(0.0, 90.0, -170.0, 45.0).double(), radians(0.0, -30.0, 80.0, 10.0).double()
     conds = prompt.at(GaussianPrior(), azimuth, elevation)
-    expected = torch.cat([project(columns) for columns in camera_columns(azimuth, elevation, prompt.picture)])
+    columns = camera_columns(azimuth, elevation, math.radians(-40), math.radians(15))
+    expected = torch.cat([project(row) for row in columns])
     torch.testing.assert_close(conds.y, expected, rtol=1e-12, atol=1e-12)
     assert (conds.negative, conds.inverse, conds.others) == ("negative", "inverse", ())
 
@@ -128,3 +130,8 @@ def test_a_small_picture_and_a_small_object_are_refused():
 def test_settings_out_of_bounds_are_refused(setting, value):
     with raises(BadSetting, name=setting):
         PictureView(**{setting: value})
+
+
+def test_a_frame_far_larger_than_the_object_is_refused():
+    with raises(BadSetting, name="fill", value=0.01):
+        PictureView(fill=0.01)

@@ -134,19 +134,20 @@ class LucidTestCamera(IO.ComfyNode):
                 clip_vision, image, vae, SIDE, SIDE, 1, elevation, azimuth
             ).args[:2]
 
-        asked = lambda k, sign: one_step(model, hosts(sign * views[k][0], views[k][1])[0], z[k : k + 1])
-        theirs = [asked(k, 1) for k in range(len(views))]
-        negative = one_step(model, hosts(0.0, 0.0)[1], z[:1])
+        asked = lambda k, sign: one_step(model, hosts(sign * views[k][0], views[k][1])[0], z[k : k + 1])[0]
+        theirs, opposite = ([asked(k, sign) for k in range(len(views))] for sign in (1, -1))
+        negative = one_step(model, hosts(0.0, 0.0)[1], z[:1])[0]
+        rounding = rounding_of(lambda: asked(0, 1), theirs[0])
 
         def body(prior, prompts):
             azimuth, elevation = torch.tensor(views).deg2rad().unbind(-1)
             conds = prompts.at(prior, azimuth, elevation)
             ours, without = prior.denoise(z, 3.0, [conds.y, conds.negative])
             return {
-                "far": [difference(ours[k], theirs[k][0]) for k in range(len(views))],
-                "mirrored": [difference(ours[k], asked(k, -1)[0]) for k in range(len(views))],
-                "negative": [difference(without[0], negative[0])],
-                "rounding": [rounding_of(lambda: asked(0, 1), theirs[0])],
+                "far": [difference(*pair) for pair in zip(ours, theirs)],
+                "mirrored": [difference(*pair) for pair in zip(ours, opposite)],
+                "negative": [difference(without[0], negative)],
+                "rounding": [rounding],
                 "evaluations": [prior.evaluations],
             }
 
