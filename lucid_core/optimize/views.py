@@ -137,7 +137,7 @@ PRESETS = {
     ),
     # Minutes on a CPU for an object of a few thousand Gaussians.
     "cpu": DreamConfig(
-        Budget(steps=600, views=2),
+        Budget(steps=800, views=2),
         Task(),
         OptimizerConfig(
             LearningRates(
