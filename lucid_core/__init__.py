@@ -19,6 +19,8 @@ _HOMES = {
     "guidance.baselines": ["METHODS"],
     "guidance.image_targets": ["ImageTargets"],
     "guidance.mixing": ["GuidanceSource", "Mix", "MixedSource"],
+    "conditioning.picture": ["Picture", "PictureView", "frame_picture"],
+    "conditioning.picture_prompt": ["PicturePrompt"],
     "conditioning.view_prompts": ["Prompts", "ViewBlend"],
     "optimize.config": ["DREAM_PRESETS", "DreamConfig"],
     "settings": ["replace_settings"],

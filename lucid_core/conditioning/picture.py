@@ -9,15 +9,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import BadInput
-from ..settings import BoundedSettings, setting
+from ..settings import check_bounds, require, setting
 
 LEAST_SIDE = 64  # pixels
 SOLID = 0.5  # opacity from which a pixel counts as object
+LEAST_FILL = 0.1
 LEAST_SHARE = 0.002  # of the pixels; fewer solid ones are taken as none
 
 
 @dataclass(frozen=True)
-class PictureView(BoundedSettings):
+class PictureView:
     """Camera and framing of a picture, and the weights of its own view. Raises BadSetting for a value out of
     bounds.
     """
@@ -64,6 +65,11 @@ class PictureView(BoundedSettings):
         "map. 0 = off.",
         step=0.01,
     )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        least = f"{LEAST_FILL} to 1, or 0 (the picture's own framing)"
+        require(self.fill == 0 or self.fill >= LEAST_FILL, "fill", self.fill, least)
 
 
 @dataclass(frozen=True)

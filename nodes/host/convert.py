@@ -88,6 +88,23 @@ def to_mesh(mesh: Types.MESH) -> Mesh:
         return Mesh(vertices, faces, colors, take(mesh.uvs, v), take(mesh.texture, None))
 
 
+def from_mesh(mesh: Mesh) -> Types.MESH:
+    """A MESH with a batch of one; the tensors are shared, the texture is raised by a hundredth of a level.
+
+    The host's SaveGLB cuts the texture's decimals off, which would darken levels that float32 rounds down.
+    """
+    batch = lambda x: None if x is None else x[None]
+    texture = None if mesh.texture is None else ((mesh.texture * 255).round() + 0.01).div(255).clamp_max(1)
+    return Types.MESH(
+        mesh.vertices[None],
+        mesh.faces[None],
+        uvs=batch(mesh.uvs),
+        vertex_colors=batch(mesh.colors),
+        texture=batch(texture),
+        unlit=True,
+    )
+
+
 def camera_of(info: dict, width: int, height: int) -> tuple[Cameras, Tensor]:
     """The host's camera_info -> one camera, and the point (3,) that it orbits, both in the splat frame.
 

@@ -23,10 +23,12 @@ class PictureGraph(Graph):
         self.text_model, self.clip = [demo, 0], [demo, 1]
         self.image, self.mask = [picture, 0], [picture, 1]
 
-    def prompt(self, mask=True, vae=None, **settings):
+    def prompt(self, mask=True, depth=False, vae=None, **settings):
         links = {"clip_vision": self.clip_vision, "vae": vae or self.vae, "image": self.image}
         if mask:
             links["mask"] = self.mask
+        if depth:
+            links["depth"] = self.image
         return [self.add("LucidImagePrompt", **links, **{**SETTINGS, "size": 64, **settings}), 0]
 
     def text(self):
@@ -104,7 +106,7 @@ def test_the_picture_has_a_camera_of_its_own(client):
 @pytest.mark.parametrize("picture", ["good", "alpha", "of Load Image"])
 def test_a_splat_is_distilled_from_a_picture(client, server, picture):
     graph = PictureGraph(picture)
-    prompt = graph.prompt(mask=picture != "alpha", fill=0.5)
+    prompt = graph.prompt(mask=picture != "alpha", depth=picture == "good", fill=0.5)
     splats = ply_of(client, client.run(graph.dream(graph.guidance(prompt=prompt), seed=171)))
     assert is_finite(splats)
     log = server.log_tail().rsplit("got prompt", 1)[-1]
@@ -114,8 +116,9 @@ def test_a_splat_is_distilled_from_a_picture(client, server, picture):
 
 @pytest.mark.parametrize("mode", ["add", "switch", "sequence", "alternate"])
 def test_a_camera_model_and_a_text_model_are_mixed_and_the_run_is_resumed(client, mode):
+    more = {"share_last": 0.8} if mode in ("add", "alternate") else {}
     run = lambda **changes: client.run(
-        (graph := PictureGraph()).dream(graph.mix(mode), steps=4, seed=172, **changes)
+        (graph := PictureGraph()).dream(graph.mix(mode, **more), steps=4, seed=172, **changes)
     )
     whole = run()
     assert is_finite(ply_of(client, whole))

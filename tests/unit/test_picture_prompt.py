@@ -130,3 +130,8 @@ def test_a_small_picture_and_a_small_object_are_refused():
 def test_settings_out_of_bounds_are_refused(setting, value):
     with raises(BadSetting, name=setting):
         PictureView(**{setting: value})
+
+
+def test_a_frame_far_larger_than_the_object_is_refused():
+    with raises(BadSetting, name="fill", value=0.01):
+        PictureView(fill=0.01)
