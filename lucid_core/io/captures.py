@@ -126,7 +126,7 @@ def load_images(capture: Capture, longest: int, background: Tensor) -> tuple[Ten
 
 
 def _inside(picture: Path, folder: Path, source: Path) -> Path:
-    """`picture`, if it lies in `folder`; a file from elsewhere may not name any other file of this machine."""
+    """`picture`, if it lies in `folder`: a file from elsewhere may name no other file of this machine."""
     if not Path(os.path.abspath(picture)).is_relative_to(os.path.abspath(folder)):
         raise BadFile(source, f"it names a picture outside of its folder, {picture}; move that into {folder}")
     return picture
