@@ -50,7 +50,7 @@ class Solid(BoundedSettings):
 
 
 def solidify(
-    splats: Splats, config: Solid, renderer: Renderer, on_view: Callable[[int, int], None] | None = None
+    splats: Splats, config: Solid, renderer: Renderer, on_view: Callable[[int], None] | None = None
 ) -> Splats:
     """The space that `splats` (on the CPU) enclose, as opaque Gaussians on a grid, in their mean colour.
 
@@ -76,7 +76,7 @@ def solidify(
 
 
 def _occupancy(
-    splats: Splats, cell: float, renderer: Renderer, on_view: Callable[[int, int], None] | None
+    splats: Splats, cell: float, renderer: Renderer, on_view: Callable[[int], None] | None
 ) -> tuple[Tensor, Tensor]:
     """Centres (M, 3) of the cells in the box of `splats`, and how far each is filled (M,), in [0, 1]."""
     low, high = box_of(splats.means)
@@ -85,14 +85,13 @@ def _occupancy(
     move = Move.of(splats.means)
     scene, moved = move.splats(splats).map(lambda x: x.to(renderer.device)), move.points(cells)
     behind, seen = torch.zeros(len(cells)), torch.zeros(len(cells))
-    cameras = around(VIEWS, PX)
-    for view, camera in enumerate(cameras):
+    for view, camera in enumerate(around(VIEWS, PX)):
         depth = _depth_behind(moved, camera, picture_of(scene, camera, PX, renderer)) / (cell * move.factor)
         near = depth < 1
         behind += torch.where(near, depth.clamp_min(-1), 0)
         seen += near
         if on_view:
-            on_view(view + 1, len(cameras))
+            on_view(view + 1)
     filled = 0.5 + 0.5 * behind / seen.clamp_min(1)
     return cells, torch.where(seen < DOUBT * VIEWS, 1.0, filled)
 
