@@ -45,8 +45,8 @@ FOLDER = Tree(Path(__file__).resolve().parents[1]).root / "output" / "bake"
 FOVY, GOLDEN_ANGLE = math.radians(26), math.pi * (3 - math.sqrt(5))
 SPLATS, NEWTON = 12_000, 12
 HELD_OUT, SCORED_PX = 8, 256
-# The node's defaults, but smoothed: kernel, smooth, level, min_component, min_opacity, color_sharpen.
-TO_MESH = (5, 10, 0.4, 500, 0.02, 2.0)
+# The node's defaults but smooth and level: kernel, smooth, level, min_component, min_opacity, color_sharpen.
+TO_MESH = (5, 10, 0.8, 500, 0.02, 2.0)
 
 
 @dataclass(frozen=True)
