@@ -109,7 +109,8 @@ class LucidBakeTexture(IO.ComfyNode):
             host.show_text(host.node_of_page(cls.hidden), text)
             textured = baked.mesh.rotate(AXES["y up"].T)
             file = Types.File3D(io.BytesIO(glb.encode(textured)), file_format="glb")
-            return IO.NodeOutput(file, host.from_mesh(textured), textured.texture[None])
+            made = host.from_mesh(textured)
+            return IO.NodeOutput(file, made, made.texture)
 
 
 def text_of(baked: Baked) -> str:

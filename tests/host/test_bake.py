@@ -28,7 +28,7 @@ def sphere(graph):
 def mesh_of(graph, splat):
     """The host's mesh of the solid of `splat`."""
     solid = graph.add("LucidSolidSplat", splat=[splat, 0], cells=24, min_opacity=0.1)
-    settings = {"kernel": 5, "smooth": 10, "level": 0.4, "min_component": 100, "min_opacity": 0.02}
+    settings = {"kernel": 5, "smooth": 10, "level": 0.8, "min_component": 100, "min_opacity": 0.02}
     return graph.add("SplatToMesh", splat=[solid, 0], resolution=64, color_sharpen=2.0, **settings)
 
 
@@ -50,14 +50,14 @@ def test_a_splat_becomes_a_textured_mesh(client):
 
     mesh = glb_of(client, entry, ours)
     assert 400 < len(mesh.faces) <= 500
-    assert np.linalg.norm(mesh.vertices, axis=-1) == pytest.approx(0.5, abs=0.05)
+    assert np.linalg.norm(mesh.vertices, axis=-1) == pytest.approx(0.5, abs=0.06)  # a cell and a half
     texture = np.asarray(mesh.visual.material.baseColorTexture)[..., :3]
     assert np.abs(texture - np.array([0xCC, 0x33, 0x11])).max() <= 2
     host = glb_of(client, entry, theirs)
     np.testing.assert_array_equal(np.asarray(host.visual.material.baseColorTexture)[..., :3], texture)
     np.testing.assert_array_equal(host.vertices, mesh.vertices)
     np.testing.assert_allclose(host.visual.uv, mesh.visual.uv, atol=1e-7)
-    np.testing.assert_allclose(image(client, entry, picture)[0] * 255, texture, atol=1.01)  # SaveImage cuts
+    np.testing.assert_array_equal((image(client, entry, picture)[0] * 255).round(), texture)
 
 
 def test_a_splat_of_another_place_is_refused(client):
