@@ -3,6 +3,7 @@
 server.
 
     python dev.py demo "a red mushroom"
+    python dev.py demo --image picture.png
     python dev.py test            (python dev.py test unit: without ComfyUI, saves minutes; test types: mypy)
     python dev.py serve
 
@@ -20,7 +21,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from devtools.base import PRIOR, find_checkpoint, link_checkpoint, prepare_base
+from devtools.base import CAMERA, PRIOR, find_checkpoint, link_checkpoint, prepare_base
 from devtools.chromium import prepare_chromium
 from devtools.fetch import fetch_host, find_host
 from devtools.tree import Tree, say
@@ -37,15 +38,20 @@ class Setup:
     checkpoint: str  # its name in ComfyUI
 
 
-def set_up(tree: Tree, comfyui: str | None = None, checkpoint: str | None = None) -> Setup:
-    """Prepare everything that a command needs. What already exists is only checked."""
+def set_up(
+    tree: Tree, comfyui: str | None = None, checkpoint: str | None = None, default: str = PRIOR
+) -> Setup:
+    """Prepare everything that a command needs. What already exists is only checked.
+
+    default: the checkpoint's name in ComfyUI where no file is given.
+    """
     file = find_checkpoint(checkpoint)  # first, to report mistakes early: the rest takes minutes
     host = find_host(tree, comfyui or os.environ.get("COMFYUI_PATH"))
     prepare_venv(tree)
     host = host or fetch_host(tree)
     install_packages(tree, host)
     prepare_base(tree, tree.python)
-    return Setup(tree, host, link_checkpoint(tree, file) if file else PRIOR)
+    return Setup(tree, host, link_checkpoint(tree, file) if file else default)
 
 
 def hand_over(tree: Tree, comfyui: Path | None, arguments: list) -> int:
@@ -71,13 +77,22 @@ def hand_over(tree: Tree, comfyui: Path | None, arguments: list) -> int:
 
 
 def demo(tree: Tree, options: argparse.Namespace) -> int:
-    if not options.prompt.strip():
-        raise ValueError('the prompt is empty; describe an object, e.g. "a red mushroom"')
-    setup = set_up(tree, options.comfyui, options.checkpoint)
+    if not options.prompt.strip() and not options.image:
+        raise ValueError(
+            'the prompt is empty; describe an object, e.g. "a red mushroom", or give --image FILE'
+        )
+    if options.prompt and options.image:
+        raise ValueError(
+            "give a prompt or --image, not both; the workflow image_and_text_to_splat takes both"
+        )
+    if options.image and not Path(options.image).is_file():
+        raise ValueError(f"there is no file {options.image}; --image takes the path of a picture")
+    setup = set_up(tree, options.comfyui, options.checkpoint, CAMERA if options.image else PRIOR)
+    what = ["--image", Path(options.image).absolute()] if options.image else [options.prompt]
     arguments = [
         "-m",
         "demo",
-        options.prompt,
+        *what,
         "--base",
         tree.base,
         "--checkpoint",
@@ -86,6 +101,8 @@ def demo(tree: Tree, options: argparse.Namespace) -> int:
         options.port,
     ]
     given = {
+        "--elevation": options.elevation,
+        "--azimuth": options.azimuth,
         "--steps": options.steps,
         "--seed": options.seed,
         "--out": options.out and Path(options.out).absolute(),
@@ -143,20 +160,34 @@ def parser() -> argparse.ArgumentParser:
     )
     host = argparse.ArgumentParser(add_help=False, parents=[comfyui])
     host.add_argument(
-        "--checkpoint", metavar="FILE", help="your Stable Diffusion 1.5 file (default: the small demo prior)"
+        "--checkpoint",
+        metavar="FILE",
+        help="your Stable Diffusion 1.5 file, or with --image your Stable Zero123 (default: the demo's own)",
     )
 
-    help = "make a splat from a prompt, with a real ComfyUI"
+    help = "make a splat from a prompt or a picture, with a real ComfyUI"
     command = commands.add_parser("demo", parents=[host], help=help, description=help)
     command.add_argument(
-        "prompt", help='e.g. "a red mushroom"; demo/README.md lists what the demo prior knows'
+        "prompt",
+        nargs="?",
+        default="",
+        help='e.g. "a red mushroom"; demo/README.md lists what the demo prior knows',
     )
+    command.add_argument(
+        "--image",
+        metavar="FILE",
+        help="in place of a prompt: a picture of an object with a transparent background",
+    )
+    for angle in ("elevation", "azimuth"):
+        command.add_argument(
+            f"--{angle}", type=float, metavar="DEG", help=f"{angle} of the picture's camera (default: 0)"
+        )
     command.add_argument(
         "--steps", type=int, metavar="N", help="optimisation steps (default: the workflow's)"
     )
     command.add_argument("--seed", type=int, metavar="N", help="default: the workflow's")
     command.add_argument(
-        "--out", metavar="DIR", help="folder for the results (default: output/demo/<prompt>)"
+        "--out", metavar="DIR", help="folder for the results (default: output/demo/<prompt or picture>)"
     )
     command.add_argument(
         "--port", type=int, metavar="N", default=0, help="port of the server (default: a free one)"

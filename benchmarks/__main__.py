@@ -2,18 +2,20 @@ from __future__ import annotations
 
 import argparse
 
-from . import bake, families, gpu, memory, pull, quality, rasterize, refine, taesd
+from . import bake, families, gpu, image, memory, pull, quality, rasterize, refine, taesd, views
 
 BENCHMARKS = {
     "rasterize": rasterize.main,
     "gpu": gpu.main,
     "pull": pull.main,
     "quality": quality.main,
+    "image": image.main,
     "refine": refine.main,
     "memory": memory.main,
     "families": families.main,
     "taesd": taesd.main,
     "bake": bake.main,
+    "views": views.main,
 }
 
 
@@ -28,9 +30,11 @@ def main() -> None:
     memory.add_arguments(names.choices["memory"])
     families.add_arguments(names.choices["families"])
     quality.add_arguments(names.choices["quality"])
+    image.add_arguments(names.choices["image"])
     refine.add_arguments(names.choices["refine"])
     bake.add_arguments(names.choices["bake"])
     taesd.add_arguments(names.choices["taesd"])
+    views.add_arguments(names.choices["views"])
     options = vars(parser.parse_args())
     name, as_json = options.pop("name"), options.pop("json")
     BENCHMARKS[name](as_json, **options)

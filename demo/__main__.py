@@ -1,5 +1,5 @@
-"""The demo: makes a splat from a prompt with a real ComfyUI. `python dev.py demo PROMPT` sets it up and runs
-it.
+"""The demo: makes a splat from a prompt or a picture with a real ComfyUI. `python dev.py demo` sets it up and
+runs it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from devtools.base import PRIOR
+from devtools.base import CAMERA, PRIOR
 from devtools.host import Server
 from lucid_core.cameras import frame_splats, rotate
 from lucid_core.io import ply, video
@@ -27,12 +27,13 @@ from workflows.api.client import Client, ComfyError, Graph, Printer, Progress, f
 from . import measures, score, world
 
 ROOT = Path(__file__).resolve().parents[1]
-WORKFLOW = ROOT / "workflows" / "api" / "text_to_splat.json"
+WORKFLOWS = ROOT / "workflows" / "api"
 KEPT = {".ply": "splat.ply", ".mp4": "turntable.mp4"}
 PHASES = {"LucidDream": "distil", "LucidSave": "save"}  # all other nodes count as "load"
 SHEET_COLUMNS = 8
-# Pixels. Stable Diffusion 1.5 was trained at 512; the workflow is set to the demo prior's 128.
-FULL_SIZE = 512
+# Pixels. Stable Diffusion 1.5 was trained at 512, Stable Zero123 at 256; the workflows are set to 128.
+FULL_SIZE, CAMERA_SIZE = 512, 256
+FILL = 0.8  # of a picture for Stable Zero123; the demo's own is framed already
 
 
 def slug(prompt: str) -> str:
@@ -68,9 +69,12 @@ class Reporter:
         self.phase_ends(PHASES.get(self.node, "load"))
 
 
-def dream(server: Server, graph: Graph, reporter: Reporter) -> tuple[dict, Client]:
-    """Run `graph` and return its history entry. Ctrl-C stops it on the server too."""
+def dream(server: Server, graph: Graph, reporter: Reporter, image: Path | None = None) -> tuple[dict, Client]:
+    """Upload `image`, run `graph` and return its history entry. Ctrl-C stops it on the server too."""
     client = Client(server.address, server.log_tail)
+    if image:
+        loaded = {"LoadImage": {"image": client.upload(image.name, image.read_bytes())}}
+        graph = fill(graph, loaded)
     try:
         entry = client.run(graph, reporter)
     except KeyboardInterrupt:
@@ -131,24 +135,35 @@ def measure(splats: Splats, thing: world.Thing) -> dict[str, float]:
     }
 
 
-def run(options: argparse.Namespace) -> dict:
-    """Run the demo. Returns the report, which is also written to report.json."""
-    name = slug(options.prompt)
-    folder = (options.out or ROOT / "output" / "demo" / name).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    graph = fill(
-        json.loads(WORKFLOW.read_text()),
-        {
+def graph_of(options: argparse.Namespace, name: str) -> Graph:
+    """The workflow of a prompt or of a picture with these options; its files are called `name`."""
+    dream = {"steps": options.steps, "seed": options.seed}
+    if options.image:
+        own_model = options.checkpoint != CAMERA
+        workflow, size = "image_to_splat", CAMERA_SIZE if own_model else None
+        angles = {"elevation_deg": options.elevation, "azimuth_deg": options.azimuth}
+        inputs = {
+            "ImageOnlyCheckpointLoader": {"ckpt_name": options.checkpoint},
+            "LoadImage": {"image": options.image.name},
+            "LucidImagePrompt": {**angles, "fill": FILL if own_model else None, "size": size},
+        }
+    else:
+        workflow, size = "text_to_splat", None if options.checkpoint == PRIOR else FULL_SIZE
+        inputs = {
             "CheckpointLoaderSimple": {"ckpt_name": options.checkpoint},
             "LucidPrompt": {"text": options.prompt},
-            "LucidDream": {
-                "steps": options.steps,
-                "seed": options.seed,
-                "resolution": None if options.checkpoint == PRIOR else FULL_SIZE,
-            },
-            "LucidSave": {"filename_prefix": f"lucid/{name}"},
-        },
-    )
+        }
+    inputs["LucidDream"] = {**dream, "resolution": size}
+    inputs["LucidSave"] = {"filename_prefix": f"lucid/{name}"}
+    return fill(json.loads((WORKFLOWS / f"{workflow}.json").read_text()), inputs)
+
+
+def run(options: argparse.Namespace) -> dict:
+    """Run the demo. Returns the report, which is also written to report.json."""
+    name = slug(options.image.stem if options.image else options.prompt)
+    folder = (options.out or ROOT / "output" / "demo" / name).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    graph = graph_of(options, name)
     reporter = Reporter()
     print("Starting ComfyUI ...", file=sys.stderr, flush=True)
     with Server(options.comfyui, options.base, folder / "server.log", options.port) as server:
@@ -158,7 +173,7 @@ def run(options: argparse.Namespace) -> dict:
             file=sys.stderr,
             flush=True,
         )
-        entry, client = dream(server, graph, reporter)
+        entry, client = dream(server, graph, reporter, options.image)
         keep_files(client, entry, folder)
     splats, thing = ply.read(folder / KEPT[".ply"]), world.parse(options.prompt)
     measured = measure(splats, thing) if thing else {}
@@ -179,7 +194,10 @@ def run(options: argparse.Namespace) -> dict:
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
-    parser.add_argument("prompt")
+    parser.add_argument("prompt", nargs="?", default="")
+    parser.add_argument("--image", type=Path)
+    parser.add_argument("--elevation", type=float, default=0.0)
+    parser.add_argument("--azimuth", type=float, default=0.0)
     parser.add_argument("--comfyui", type=Path, required=True, help="the folder of ComfyUI")
     parser.add_argument(
         "--base", type=Path, required=True, help="its base directory, with the checkpoint in it"

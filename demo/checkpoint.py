@@ -1,10 +1,10 @@
-"""The demo prior as a full Stable Diffusion 1.5-format checkpoint, for the host's stock
-CheckpointLoaderSimple.
+"""The demo's models as full checkpoints for the host's stock loaders: the prior in Stable Diffusion 1.5's
+format (CheckpointLoaderSimple), the camera model in Stable Zero123's (ImageOnlyCheckpointLoader).
 
     python -m demo.checkpoint OUT.safetensors
+    python -m demo.checkpoint OUT.safetensors --prior demo/camera_prior.safetensors
 
-The trained weights (three quarters of an hour of training) take 18 MB; the 325 MB written here are those
-weights, padded with zeros.
+The trained weights take 18 MB each; the 325 and 390 MB written here are those weights, padded with zeros.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from torch import Tensor
 
 from lucid_core.io.atomic import atomic_path
 
-from . import taesd, unet
+from . import camera_unet, taesd, unet
 from .words import CONCEPTS, TOKENS
 
 PRIOR = Path(__file__).with_name("prior.safetensors")
+CAMERA_PRIOR = Path(__file__).with_name("camera_prior.safetensors")
+SD15_LATENT_SCALE = 0.18215  # the host multiplies the VAE's latents by this for the model
 LAYOUT = "1"  # increase it when `expand` changes, so that existing files are rewritten
 STAMP = "lucid_demo_prior"  # the key in the safetensors metadata
 # The text encoder of CLIP ViT-L/14.
@@ -32,6 +34,12 @@ CLIP_WIDTH = 768
 CLIP_MLP = 3072
 CLIP_TOKENS = 49408
 CLIP_POSITIONS = 77
+# The image encoder of CLIP ViT-L/14.
+VISION_LAYERS = 24
+VISION_WIDTH = 1024
+VISION_MLP = 4096
+VISION_PATCH = 14
+VISION_POSITIONS = 257
 
 
 def write(path: str | Path, prior: str | Path = PRIOR) -> Path:
@@ -72,16 +80,59 @@ def _stamp_of(path: Path) -> str | None:
 
 
 def expand(narrow: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the narrow file -> those of the checkpoint, all fp16 except the VAE's two scalars."""
-    wide = _prefixed("model.diffusion_model.", unet.pad_state(_part(narrow, "unet.")))
-    with torch.device("meta"):
-        encoder, decoder = taesd.encoder(taesd.TAESD_WIDTHS), taesd.decoder(taesd.TAESD_WIDTHS)
-    wide |= _prefixed("first_stage_model.taesd_encoder.", taesd.pad_state(_part(narrow, "enc."), encoder))
-    wide |= _prefixed("first_stage_model.taesd_decoder.", taesd.pad_state(_part(narrow, "dec."), decoder))
-    wide |= _prefixed("cond_stage_model.transformer.", text_encoder(narrow["words"].float()))
+    """The tensors of a narrow file -> those of the checkpoint, all fp16 except the VAE's two scalars and the
+    camera model's image encoder.
+    """
+    if "cc_projection.weight" in narrow:
+        model = {k: v.float() for k, v in narrow.items() if k.startswith(("unet.", "cc_projection."))}
+        wide, encoder = camera_unet.pad_state(model, SD15_LATENT_SCALE), image_encoder()
+    else:
+        wide = _prefixed("model.diffusion_model.", unet.pad_state(_part(narrow, "unet.")))
+        wide |= _prefixed("cond_stage_model.transformer.", text_encoder(narrow["words"].float()))
+        encoder = {}
+    wide |= autoencoder(narrow)
     wide = {name: value.half() for name, value in wide.items()}
     scale, shift = narrow["scale_shift"]
-    return wide | {"first_stage_model.vae_scale": scale.clone(), "first_stage_model.vae_shift": shift.clone()}
+    scalars = {"first_stage_model.vae_scale": scale.clone(), "first_stage_model.vae_shift": shift.clone()}
+    return wide | encoder | scalars
+
+
+def autoencoder(narrow: dict[str, Tensor]) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        encoder, decoder = taesd.encoder(taesd.TAESD_WIDTHS), taesd.decoder(taesd.TAESD_WIDTHS)
+    return _prefixed(
+        "first_stage_model.taesd_encoder.", taesd.pad_state(_part(narrow, "enc."), encoder)
+    ) | _prefixed("first_stage_model.taesd_decoder.", taesd.pad_state(_part(narrow, "dec."), decoder))
+
+
+def image_encoder() -> dict[str, Tensor]:
+    """State of a CLIP ViT-L/14 whose embedding of every picture is zero: the camera model sees the picture by
+    its latents alone. One byte for each of its 304 M zeros.
+    """
+    return {
+        f"cond_stage_model.model.visual.{name}": torch.zeros(shape, dtype=torch.float8_e4m3fn)
+        for name, shape in _vision_shapes().items()
+    }
+
+
+def _vision_shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of CLIP ViT-L/14's image encoder, as in OpenAI's own model."""
+    width, norm = VISION_WIDTH, {"weight": (VISION_WIDTH,), "bias": (VISION_WIDTH,)}
+    layer = {f"ln_{i}.{kind}": shape for i in (1, 2) for kind, shape in norm.items()}
+    layer |= {"attn.in_proj_weight": (3 * width, width), "attn.in_proj_bias": (3 * width,)}
+    layer |= {"attn.out_proj.weight": (width, width), "attn.out_proj.bias": (width,)}
+    layer |= {"mlp.c_fc.weight": (VISION_MLP, width), "mlp.c_fc.bias": (VISION_MLP,)}
+    layer |= {"mlp.c_proj.weight": (width, VISION_MLP), "mlp.c_proj.bias": (width,)}
+    shapes = {
+        f"transformer.resblocks.{i}.{name}": layer[name] for i in range(VISION_LAYERS) for name in layer
+    }
+    shapes |= {f"{name}.{kind}": shape for name in ("ln_pre", "ln_post") for kind, shape in norm.items()}
+    return shapes | {
+        "class_embedding": (width,),
+        "positional_embedding": (VISION_POSITIONS, width),
+        "conv1.weight": (width, 3, VISION_PATCH, VISION_PATCH),
+        "proj": (width, CLIP_WIDTH),
+    }
 
 
 def text_encoder(words: Tensor) -> dict[str, Tensor]:

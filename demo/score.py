@@ -47,9 +47,9 @@ class Truth:
 
 
 @lru_cache(maxsize=8)
-def truth(thing: Thing, views: int | None = None) -> Truth:
-    """The true images that `score` uses, or a turntable of `views` images. With the images of `render` they
-    make a contact sheet.
+def truth(thing: Thing, views: int | None = None, elevation_deg: float = ELEVATION_DEG) -> Truth:
+    """The true images that `score` uses, or a turntable of `views` images at another elevation. With the
+    images of `render` they make a contact sheet.
     """
     views = views or VIEWS
     radius = float(world.distance(thing.kind, math.radians(FOVY_DEG), FILL))
@@ -57,13 +57,13 @@ def truth(thing: Thing, views: int | None = None) -> Truth:
     rgb, mask = world.render(
         thing,
         azimuth,
-        math.radians(ELEVATION_DEG),
+        math.radians(elevation_deg),
         math.radians(FOVY_DEG),
         SIZE,
         radius=radius,
         supersample=4,
     )
-    cameras = turntable(views, ELEVATION_DEG, radius, FOVY_DEG, SIZE, SIZE)
+    cameras = turntable(views, elevation_deg, radius, FOVY_DEG, SIZE, SIZE)
     return Truth(torch.from_numpy(rgb), torch.from_numpy(mask), cameras)
 
 
@@ -81,21 +81,23 @@ def best_view(splats: Splats, expected: Truth) -> tuple[float, Tensor, Tensor]:
     splats = splats.map(lambda x: x.detach().cpu().float())
 
     def psnr_at(log_scale: float) -> float:
-        return psnr(_view(splats.scale_by(math.exp(log_scale)), expected)[0], expected.rgb)
+        return psnr(view(splats.scale_by(math.exp(log_scale)), expected)[0], expected.rgb)
 
     scale = math.exp(maximise(psnr_at, math.log(SCALES[0]), math.log(SCALES[1])))
-    return scale, *_view(splats.scale_by(scale), expected)
+    return scale, *view(splats.scale_by(scale), expected)
 
 
 def render(splats: Splats, thing: Thing, scale: float = 1.0, views: int | None = None) -> Tensor:
     """The splat, scaled by `scale`, in the views of `truth(thing, views)`: (V, S, S, 3) in [0, 1] on
     white.
     """
-    return _view(splats.map(lambda x: x.detach().cpu().float()).scale_by(scale), truth(thing, views))[0]
+    return view(splats.map(lambda x: x.detach().cpu().float()).scale_by(scale), truth(thing, views))[0]
 
 
-def _view(splats: Splats, expected: Truth) -> tuple[Tensor, Tensor]:
-    """rgb (V, S, S, 3) in [0, 1] and alpha (V, S, S)."""
+def view(splats: Splats, expected: Truth) -> tuple[Tensor, Tensor]:
+    """The splat on the CPU in the views of `expected`: rgb (V, S, S, 3) in [0, 1] on white and alpha (V, S,
+    S).
+    """
     with torch.no_grad():
         image = rasterize(splats, expected.cameras, SIZE, SIZE, background=torch.ones(3))
     return image.rgb.clamp(0, 1), image.alpha[..., 0]

@@ -22,11 +22,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from . import captions, taesd, train_unet, train_vae, unet
-from .checkpoint import save
+from .checkpoint import SD15_LATENT_SCALE, save
 from .data import draw_all, pictures
 from .fit import Recipe, fit
-
-SD15_LATENT_SCALE = 0.18215  # the host multiplies the VAE's latents by this for the model
 
 
 @dataclass(frozen=True)

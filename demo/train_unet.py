@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import captions
-from .fit import Loss, Recipe
+from .fit import Loss, Recipe, autocast
 
 RECIPE = Recipe(minutes=47, lr=6e-4, warmup=300, hold=0.1, final=0.01, ema=0.999, weight_decay=0.01)
 BATCH = 32
@@ -35,11 +35,25 @@ def alphas_cumprod() -> Tensor:
     return torch.cumprod(1 - betas, 0).float()
 
 
+def draw_timesteps(n: int, generator: torch.Generator, power: float = 1.0) -> Tensor:
+    """Stratified timesteps (n,): evenly spaced over the schedule, with a random offset. A power below 1 draws
+    more of the noisy ones.
+    """
+    strata = (torch.rand(1, generator=generator) + torch.arange(n) / n) % 1
+    return (strata**power * TIMESTEPS).long()
+
+
+def diffuse(z0: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+    """Noisy latents at `timesteps` (B,), scaled as the network expects them; all (B, 4, h, w)."""
+    abar = alphas_cumprod()[timesteps][:, None, None, None]
+    return abar.sqrt() * z0 + (1 - abar).sqrt() * noise
+
+
 def predict(model: nn.Module, noisy: Tensor, timesteps: Tensor, context: Tensor, bias: Tensor) -> Tensor:
     """eps prediction on the model's device; the arguments are those of `UNet.forward`, on any device."""
     device = next(model.parameters()).device
     noisy = noisy.to(device).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, torch.bfloat16):
+    with autocast(device):
         return model(noisy, timesteps.to(device), context.to(device), bias.to(device)).float()
 
 
@@ -49,12 +63,10 @@ def training_loss(examples: Examples) -> Loss:
 
     def loss(model: nn.Module, generator: torch.Generator, progress: float) -> Tensor:
         picks = torch.randint(len(examples.latents), (BATCH,), generator=generator)
-        # Stratified: evenly spaced over the schedule, with a random offset.
-        strata = (torch.rand(1, generator=generator) + torch.arange(BATCH) / BATCH) % 1
-        t = (strata * TIMESTEPS).long()
+        t = draw_timesteps(BATCH, generator)
         z0 = examples.latents[picks].float()
         noise = torch.randn(z0.shape, generator=generator)
-        noisy = abar[t].sqrt()[:, None, None, None] * z0 + (1 - abar[t]).sqrt()[:, None, None, None] * noise
+        noisy = diffuse(z0, t, noise)
         bias = captions.bias(captions.dropout(BATCH, generator))
         eps = predict(model, noisy, t, examples.table[examples.rows[picks]], bias)
         error = (eps - noise.to(eps.device)).square().mean(dim=(1, 2, 3))  # (B,)
@@ -69,11 +81,11 @@ def eps_mse(model: nn.Module, examples: Examples) -> float:
     """Mean squared error of eps over evenly spaced timesteps, with full captions and the same noise in each
     call.
     """
-    n, abar = len(examples.latents), alphas_cumprod()
+    n = len(examples.latents)
     t = torch.arange(n) * TIMESTEPS // n
     z0 = examples.latents.float()
     noise = torch.randn(z0.shape, generator=torch.Generator().manual_seed(7))
-    noisy = abar[t].sqrt()[:, None, None, None] * z0 + (1 - abar[t]).sqrt()[:, None, None, None] * noise
+    noisy = diffuse(z0, t, noise)
     bias = captions.bias(torch.ones(n, 4, dtype=torch.bool))
     errors = []
     for start in range(0, n, BATCH):

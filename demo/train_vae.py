@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import taesd
-from .fit import Loss, Recipe
+from .fit import Loss, Recipe, autocast
 
 RECIPE = Recipe(minutes=18, lr=1.2e-3, warmup=150, hold=0.0, final=0.02, ema=0.998, weight_decay=1e-4)
 CROPS, WHOLES = 16, 4  # images per step: crops of half the side, and whole images at the end
@@ -51,7 +51,7 @@ def training_loss(images: np.ndarray, device: torch.device) -> Loss:
 
     def loss(model: Autoencoder, generator: torch.Generator, progress: float) -> Tensor:
         x = as_input(batch(images, progress > WHOLE_FROM, generator), device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             z = model.encoder(x)
             noise = torch.randn(z.shape, generator=generator).to(device)
             decoded = model.decoder(z + LATENT_NOISE * noise)
@@ -83,7 +83,7 @@ def encode(model: Autoencoder, images: np.ndarray, device: torch.device) -> Tens
     """(N, S, S, 3) uint8 -> raw latents (N, 4, S/8, S/8) on the CPU."""
     latents = []
     for start in range(0, len(images), 32):
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             latents.append(model.encoder(as_input(images[start : start + 32], device)).float().cpu())
     return torch.cat(latents)
 
@@ -92,7 +92,7 @@ def encode(model: Autoencoder, images: np.ndarray, device: torch.device) -> Tens
 def psnr(model: Autoencoder, images: np.ndarray, device: torch.device) -> float:
     """Mean PSNR in dB of images (N, S, S, 3) uint8 after encoding and decoding."""
     x = as_input(images, device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with autocast(device):
         decoded = model.decoder(model.encoder(x))
     error = (decoded.float().clamp(0, 1) - x).square().mean(dim=(1, 2, 3))
     return float((-10 * error.log10()).mean())

@@ -162,10 +162,10 @@ def stage(*layers: nn.Module) -> nn.ModuleList:
 
 class UNet(nn.Module):
     """eps prediction on 4-channel latents. a, b: channels at full and half resolution; t: the time
-    embedding's.
+    embedding's; inputs: 4, or more where a condition is concatenated to the noisy latents.
     """
 
-    def __init__(self, a: int = WIDTHS[0], b: int = WIDTHS[1], t: int = WIDTHS[2]):
+    def __init__(self, a: int = WIDTHS[0], b: int = WIDTHS[1], t: int = WIDTHS[2], inputs: int = 4):
         super().__init__()
         if a % (2 * GROUP) or b % HEAD:
             raise ValueError(
@@ -173,7 +173,7 @@ class UNet(nn.Module):
             )
         self.time_embed = nn.Sequential(nn.Linear(TIME_FEATURES, t), nn.SiLU(), nn.Linear(t, t))
         self.input_blocks = stage(
-            stage(nn.Conv2d(4, a, 3, padding=1)),
+            stage(nn.Conv2d(inputs, a, 3, padding=1)),
             stage(ResBlock(a, a, t)),
             stage(Downsample(a)),
             stage(ResBlock(a, b, t), SpatialTransformer(b)),
@@ -188,8 +188,8 @@ class UNet(nn.Module):
         self.out = nn.Sequential(group_norm(a), nn.SiLU(), zeroed(nn.Conv2d(a, 4, 3, padding=1)))
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x (B, 4, h, w), timesteps (B,) in 0..999, context (B, T, 768), bias (B, T) of attention -> eps,
-        like x.
+        """x (B, inputs, h, w), timesteps (B,) in 0..999, context (B, T, 768), bias (B, T) of attention -> eps
+        (B, 4, h, w).
         """
         time = self.time_embed(time_features(timesteps).to(x.dtype))
 
@@ -224,7 +224,7 @@ def pad_state(narrow: dict[str, Tensor]) -> dict[str, Tensor]:
     """A narrow `UNet` state, padded to SD 1.5's shapes; the padded model computes the same."""
     a, b, _ = widths_of(narrow)
     with torch.device("meta"):
-        wide = UNet(*SD15_WIDTHS).state_dict()
+        wide = UNet(*SD15_WIDTHS, narrow["input_blocks.0.0.weight"].shape[1]).state_dict()
     skips = {"output_blocks.0.0": (b, b), "output_blocks.1.0": (b, a), "output_blocks.2.0": (b, a)}
     skips["output_blocks.3.0"] = (a, a)
 

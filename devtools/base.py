@@ -12,11 +12,13 @@ from .tree import Tree, run, say
 
 PACK = "lucid_ism"
 PRIOR = "lucid_demo_prior.safetensors"
+CAMERA = "lucid_demo_camera.safetensors"  # a Stable Zero123
+PICTURE = "lucid_demo_picture.png"
 LORAS = tuple(f"lucid_demo_red_is_{color}.safetensors" for color in ("blue", "purple", "yellow"))
 
 
 def prepare_base(tree: Tree, python: str | Path) -> None:
-    """Make the host's base directory, with this pack and the demo's checkpoint and LoRAs.
+    """Make the host's base directory, with this pack and the demo's checkpoints, LoRAs and picture.
 
     `python` is the interpreter that writes them.
     """
@@ -24,15 +26,18 @@ def prepare_base(tree: Tree, python: str | Path) -> None:
         (tree.base / folder).mkdir(parents=True, exist_ok=True)
     link_folder(tree.base / "custom_nodes" / PACK, tree.root)
     made_from = max(path.stat().st_mtime for path in (tree.root / "demo").glob("*.*"))
-    loras = tree.base / "models" / "loras"
-    made = {
-        "demo.checkpoint": (tree.checkpoints / PRIOR, [tree.checkpoints / PRIOR]),
-        "demo.loras": (loras, [loras / name for name in LORAS]),
-    }
-    for module, (target, files) in made.items():
+    loras, prior, camera = tree.base / "models" / "loras", tree.checkpoints / PRIOR, tree.checkpoints / CAMERA
+    picture = tree.base / "input" / PICTURE
+    made = [
+        (["demo.checkpoint", prior], [prior]),
+        (["demo.checkpoint", camera, "--prior", "demo/camera_prior.safetensors"], [camera]),
+        (["demo.loras", loras], [loras / name for name in LORAS]),
+        (["demo.picture", picture], [picture]),
+    ]
+    for words, files in made:
         if not all(file.exists() and file.stat().st_mtime >= made_from for file in files):
             say(f"Writing {', '.join(file.name for file in files)} ...")
-            run([python, "-m", module, target], cwd=tree.root)
+            run([python, "-m", *words], cwd=tree.root)
             for file in files:
                 os.utime(file)  # the command does not touch a file that is up to date
 

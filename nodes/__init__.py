@@ -19,7 +19,10 @@ if not compat.missing_parts():
     from .control import LucidControlNet
     from .dream import LucidDream
     from .export import LucidSave
+    from .fit import LucidFit
     from .guidance import LucidBaseline, LucidISM, LucidTargets
+    from .image_prompt import LucidImagePrompt
+    from .load_views import LucidLoadViews
     from .mix import LucidMix
     from .optimizer import LucidOptimizer
     from .pointcloud import LucidPointCloud
@@ -50,6 +53,7 @@ def node_list() -> list[type]:
     return [
         LucidPrompt,
         LucidPromptFromConditioning,
+        LucidImagePrompt,
         LucidPointCloud,
         LucidISM,
         LucidBaseline,
@@ -68,4 +72,6 @@ def node_list() -> list[type]:
         LucidMix,
         LucidOptimizer,
         LucidTargets,
+        LucidFit,
+        LucidLoadViews,
     ]

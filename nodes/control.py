@@ -7,7 +7,7 @@ from ..lucid_core.errors import BadInput
 from ..lucid_core.settings import require
 from . import host
 from .inputs import CATEGORY, errors_of
-from .types import Control, LucidPromptData, LucidPromptType
+from .types import Control, LucidPictureData, LucidPromptData, LucidPromptType
 
 
 class LucidControlNet(IO.ComfyNode):
@@ -103,6 +103,10 @@ class LucidControlNet(IO.ComfyNode):
                 start_percent,
                 f"at most end_percent ({end_percent})",
             )
+            if isinstance(prompt, LucidPictureData):
+                raise BadInput(
+                    "prompt", "is a picture, whose model takes no ControlNet; connect a Lucid Prompt"
+                )
             shown = Hint(hint, None if guide is None else host.one_splat(guide))
             if control_net is None:
                 require_free_controls(prompt)

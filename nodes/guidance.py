@@ -12,7 +12,14 @@ from ..lucid_core.guidance.mixing import Mix
 from ..lucid_core.settings import bounds_of
 from . import host
 from .inputs import CATEGORY, chosen_of, errors_of, inputs_of
-from .types import LucidGuidanceData, LucidGuidanceType, LucidMixData, LucidPromptData, LucidPromptType
+from .types import (
+    LucidGuidanceData,
+    LucidGuidanceType,
+    LucidMixData,
+    LucidPictureData,
+    LucidPromptData,
+    LucidPromptType,
+)
 
 
 def options_of(choices: dict[str, Guidance | ImageTargets]) -> list[IO.DynamicCombo.Option]:
@@ -30,13 +37,16 @@ def sources() -> list[IO.Input]:
     """
     return [
         IO.Model.Input(
-            "model", lazy=True, tooltip="Text-to-image diffusion model, with any LoRAs and patches."
+            "model",
+            lazy=True,
+            tooltip="Text-to-image diffusion model, or Stable Zero123, with any LoRAs and patches.",
         ),
         IO.Vae.Input("vae", lazy=True, tooltip="VAE of the model."),
         LucidPromptType.Input(
             "prompt",
             lazy=True,
-            tooltip="Prompt that describes the object, from Lucid Prompt or Lucid Prompt From Conditioning.",
+            tooltip="Prompt that describes the object, from Lucid Prompt or Lucid Prompt From Conditioning; "
+            "for Stable Zero123 from Lucid Image Prompt.",
         ),
     ]
 
@@ -86,14 +96,18 @@ class GuidanceNode(IO.ComfyNode):
 
 
 def guidance_of(
-    model: Any, vae: Any, prompt: LucidPromptData, method: Guidance | ImageTargets, hidden: Any
+    model: Any,
+    vae: Any,
+    prompt: LucidPromptData | LucidPictureData,
+    method: Guidance | ImageTargets,
+    hidden: Any,
 ) -> LucidGuidanceData:
     """Combine method, model, VAE and prompt. Raises BadInput if they do not work together."""
     host.require_image_model(model, vae)
     if isinstance(method, ImageTargets):
         host.require_invertible(model)
     host.require_loras(model, hidden.dynprompt, hidden.unique_id)
-    host.require_text_of(model, prompt.conditionings())
+    host.require_prompt_of(model, prompt)
     host.log_needs(model, method.pixel_limit)
     return LucidGuidanceData(model, vae, prompt, method)
 

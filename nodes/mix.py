@@ -1,6 +1,6 @@
 from comfy_api.latest import IO
 
-from ..lucid_core.guidance.mixing import MODES, Mix
+from ..lucid_core.guidance.mixing import CONSTANT, MODES, Mix
 from .inputs import CATEGORY, errors_of, inputs_of
 from .types import LucidGuidanceType, LucidMixData
 
@@ -36,7 +36,8 @@ class LucidMix(IO.ComfyNode):
                     options=list(MODES),
                     tooltip="; ".join(f"{mode}: {what}" for mode, what in MODES.items()),
                 ),
-                *inputs_of(Mix),
+                *inputs_of(Mix, "share"),
+                *inputs_of(Mix, "share_last", optional=True),
             ],
             outputs=[
                 LucidGuidanceType.Output(
@@ -46,6 +47,6 @@ class LucidMix(IO.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, first, second, mode, share) -> IO.NodeOutput:
+    def execute(cls, first, second, mode, share, share_last=CONSTANT) -> IO.NodeOutput:
         with errors_of(cls):
-            return IO.NodeOutput(LucidMixData(first, second, Mix(mode, share)))
+            return IO.NodeOutput(LucidMixData(first, second, Mix(mode, share, share_last)))

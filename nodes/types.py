@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 from comfy_api.latest import IO
 
-from ..lucid_core.cameras import CameraRanges
+from ..lucid_core.cameras import CameraRanges, SizedCameras
 from ..lucid_core.conditioning.control_images import Hint
-from ..lucid_core.conditioning.view_prompts import VIEWS, ViewBlend
+from ..lucid_core.conditioning.picture import Picture
+from ..lucid_core.conditioning.picture_prompt import PicturePrompt
+from ..lucid_core.conditioning.view_prompts import VIEWS, Prompts, ViewBlend
 from ..lucid_core.guidance.base import Guidance
 from ..lucid_core.guidance.image_targets import ImageTargets
 from ..lucid_core.guidance.mixing import Mix, require_mode
@@ -54,6 +56,46 @@ class LucidPromptData:
         """All conditionings by name: VIEWS, negative and inverse."""
         return {**dict(zip(VIEWS, self.views)), "negative": self.negative, "inverse": self.inverse}
 
+    def prompts(self, conds: dict[str, Any]) -> Prompts:
+        """The prompts of a guidance source, with the `conditionings` as its prior reads them."""
+        views, hints = tuple(conds[view] for view in VIEWS), tuple(each.hint for each in self.controls)
+        return Prompts(views, conds["negative"], conds["inverse"], self.blend, hints)
+
+    def contents(self) -> list:
+        """What a run depends on besides text and controls."""
+        return [self.views, self.negative, self.inverse, asdict(self.blend)]
+
+
+@dataclass(frozen=True)
+class LucidPictureData:
+    """A picture as prompt, for models that are told the camera.
+
+    cameras: its CONDITIONINGs as in `PicturePrompt`. negative: without picture and camera, also for the DDIM
+    inversion.
+    """
+
+    cameras: tuple[Conditioning, ...] = field(repr=False)
+    negative: Conditioning = field(repr=False)
+    picture: Picture = field(repr=False)
+    text: ClassVar[str] = ""
+    controls: ClassVar[tuple[Control, ...]] = ()
+
+    def conditionings(self) -> dict[str, Conditioning]:
+        """All conditionings by name."""
+        cameras = {f"camera {k}": cond for k, cond in enumerate(self.cameras)}
+        return {**cameras, "negative": self.negative, "inverse": self.negative}
+
+    def prompts(self, conds: dict[str, Any]) -> PicturePrompt:
+        """See LucidPromptData."""
+        cameras = tuple(conds[f"camera {k}"] for k in range(len(self.cameras)))
+        return PicturePrompt(cameras, conds["negative"], conds["inverse"], self.picture)
+
+    def contents(self) -> list:
+        """See LucidPromptData."""
+        picture = self.picture
+        pixels = [picture.rgb, picture.alpha, picture.disparity]
+        return [self.cameras, self.negative, pixels, asdict(picture.view)]
+
 
 @dataclass(frozen=True)
 class LucidGuidanceData:
@@ -61,7 +103,7 @@ class LucidGuidanceData:
 
     model: Any = field(repr=False)
     vae: Any = field(repr=False)
-    prompt: LucidPromptData
+    prompt: LucidPromptData | LucidPictureData
     method: Guidance | ImageTargets
 
 
@@ -89,8 +131,10 @@ LucidGuidanceType = IO.Custom("LUCID_GUIDANCE")
 LucidCamerasType = IO.Custom("LUCID_CAMERAS")
 LucidOptimizerType = IO.Custom("LUCID_OPTIMIZER")
 LucidSelectionType = IO.Custom("LUCID_SELECTION")
-LucidPromptType.Type = LucidPromptData
+LucidViewsType = IO.Custom("LUCID_VIEWS")
+LucidPromptType.Type = LucidPromptData | LucidPictureData
 LucidGuidanceType.Type = LucidGuidanceData | LucidMixData
 LucidCamerasType.Type = CameraRanges
 LucidOptimizerType.Type = OptimizerConfig
 LucidSelectionType.Type = Selection
+LucidViewsType.Type = SizedCameras

@@ -5,6 +5,7 @@ Run by `python dev.py test`, which sets it up.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ pytest.register_assert_rewrite("raising", "tests.host.failing")
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stopped run stops its servers too
 
 from demo import loras  # noqa: E402
-from devtools.base import PACK, link_folder, prepare_base  # noqa: E402
+from devtools.base import PACK, PICTURE, link_folder, prepare_base  # noqa: E402
 from devtools.fetch import find_host  # noqa: E402
 from devtools.host import Server  # noqa: E402
 from devtools.launch import needs_repair, repair_cpu_torch  # noqa: E402
@@ -57,6 +58,7 @@ def base(host_path, tmp_path_factory) -> Path:
         (FAMILIES / folder).mkdir(parents=True, exist_ok=True)
         link_folder(base / "models" / folder, FAMILIES / folder)
     loras.write(base / "models" / "loras")
+    shutil.copy(TREE.base / "input" / PICTURE, base / "input")
     link_folder(base / "custom_nodes" / PACK, TREE.root)
     link_folder(base / "custom_nodes" / "lucid_test", TREE.root / "tests" / "host" / "pack")
     return base

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from demo import world
 from demo.checkpoint import PRIOR
+from demo.prior import DemoPrior
 from lucid_core.cameras import CameraRanges
 from lucid_core.conditioning.view_prompts import Prompts, ViewBlend
 from lucid_core.diffusion.prior import Prior
@@ -25,6 +26,7 @@ from lucid_core.guidance.base import Guidance
 from lucid_core.guidance.image_targets import PRESETS as TARGETS
 from lucid_core.guidance.image_targets import ImageTargets
 from lucid_core.guidance.ism import ISM
+from lucid_core.guidance.mixing import GuidanceSource, Mix, MixedSource
 from lucid_core.optimize.config import PRESETS, Budget, DreamConfig
 from lucid_core.settings import bounds_of, replace_settings, require
 from lucid_core.starts.shapes import PointCloud
@@ -58,14 +60,34 @@ class Case:
         """A file name. Its hash covers all settings except the label, and the prior, so cases with the same
         settings share it.
         """
-        settings = repr(replace(self, label="")) + _prior_hash()
-        words = "-".join(re.findall("[a-z0-9]+", self.prompt.lower()))[:60]
-        return f"{words}-{self.seed}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+        return key_of(self.prompt, self.seed, repr(replace(self, label="")) + hash_of(PRIOR))
+
+    def source(self) -> GuidanceSource | MixedSource:
+        """What guides the run."""
+        prior = text_prior()
+        prompts = prior.prompts(self.prompt, blend=self.blend)
+        if not self.view_words:
+            prompts = replace(prompts, views=(prior.caption(self.prompt),) * 4)
+        source = GuidanceSource(prior, self.guidance, prompts)
+        if self.surface is None:
+            return source
+        surface = GuidanceSource(prior, self.surface, prompts)
+        return MixedSource(source, surface, Mix("sequence", self.surface_share))
+
+
+def key_of(prompt: str, seed: int, settings: str) -> str:
+    words = "-".join(re.findall("[a-z0-9]+", prompt.lower()))[:60]
+    return f"{words}-{seed}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
 
 
 @lru_cache
-def _prior_hash() -> str:
-    return hashlib.sha256(PRIOR.read_bytes()).hexdigest()
+def hash_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@lru_cache
+def text_prior() -> DemoPrior:
+    return DemoPrior()
 
 
 def workflow() -> Case:

@@ -16,8 +16,6 @@ from typing import Any
 import torch
 
 from demo import measures, score, world
-from demo.prior import DemoPrior
-from lucid_core.guidance.mixing import GuidanceSource, Mix, MixedSource
 from lucid_core.io import ply
 from lucid_core.io.atomic import atomic_path
 from lucid_core.optimize import loop as dream
@@ -81,17 +79,8 @@ def distil(case: Case) -> tuple[Splats, dict[str, Any]]:
     """The splat, and the fields of Result that do not come from its images. A run that diverges returns
     its last valid splat; raises its error if there is none.
     """
-    prior = _prior()
-    prompts = prior.prompts(case.prompt, blend=case.blend)
-    if not case.view_words:
-        prompts = replace(prompts, views=(prior.caption(case.prompt),) * 4)
-    source = GuidanceSource(prior, case.guidance, prompts)
-    if case.surface:
-        source = MixedSource(
-            source, GuidanceSource(prior, case.surface, prompts), Mix("sequence", case.surface_share)
-        )
-    splats = case.start.splats(case.start_seed)
-    step, stopped, asked, begun = 0, None, prior.evaluations, time.perf_counter()
+    source, splats = case.source(), case.start.splats(case.start_seed)
+    step, stopped, asked, begun = 0, None, source.evaluations, time.perf_counter()
     try:
         for done in dream.distil(splats, source, case.cameras, case.config, case.seed, "numba"):
             step, splats = done.step, done.splats
@@ -101,16 +90,11 @@ def distil(case: Case) -> tuple[Splats, dict[str, Any]]:
         stopped = str(error)
     seconds = time.perf_counter() - begun
     return splats, {
-        "evaluations": prior.evaluations - asked,
+        "evaluations": source.evaluations - asked,
         "seconds": seconds,
         "steps": step,
         "stopped": stopped,
     }
-
-
-@lru_cache
-def _prior() -> DemoPrior:
-    return DemoPrior()
 
 
 def measure(splats: Splats, thing: world.Thing, facts: dict[str, Any]) -> Result:

@@ -114,9 +114,11 @@ def unet_of(
     with load("safetensors", "safetensors").safe_open(str(checkpoint), "pt") as file:
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
         held = sum(math.prod(file.get_slice(name).get_shape()) for name in names)
-    wanted = sum(parameter.numel() for parameter in unet.parameters())
-    if held != wanted:
-        raise BadFile(checkpoint, f"its UNet has {held:,} weights, its configuration {wanted:,}; change one")
+    expected = sum(parameter.numel() for parameter in unet.parameters())
+    if held != expected:
+        raise BadFile(
+            checkpoint, f"its UNet has {held:,} weights, its configuration {expected:,}; change one"
+        )
     return unet.requires_grad_(False)
 
 
@@ -130,14 +132,14 @@ def text_encoder_of(checkpoint: str | Path, prefix: str = "cond_stage_model.tran
     with load("safetensors", "safetensors").safe_open(str(checkpoint), "pt") as file:
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
         state = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
-    wanted = model.state_dict().keys()
-    if "embeddings.token_embedding.weight" in wanted:  # transformers 5 dropped the level "text_model."
+    expected = model.state_dict().keys()
+    if "embeddings.token_embedding.weight" in expected:  # transformers 5 dropped the level "text_model."
         state = {name.removeprefix("text_model."): value for name, value in state.items()}
-    missing = wanted - state.keys()
+    missing = expected - state.keys()
     if missing:
-        lacks = f"it lacks {len(missing)} of {len(wanted)} tensors of the text encoder CLIP ViT-L/14"
+        lacks = f"it lacks {len(missing)} of {len(expected)} tensors of the text encoder CLIP ViT-L/14"
         raise BadFile(checkpoint, f"{lacks}; use a checkpoint of Stable Diffusion 1.x")
-    model.load_state_dict({name: value.float() for name, value in state.items() if name in wanted})
+    model.load_state_dict({name: value.float() for name, value in state.items() if name in expected})
     return model.requires_grad_(False)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import OutOfMemory
+from ..errors import BadInput, OutOfMemory
 from .encoder import encode_in_parts
 
 Cond = Any  # a conditioning, opaque to all but the prior that made it
@@ -79,9 +79,9 @@ class Prior(ABC):
 
     def show(self, hints: list[Tensor]) -> None:
         """Set the ControlNet images, (B, H, W, 3) in [0, 1] for each hint, for the following `denoise` calls
-        on B views. Called if the prompts have hints; raises NotImplementedError unless a subclass takes them.
+        on B views. Called if the prompts have hints; raises BadInput unless a subclass takes them.
         """
-        raise NotImplementedError(f"{type(self).__name__} takes no ControlNet images")
+        raise BadInput("hints", f"need ControlNets, and {type(self).__name__} has none; give no hints")
 
     def save_memory(self) -> None:  # noqa: B027  # most priors have no such mode
         """Switch to a slower mode that needs less memory, if there is one. Called when views are evaluated

@@ -34,7 +34,7 @@ class Guidance(ABC):
     the views; inf = no limit.
     """
 
-    weight: float
+    weight: float = 1.0
     pixel_limit: float = math.inf
 
     @abstractmethod

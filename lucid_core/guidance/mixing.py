@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..conditioning.control_images import RenderedBatch, move_to_frame
+from ..conditioning.picture_prompt import PicturePrompt
 from ..conditioning.view_prompts import Prompts
 from ..diffusion.prior import Listening, Prior
 from ..frames import Frame
@@ -26,6 +27,7 @@ MODES = {
 }
 
 IN_TURN = ("switch", "sequence")
+CONSTANT = -1.0  # a share_last that equals share
 THROUGH_ENCODER = PixelGradient()
 
 
@@ -43,17 +45,30 @@ class Mix:
         step=0.05,
         advanced=False,
     )
+    share_last: float = setting(
+        CONSTANT,
+        CONSTANT,
+        1,
+        "Share of the second guidance at the end of the run, for add and alternate: it changes linearly from "
+        "`share`. -1 = the same as share.",
+        step=0.05,
+    )
 
     def __post_init__(self) -> None:
         require(self.mode in MODES, "mode", repr(self.mode), ", ".join(MODES))
         check_bounds(self)
+        is_share = self.share_last >= 0 and self.mode not in IN_TURN
+        allowed = f"{CONSTANT:g}, or with add and alternate 0 to 1"
+        require(self.share_last == CONSTANT or is_share, "share_last", self.share_last, allowed)
 
     def weights(self, progress: float, generator: Generator) -> tuple[float, float]:
         """Return the weights of the first and the second source at `progress` (0 to 1) of the run."""
+        last = self.share if self.share_last == CONSTANT else self.share_last
+        share = self.share + progress * (last - self.share)
         if self.mode == "add":
-            return 1 - self.share, self.share
+            return 1 - share, share
         drawn = progress if self.mode in IN_TURN else 1 - torch.rand((), generator=generator).item()
-        second = drawn >= 1 - self.share
+        second = drawn >= 1 - share
         return 1.0 - second, float(second)
 
 
@@ -107,7 +122,7 @@ class GuidanceSource:
 
     prior: Prior
     guidance: Guidance | ImageTargets
-    prompts: Prompts
+    prompts: Prompts | PicturePrompt
 
     @property
     def evaluations(self) -> int:

@@ -107,12 +107,12 @@ def _triangles(faces: NDArray[Any] | None) -> Tensor | None:
 
 
 def _read_npz(path: Path) -> tuple[Tensor, Tensor, None]:
-    wanted = (*NPZ_POINTS, *NPZ_COLORS, *"RGB")
+    known = (*NPZ_POINTS, *NPZ_COLORS, *"RGB")
     try:
         with zipfile.ZipFile(path):  # numpy would also open an .npy file with this suffix
             pass
         with np.load(path, allow_pickle=False) as data:
-            names, arrays = data.files, {name: data[name] for name in wanted if name in data.files}
+            names, arrays = data.files, {name: data[name] for name in known if name in data.files}
     except DAMAGED as error:
         raise BadFile(path, f"it is not a readable .npz file: {error}") from error
     for name, array in arrays.items():

@@ -32,10 +32,11 @@ def contact_sheet(frames: Tensor, columns: int) -> NDArray[np.uint8]:
 
 
 def write_png(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
-    """Write an image (H, W, 3), uint8 RGB. Raises BadSetting if OpenCV cannot encode it."""
+    """Write an image (H, W, 3) RGB or (H, W, 4) RGBA, uint8. Raises BadSetting if OpenCV cannot encode it."""
     cv2 = load("cv2", "opencv-python-headless")
-    ok, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
-    require(ok, "image", f"of shape {image.shape}", "(H, W, 3), with H and W above 0")
+    order = [2, 1, 0, 3][: image.shape[-1]]  # BGR, BGRA
+    ok, data = cv2.imencode(".png", np.ascontiguousarray(image[..., order]))
+    require(ok, "image", f"of shape {image.shape}", "(H, W, 3) or (H, W, 4), with H and W above 0")
     Path(path).write_bytes(data.tobytes())
 
 

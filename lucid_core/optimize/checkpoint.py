@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadFile, OtherRun
+from ..guidance.mixing import CONSTANT
 from ..io.atomic import atomic_path
 from ..optional import load
 from ..splats import Splats, activate
@@ -127,6 +128,7 @@ def upgrade(header: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[st
         group, name = key.split(".")
         renamed["DreamConfig." + (f"densify.{name}" if group == "Densify" else name)] = key
     settings = {renamed.get(key, key): value for key, value in header["settings"].items()}
+    settings |= {f"{key}_last": CONSTANT for key in settings if key.endswith("Mix.share")}
     rounds = {"replay.asked": "replay.rounds"}
     return (
         {**header, "losses": {}, "settings": settings},

@@ -162,8 +162,7 @@ def zero_out(conditioning: list) -> list:
 
 
 def require_text_of(model: Any, conditionings: dict[str, list]) -> None:
-    """Raise BadInput unless `model` accepts all `conditionings` (name -> CONDITIONING) without an image
-    input.
+    """Raise BadInput unless `model` accepts all `conditionings` (name -> CONDITIONING).
 
     Calls the model's own `extra_conds` for each entry, as the host does before sampling.
     """
@@ -172,7 +171,9 @@ def require_text_of(model: Any, conditionings: dict[str, list]) -> None:
             raise BadInput(f"conditioning {name}", "is empty; connect the output of a CLIP Text Encode")
         for text, options in conditioning:
             _require_views(name, options)
-            _require_fit(model.model, name, text, _made_of(model.model, name, text, options))
+            made = _made_of(model.model, name, text, options)
+            _require_image(model.model, name, made, options)
+            _require_width(model.model, name, text, made)
 
 
 def _require_views(name: str, options: dict) -> None:
@@ -219,16 +220,19 @@ def _made_of(model: Any, name: str, text: Tensor, options: dict) -> dict:
         ) from error
 
 
-def _require_fit(model: Any, name: str, text: Tensor, made: dict) -> None:
-    """Raise BadInput if the model needs an image input, or if the embedding widths differ from its own."""
-    family, config = family_of(model), model.model_config.unet_config
-    if "c_concat" in made:
+def _require_image(model: Any, name: str, made: dict, options: dict) -> None:
+    """Raise BadInput if the model needs an image that the conditioning does not hold."""
+    if "c_concat" in made and options.get("concat_latent_image") is None:
         raise BadInput(
             "model",
-            f"{family} needs an image besides the noise (it is an inpainting, edit or upscaling model, or "
-            f"the conditioning {name} holds an image), but the views have none; use the text-to-image model "
-            "of that family",
+            f"{family_of(model)} needs an image besides the noise (it is an inpainting, edit or upscaling "
+            f"model), but the conditioning {name} holds none; use the text-to-image model of that family",
         )
+
+
+def _require_width(model: Any, name: str, text: Tensor, made: dict) -> None:
+    """Raise BadInput if the embedding widths differ from the model's own."""
+    family, config = family_of(model), model.model_config.unet_config
     embedder = config.get("context_embedder_config") or {"params": {}}
     wanted = {
         "text": (

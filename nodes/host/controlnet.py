@@ -27,7 +27,7 @@ from .families import family_of
 from .model_patches import PatchControl, difference_of_patch, is_patch, require_hinted
 
 log = logging.getLogger(__name__)
-Conditionings = dict[str, Conditioning]  # by VIEWS, "negative" and "inverse"
+Conditionings = dict[str, Conditioning]  # by VIEWS (or cameras), "negative" and "inverse"
 Shown = list[ControlBase | PatchControl]  # the control objects of a run that share one hint
 CONTROLLED = (*VIEWS, "negative")  # positive and negative prompts, as in the host's Apply ControlNet
 REMEDY = "load the ControlNet that belongs to the model"
@@ -104,7 +104,8 @@ def _filled(conds: Conditionings) -> Conditionings:
 
     That node has no output for it; the host's sampler adds it in the same way.
     """
-    marked = [options["control"] for _, options in conds[VIEWS[0]] if options.get("control_apply_to_uncond")]
+    front = conds.get(VIEWS[0], [])  # a picture has no such prompt, and no control
+    marked = [options["control"] for _, options in front if options.get("control_apply_to_uncond")]
     if not marked or any("control" in options for _, options in conds["negative"]):
         return conds
     return {

@@ -181,5 +181,11 @@ def log_needs(model: Any, own_limit: float) -> None:
             "low noise are rough",
             name,
         )
+    elif isinstance(inner, comfy.model_base.Stable_Zero123):
+        log.info(
+            "Lucid: model %s learned views of 256 px on white, all from one distance: use a resolution of "
+            "256 (Lucid Dream), a fixed distance and field of view (Lucid Cameras) and a cfg of 3",
+            name,
+        )
     elif inner.model_config.unet_config.get("guidance_embed"):
         log.info("Lucid: model %s is guided by Flux Guidance in its conditioning; use a cfg of 1 to 4", name)

@@ -4,7 +4,6 @@ refused.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from types import CellType, FunctionType
 from typing import Any
@@ -55,9 +54,7 @@ def identity(guidance: LucidGuidanceData) -> dict[str, str]:
     prompt = guidance.prompt
     return {
         "prompt": prompt.text,
-        "conditioning": _fingerprint(
-            [prompt.views, prompt.negative, prompt.inverse, dataclasses.asdict(prompt.blend)]
-        ),
+        "conditioning": _fingerprint(prompt.contents()),
         "model": _fingerprint_of_model(guidance.model),
         "vae": _fingerprint_of_model(guidance.vae.patcher),
         **(

@@ -75,7 +75,7 @@ class PatchControl:
         import nodes  # the host's module: heavy, but already loaded when a node runs
 
         node = nodes.NODE_CLASS_MAPPINGS[KINDS[kind_of(self.net)][0]]
-        wanted = {name for inputs in node.INPUT_TYPES().values() for name in inputs}
+        accepted = {name for inputs in node.INPUT_TYPES().values() for name in inputs}
         given = {
             "model": self._bare,
             "model_patch": self.net,
@@ -87,7 +87,7 @@ class PatchControl:
         }
         with torch.inference_mode():
             made = getattr(node(), node.FUNCTION)(
-                **{name: value for name, value in given.items() if name in wanted}
+                **{name: value for name, value in given.items() if name in accepted}
             )
             # V1 nodes return a tuple, V3 nodes a NodeOutput.
             (patched,) = getattr(made, "result", made)
@@ -155,7 +155,7 @@ def add_patches(options: dict, controls: list[PatchControl]) -> dict:
             patches.setdefault(where, []).extend(some)
     wrapped = options.get("model_function_wrapper")
 
-    def ask(apply_model: Callable, arguments: dict) -> Tensor:
+    def call_model(apply_model: Callable, arguments: dict) -> Tensor:
         for control in controls:
             control.repeat(len(arguments["input"]))
         return (
@@ -164,7 +164,11 @@ def add_patches(options: dict, controls: list[PatchControl]) -> dict:
             else apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
         )
 
-    return {**options, "transformer_options": {**own, "patches": patches}, "model_function_wrapper": ask}
+    return {
+        **options,
+        "transformer_options": {**own, "patches": patches},
+        "model_function_wrapper": call_model,
+    }
 
 
 def warn_of_fixed_patches(model: Any) -> None:

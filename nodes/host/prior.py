@@ -123,20 +123,20 @@ class HostPrior(Prior):
     def denoise(self, z: Tensor, sigma: float, conds: list[HostCond]) -> list[Tensor]:
         check_interrupt()
         parts = [parts_of(cond) for cond in conds]
-        asked = [part for some in parts for part in some]
-        self.evaluations += len(z) * sum(len(part) for part in asked)
-        roles = [int(any(part is other for other in self._without_prompt)) for part in asked]
+        queried = [part for some in parts for part in some]
+        self.evaluations += len(z) * sum(len(part) for part in queried)
+        roles = [int(any(part is other for other in self._without_prompt)) for part in queried]
         with memory_errors():
             self._ready()
             with torch.inference_mode():  # as in the host's samplers; patches expect it
-                answers = iter(self._answers(asked, roles, *self._levels.to_host(self._to_host(z), sigma)))
+                answers = iter(self._answers(queried, roles, *self._levels.to_host(self._to_host(z), sigma)))
             close_allocation_graphs()
         return [
             self._from_host(mean_of(cond, [next(answers) for _ in some])) for cond, some in zip(conds, parts)
         ]
 
-    def _answers(self, asked: list[HostCond], roles: list[int], x: Tensor, levels: Tensor) -> list[Tensor]:
-        """z0 predictions, in the host's form, for the conditionings `asked` with their `roles` (see
+    def _answers(self, queried: list[HostCond], roles: list[int], x: Tensor, levels: Tensor) -> list[Tensor]:
+        """z0 predictions, in the host's form, for the conditionings `queried` with their `roles` (see
         `with_roles`).
 
         Evaluates all conditionings in one call; only the inversion prompt runs without model-patch
@@ -144,16 +144,16 @@ class HostPrior(Prior):
         """
         options = self._options_at(levels)
         answers = {}
-        unpatched = [options is self._options or part is self._inverse for part in asked]
+        unpatched = [options is self._options or part is self._inverse for part in queried]
         for own, is_unpatched in ((self._options, True), (options, False)):
             indices = [i for i, flag in enumerate(unpatched) if flag == is_unpatched]
             if indices:
                 with_own_roles = with_roles(own, [roles[i] for i in indices])
                 found = comfy.samplers.calc_cond_batch(
-                    self._model, [asked[i] for i in indices], x, levels, with_own_roles
+                    self._model, [queried[i] for i in indices], x, levels, with_own_roles
                 )
                 answers.update(zip(indices, found))
-        return [answers[i] for i in range(len(asked))]
+        return [answers[i] for i in range(len(queried))]
 
     def _options_at(self, levels: Tensor) -> dict:
         """The model options, with the patches of the ControlNets that are active at the host's `levels`."""
@@ -202,14 +202,14 @@ def with_roles(options: dict, roles: list[int]) -> dict:
     """
     wrapped = options.get("model_function_wrapper")
 
-    def ask(apply_model: Callable, arguments: dict) -> Tensor:
-        told = [roles[place] for place in arguments["cond_or_uncond"]]
-        arguments["c"]["transformer_options"]["cond_or_uncond"] = told
+    def call_model(apply_model: Callable, arguments: dict) -> Tensor:
+        own_roles = [roles[place] for place in arguments["cond_or_uncond"]]
+        arguments["c"]["transformer_options"]["cond_or_uncond"] = own_roles
         if wrapped:
-            return wrapped(apply_model, {**arguments, "cond_or_uncond": told})
+            return wrapped(apply_model, {**arguments, "cond_or_uncond": own_roles})
         return apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
 
-    return {**options, "model_function_wrapper": ask}
+    return {**options, "model_function_wrapper": call_model}
 
 
 def apply_cfg(

@@ -8,7 +8,8 @@ from typing import TypeVar
 import comfy.samplers
 import torch
 
-from ...lucid_core.conditioning.view_prompts import VIEWS, Prompts
+from ...lucid_core.conditioning.picture_prompt import PicturePrompt
+from ...lucid_core.conditioning.view_prompts import Prompts
 from ...lucid_core.guidance.mixing import GuidanceSource, MixedSource
 from ...lucid_core.settings import require
 from ..types import LucidGuidanceData, LucidMixData
@@ -73,7 +74,10 @@ def views_of(guidance: LucidGuidanceData, views: int) -> int:
 
 
 def with_prior(
-    guidance: LucidGuidanceData, views: int, resolution: int, body: Callable[[HostPrior, Prompts], T]
+    guidance: LucidGuidanceData,
+    views: int,
+    resolution: int,
+    body: Callable[[HostPrior, Prompts | PicturePrompt], T],
 ) -> T:
     """Run `body` with a HostPrior of the guidance's model and with its encoded prompts, and return its
     result.
@@ -95,10 +99,7 @@ def with_prior(
     guider.inner_set_conds(conds)
 
     def inside(guider: comfy.samplers.CFGGuider, model_options: dict) -> T:
-        conds, hints = guider.conds, tuple(each.hint for each in prompt.controls)
-        prompts = Prompts(
-            tuple(conds[view] for view in VIEWS), conds["negative"], conds["inverse"], prompt.blend, hints
-        )
+        prompts = prompt.prompts(guider.conds)
         with torch.inference_mode(False), torch.enable_grad():
             prior = HostPrior(guider, model_options, guidance.vae, views, resolution, shown)
             try:

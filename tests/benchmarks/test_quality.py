@@ -152,7 +152,7 @@ def test_a_finished_case_is_not_run_again(small_case, tmp_path, monkeypatch):
 
 def test_view_words_can_be_left_out(small_case, monkeypatch):
     asked = []
-    prior = running._prior()
+    prior = planning.text_prior()
     monkeypatch.setattr(prior, "denoise", lambda z, sigma, conds: asked.append(conds) or [z] * len(conds))
     for words in (True, False):
         distil(replace(small_case, view_words=words, config=replace_settings(small_case.config, steps=1)))

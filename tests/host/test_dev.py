@@ -2,7 +2,6 @@
 
 import importlib.util
 import io
-import json
 import os
 import shutil
 import signal
@@ -285,6 +284,34 @@ def test_an_empty_prompt_is_refused_before_the_set_up(dev, monkeypatch, capsys):
     assert "the prompt is empty" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--image", "no/such.png"], "there is no file no/such.png"),
+        (["a red mug", "--image", "no/such.png"], "give a prompt or --image"),
+    ],
+)
+def test_a_bad_image_is_refused_before_the_set_up(dev, words, message, monkeypatch, capsys):
+    monkeypatch.setattr(dev, "set_up", lambda *_: pytest.fail("set up before the arguments were checked"))
+    assert dev.main(["demo", *words]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "checkpoint, size, fill", [(bases.CAMERA, 128, 0.0), ("stable_zero123.ckpt", 256, 0.8)]
+)
+def test_the_demo_of_a_picture(checkpoint, size, fill, tmp_path):
+    words = ["--comfyui", ".", "--base", ".", "--image", str(tmp_path / "cup.png"), "--elevation", "20"]
+    graph = demo.graph_of(demo.parse([*words, "--checkpoint", checkpoint]), "cup")
+    inputs = {node["class_type"]: node["inputs"] for node in graph.values()}
+    assert inputs["ImageOnlyCheckpointLoader"]["ckpt_name"] == checkpoint
+    assert inputs["LoadImage"]["image"] == "cup.png"
+    prompt = inputs["LucidImagePrompt"]
+    assert (prompt["elevation_deg"], prompt["azimuth_deg"]) == (20.0, 0.0)
+    assert (prompt["size"], prompt["fill"]) == (size, fill)
+    assert inputs["LucidDream"]["preset.resolution"] == size
+
+
 def test_a_checkpoint_is_linked_once_and_never_over_another(tree, tmp_path):
     tree.checkpoints.mkdir(parents=True)
     mine = tmp_path / "mine.safetensors"
@@ -352,16 +379,13 @@ def test_the_demo_takes_the_time_of_each_phase(monkeypatch):
     assert reporter.seconds == {"load": 1.0, "distil": 59.0, "save": 20.0}
 
 
-def test_the_shipped_workflow_takes_what_the_demo_sets():
-    graph = demo.fill(
-        json.loads(demo.WORKFLOW.read_text()),
-        {
-            "CheckpointLoaderSimple": {"ckpt_name": "x"},
-            "LucidPrompt": {"text": "x"},
-            "LucidDream": {"seed": 1},
-        },
-    )
-    assert {node["class_type"] for node in graph.values()} >= {"LucidDream", "LucidSave"}
+def test_the_demo_of_a_prompt():
+    words = ["a red mug", "--comfyui", ".", "--base", ".", "--checkpoint", "x", "--seed", "1"]
+    graph = demo.graph_of(demo.parse(words), "mug")
+    inputs = {node["class_type"]: node["inputs"] for node in graph.values()}
+    assert inputs["CheckpointLoaderSimple"]["ckpt_name"] == "x"
+    assert inputs["LucidPrompt"]["text"] == "a red mug"
+    assert (inputs["LucidDream"]["seed"], inputs["LucidDream"]["preset.resolution"]) == (1, 512)
 
 
 def test_a_taken_port_is_named_before_the_host_starts(tmp_path):

@@ -98,6 +98,20 @@ def test_a_family_that_cannot_serve_is_refused_by_name(client, family, name):
         client.run(FamilyGraph(family).dream())
 
 
+def test_an_edit_model_that_is_given_its_image_guides(client):
+    graph = FamilyGraph("sd15_edit")
+    given = graph.add(
+        "InstructPixToPixConditioning",
+        positive=graph.text("make it red"),
+        negative=graph.text("blurry"),
+        vae=graph.vae,
+        pixels=[graph.add("EmptyImage", width=64, height=64, batch_size=1, color=0x808080), 0],
+    )
+    prompt = graph.prompt([given, 0], [given, 1])
+    splats = ply_of(client, client.run(graph.dream(prompt, seed=93)))
+    assert len(splats) > 100 and all(x.isfinite().all() for x in vars(splats).values())
+
+
 def test_what_is_told_by_name_has_its_name_in_the_host(host_path):
     """Names that the host no longer has would let a model pass that cannot serve."""
     source = Path(__file__).parents[2] / "nodes" / "host" / "families.py"

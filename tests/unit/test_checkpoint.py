@@ -20,6 +20,7 @@ from same import same
 from lucid_core.cameras import CameraRanges
 from lucid_core.errors import BadFile, NoGaussiansLeft, OtherRun, UnfinishedStep
 from lucid_core.guidance.ism import ISM
+from lucid_core.guidance.mixing import CONSTANT
 from lucid_core.optimize import checkpoint as module
 from lucid_core.optimize.checkpoint import Checkpoint, changing, read, require_same, settings_of, write
 from lucid_core.optimize.densify import Densify
@@ -136,7 +137,7 @@ def test_twenty_killed_runs_each_go_on_to_the_same_end(tmp_path, monkeypatch):
         *_, whole = steps_of()
         processes = multiprocessing.get_context("forkserver")
         processes.set_forkserver_preload(
-            ["pytest", "lucid_core.optimize.loop", "lucid_core.rasterize.cpu", "gsplat.strategy"]
+            ["pytest", "lucid_core.optimize.loop", "gsplat.strategy", "tests.support.warm"]
         )
         chance, reached = random.Random(0), []
 
@@ -213,6 +214,7 @@ def test_a_file_of_format_1_is_read_with_the_names_of_today(tmp_path, good):
         "DreamConfig.lr_sh": [0.1, 0.2],
         "DreamConfig.densify.stop": 0.5,
         "ISM.cfg": 3,
+        "first.Mix.share": 0.5,
     }
     header = {"format": 1, "step": 1, "at": 1, "loss": 0.5, "evaluations": 3, "seconds": 1.0, "settings": old}
     tensors = checkpoint.tensors | {"replay.asked": torch.tensor(2)}
@@ -223,6 +225,8 @@ def test_a_file_of_format_1_is_read_with_the_names_of_today(tmp_path, good):
         "LearningRates.lr_sh": [0.1, 0.2],
         "Densify.stop": 0.5,
         "ISM.cfg": 3,
+        "first.Mix.share": 0.5,
+        "first.Mix.share_last": CONSTANT,
     }
     assert found.losses == {} and int(found.group("replay")["rounds"]) == 2
     assert same(found.splats(), checkpoint.splats())

@@ -30,24 +30,28 @@ def images():
     return (disc * colors + (1 - disc) * 0.9) * 0.95 + 0.05 * noise
 
 
-def of_the_model(prior, images, t, small):
-    """The latents' gradient that ISM (or SDS at its cfg of 100) asks for at t, times `small`, on the latents
-    of the VAE.
-    """
+def of_the_model(prior, images, t, is_sds=False):
+    """The latents' gradient that ISM (or SDS at its cfg of 100) asks for at t, on the latents of the VAE."""
     generator, conds = torch.Generator().manual_seed(0), prior.prompts("a red mushroom")
     angles = torch.tensor([0.3, 2.0]), torch.zeros(2)
     z0 = prior.encode(images.movedim(1, -1))
     noise = torch.randn(z0.shape, generator=generator)
-    if small is None:
+    if is_sds:
         return 0.1 * noise_residual(SDS(), prior, z0, noise, t, conds.at(prior, *angles)).detach()
     g = interval_score(ISM(), prior, z0, noise, t, max(t - 0.08, 1e-3), conds.at(prior, *angles), generator)
-    return (small * 0.1 * g).detach()
+    return (0.1 * g).detach()
 
 
 def pixels_gradient(encode, images, g):
+    (found,) = pixels_gradients(encode, images, [g])
+    return found
+
+
+def pixels_gradients(encode, images, at_latents):
+    """One forward pass, and a backward pass for each gradient at the latents."""
     pixels = images.clone().requires_grad_()
-    (encode(pixels) * g).sum().backward()
-    return pixels.grad
+    latents = encode(pixels)
+    return [torch.autograd.grad(latents, pixels, g, retain_graph=True)[0] for g in at_latents]
 
 
 def cosine(a, b):
@@ -59,30 +63,37 @@ def in_dtype(prior, dtype):
     return lambda pixels: encode_in(dtype, network, pixels)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_keeps_every_gradient_over_the_whole_time_range(prior, images, dtype):
-    """At every t, for ISM as it is, a thousand and a million times smaller or larger, and for SDS at a cfg of
-    100.
+@pytest.fixture(scope="module")
+def exact_gradients(prior, images):
+    """-> gradients at the latents, and at the pixels in float32, over the whole time range: of ISM as it is,
+    a thousand and a million times smaller or larger, and of SDS at a cfg of 100.
     """
-    half = in_dtype(prior, dtype)
+    at_latents = []
     for t in (0.001, 0.02, 0.1, 0.5, 0.98):
-        for factor in (1.0, 1e-3, 1e-6, 1e6, None):
-            g = of_the_model(prior, images, t, factor)
-            found, exact = pixels_gradient(half, images, g), pixels_gradient(prior.encoder, images, g)
-            assert found.isfinite().all()
-            assert (found == 0).float().mean() < (exact == 0).float().mean() + 0.02
-            assert cosine(found, exact) > (
-                0.99 if dtype == torch.float16 else 0.98
-            )  # what rounding in the network leaves
-            assert found.norm() / exact.norm() == pytest.approx(1.0, abs=0.03)
+        ism = of_the_model(prior, images, t)
+        at_latents += [factor * ism for factor in (1.0, 1e-3, 1e-6, 1e6)]
+        at_latents += [of_the_model(prior, images, t, is_sds=True)]
+    return at_latents, pixels_gradients(prior.encoder, images, at_latents)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_every_gradient_over_the_whole_time_range(prior, images, exact_gradients, dtype):
+    at_latents, wanted = exact_gradients
+    for found, exact in zip(pixels_gradients(in_dtype(prior, dtype), images, at_latents), wanted):
+        assert found.isfinite().all()
+        assert (found == 0).float().mean() < (exact == 0).float().mean() + 0.02
+        assert cosine(found, exact) > (
+            0.99 if dtype == torch.float16 else 0.98
+        )  # what rounding in the network leaves
+        assert found.norm() / exact.norm() == pytest.approx(1.0, abs=0.03)
 
 
 def test_without_the_scale_float16_would_lose_them(prior, images):
     network = DemoPrior().encoder.half()
     plain = lambda pixels: network(pixels.half()).float()
-    g = of_the_model(prior, images, 0.02, 1e-6)
+    g = 1e-6 * of_the_model(prior, images, 0.02)
     assert (pixels_gradient(plain, images, g) == 0).float().mean() > 0.5
-    assert not pixels_gradient(plain, images, 1e6 * of_the_model(prior, images, 0.98, 1.0)).isfinite().all()
+    assert not pixels_gradient(plain, images, 1e6 * of_the_model(prior, images, 0.98)).isfinite().all()
 
 
 def test_the_scale_is_taken_out_exactly(images):
@@ -112,7 +123,7 @@ def test_nothing_is_hooked_where_no_gradient_is_asked(images):
 def test_parts_give_the_same_gradient_and_keep_less(prior, images, dtype):
     whole = in_dtype(prior, dtype)
     parts = lambda pixels: encode_in_parts(whole, pixels, 1)
-    g = of_the_model(prior, images, 0.3, 1.0)
+    g = of_the_model(prior, images, 0.3)
     torch.testing.assert_close(
         pixels_gradient(parts, images, g),
         pixels_gradient(whole, images, g),
@@ -126,7 +137,7 @@ def test_blocks_give_the_same_gradient_and_keep_less(prior, images):
     """Alone, and within a part that is computed again itself."""
     whole, blocks = in_dtype(prior, torch.float32), DemoPrior().encoder
     encode_in_blocks(blocks, (Block,))
-    g = of_the_model(prior, images, 0.3, 1.0)
+    g = of_the_model(prior, images, 0.3)
     exact = pixels_gradient(whole, images, g)
     assert torch.equal(pixels_gradient(blocks, images, g), exact)
     parts = pixels_gradient(lambda pixels: encode_in_parts(blocks, pixels, 1), images, g)

@@ -21,7 +21,7 @@ from lucid_core.conditioning.control_images import (
 )
 from lucid_core.conditioning.view_prompts import Prompts
 from lucid_core.diffusion.prior import SplitPrior
-from lucid_core.errors import BadSetting
+from lucid_core.errors import BadInput, BadSetting
 from lucid_core.frames import RADIUS, Frame
 from lucid_core.guidance.ism import ISM
 from lucid_core.guidance.mixing import GuidanceSource, Mix, MixedSource, Phase
@@ -202,6 +202,11 @@ def gradients_of(source, **changes):
     run = Run(PointCloud(count=200, size=1.2).splats(0), config, seed=5)
     backpropagate(run, Setup(config, CameraRanges(), Renderer("numba"), None), Phase(source, 0.4), 0)
     return {name: param.grad for name, param in run.params.items()}
+
+
+def test_hints_need_a_prior_with_controlnets():
+    with raises(BadInput, name="hints"):
+        gradients(GaussianPrior())
 
 
 def test_each_part_of_a_split_batch_is_shown_its_own_hints():

@@ -108,6 +108,27 @@ def test_no_share_and_a_whole_share_are_one_teacher_alone(mode):
         } == {0.0}
 
 
+def test_the_share_of_a_sum_changes_linearly():
+    mix = Mix("add", 0.2, share_last=0.8)
+    weights = torch.tensor([mix.weights(progress, torch.Generator()) for progress in (0.0, 0.5, 1.0)])
+    torch.testing.assert_close(weights, torch.tensor([[0.8, 0.2], [0.5, 0.5], [0.2, 0.8]]))
+
+
+def test_the_share_of_the_steps_changes_linearly():
+    generator, mix = torch.Generator().manual_seed(0), Mix("alternate", 0.0, share_last=1.0)
+    share = lambda progress: sum(mix.weights(progress, generator)[1] for _ in range(1000)) / 1000
+    assert share(0.0) == 0 and share(1.0) == 1
+    assert share(0.3) == pytest.approx(0.3, abs=0.05)  # three standard deviations
+
+
+@pytest.mark.parametrize(
+    "mode, last", [("switch", 0.5), ("sequence", 0.0), ("add", -0.5), ("alternate", 1.5)]
+)
+def test_a_share_that_cannot_change_is_refused(mode, last):
+    with raises(BadSetting, name="share_last"):
+        Mix(mode, 0.5, last)
+
+
 @pytest.mark.parametrize(
     "settings, name, value", [(("both", 0.5), "mode", "'both'"), (("add", 1.5), "share", 1.5)]
 )

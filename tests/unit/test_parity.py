@@ -6,7 +6,7 @@ from raising import raises
 
 from lucid_core.diffusion.diffusers_prior import SD15_BETAS, DiffusersPrior
 from lucid_core.diffusion.prior import Conds
-from lucid_core.errors import BadSetting
+from lucid_core.errors import BadInput, BadSetting
 from lucid_core.guidance.base import ddim, eps
 from lucid_core.guidance.ism import ISM, interval_score, inversion_times
 
@@ -163,3 +163,8 @@ def test_a_diffusers_vae_is_encoded_and_decoded_in_our_convention(net):
 def test_an_unknown_parameterisation_is_refused(net):
     with raises(BadSetting, name="prediction_type", value="flow"):
         DiffusersPrior(net, None, torch.linspace(0.99, 0.01, 10), "flow")
+
+
+def test_a_prior_without_a_vae_says_so(net):
+    with raises(BadInput, name="vae"):
+        prior_of(net, "epsilon").encode(torch.zeros(1, 8, 8, 3))

@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "support"))  # roundin
 
 from rounding import difference, rounding_of
 
-from . import control, device, family_nodes, memory, pace
+from . import control, device, family_nodes, memory, pace, zero123
 from .control import module_of
 
 
@@ -330,6 +330,7 @@ class LucidTestExtension(ComfyExtension):
             *family_nodes.NODES,
             *memory.NODES,
             *pace.NODES,
+            *zero123.NODES,
         ]
 
 

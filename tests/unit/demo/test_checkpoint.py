@@ -10,11 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from demo import checkpoint, taesd, unet
 from demo.padding import pad
-from demo.prior import DemoPrior
+from demo.prior import DemoCameraPrior, DemoPrior
 from demo.words import BACKGROUNDS, COLORS, CONCEPTS, FILLER, KINDS, START, SYNONYMS, TOKENS, VIEWS
 from devtools.fetch import find_host
 from devtools.launch import needs_repair, repair_cpu_torch
 from devtools.tree import Tree
+from lucid_core.conditioning.picture import Picture, PictureView
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,37 @@ def test_the_host_computes_what_the_demo_prior_does(host, written):
         torch.testing.assert_close(
             vae.decode(vae.encode(picture)), demo.decode(demo.encode(picture)), atol=2e-2, rtol=0
         )
+
+
+@torch.no_grad()
+def test_the_host_computes_what_the_camera_prior_does(host, tmp_path):
+    """By the host's own node, whose pictures have the elevation 0."""
+    from comfy import sd
+    from comfy_extras.nodes_stable3d import StableZero123_Conditioning
+
+    demo = DemoCameraPrior()
+    path = str(checkpoint.write(tmp_path / "camera.safetensors", checkpoint.CAMERA_PRIOR))
+    generator = torch.Generator().manual_seed(0)
+    rgb = torch.rand(1, 64, 64, 3, generator=generator)
+    z = 2.0 * torch.randn(1, 4, 8, 8, generator=generator)
+    with torch.inference_mode():
+        model, clip, vae, vision = sd.load_checkpoint_guess_config(
+            path, output_vae=True, output_clip=False, output_clipvision=True
+        )
+        assert clip is None and type(model.model).__name__ == "Stable_Zero123"
+        model.model.diffusion_model.float()
+        answer = StableZero123_Conditioning.execute(vision, rgb, vae, 64, 64, 1, 20.0, -50.0)
+        found = []
+        for ((cond, extra),) in answer.args[:2]:
+            conds = model.model.extra_conds(noise=z, cross_attn=cond.float(), **extra)
+            told = {name: conds[name].cond for name in ("c_concat", "c_crossattn")}
+            found.append(model.model.apply_model(z, torch.tensor([2.0]), **told))
+    prompts = demo.prompts(Picture(rgb[0], torch.ones(64, 64, 1), PictureView()))
+    angles = (torch.tensor([value]).deg2rad() for value in (-50.0, 20.0))
+    conds = prompts.at(demo, *angles)
+    expected = demo.denoise(z, 2.0, [conds.y, conds.negative])
+    for host_answer, ours in zip(found, expected, strict=True):
+        torch.testing.assert_close(host_answer, ours, atol=2e-2, rtol=0)
 
 
 @torch.no_grad()

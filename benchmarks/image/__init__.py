@@ -1,0 +1,103 @@
+"""One picture to a splat: the camera model, the text model and both on objects of the demo world, compared
+with the truth.
+
+The picture is the true front view. Unseen views are those of the turntable that are not the picture itself.
+Writes table.md and contact sheets to output/benchmarks/image/, as `python -m benchmarks quality` does;
+existing cases are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from demo import score, world
+from lucid_core.io import ply
+from lucid_core.settings import require
+
+from ..quality import PROMPTS, SEEDS, report
+from ..quality.run import VIEWS, Result, run_all
+from .cases import TEXT, Case, PictureCase, plan
+from .methods import METHODS
+
+FOLDER = Path(__file__).resolve().parents[2] / "output" / "benchmarks" / "image"
+ELEVATION_DEG = 15.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """Means over the cases of one method; faces over those with a value. psnr: of the unseen views;
+    front_psnr: of the picture's own view.
+    """
+
+    psnr: float
+    front_psnr: float
+    iou: float
+    faces: float
+    mud: float
+    evaluations: float
+    cases: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    names = [*METHODS, TEXT]
+    parser.description = __doc__
+    parser.add_argument("--prompts", nargs="+", default=PROMPTS, help="objects of the demo world")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    parser.add_argument("--methods", nargs="+", default=names, help=f"some of: {', '.join(names)}")
+    parser.add_argument("--elevation", type=float, default=ELEVATION_DEG, help="of the picture, in degrees")
+    parser.add_argument("--jobs", type=int, default=1, help="cases to run in parallel, each on one thread")
+
+
+def main(
+    as_json: bool, prompts: list[str], seeds: list[int], methods: list[str], elevation: float, jobs: int
+) -> None:
+    try:
+        require(jobs >= 1, "jobs", jobs, "at least 1")
+        cases = plan(prompts, seeds, methods, elevation)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the worker processes are stopped too
+    results = run_all(cases, FOLDER, jobs)
+    report.write_sheets(results, FOLDER)
+    rows = {name: summary(results, name, elevation) for name in methods}
+    print(json.dumps({name: vars(row) for name, row in rows.items()}) if as_json else table(rows))
+
+
+def summary(results: Mapping[Case | PictureCase, Result], label: str, elevation_deg: float) -> Row:
+    mine = {case: result for case, result in results.items() if case.label == label}
+    seen = [views(case, result, elevation_deg) for case, result in mine.items()]
+    mean = lambda values: sum(values) / len(values)
+    faces = [result.faces for result in mine.values() if result.faces is not None]
+    return Row(
+        psnr=mean([psnr for psnr, _ in seen]),
+        front_psnr=mean([front for _, front in seen]),
+        iou=mean([result.iou for result in mine.values()]),
+        faces=mean(faces),
+        mud=mean([result.mud for result in mine.values()]),
+        evaluations=mean([result.evaluations for result in mine.values()]),
+        cases=len(mine),
+    )
+
+
+def views(case: Case | PictureCase, result: Result, elevation_deg: float) -> tuple[float, float]:
+    """PSNR in dB of the unseen views (mean) and of the picture's view."""
+    thing = world.parse(case.prompt)
+    splats = ply.read(FOLDER / "cases" / f"{case.key}.ply").scale_by(result.scale)
+    around, front = score.truth(thing, VIEWS), score.truth(thing, 1, elevation_deg)
+    first = 1 if elevation_deg == score.ELEVATION_DEG else 0  # view 0 of the turntable is the picture
+    unseen = score.view(splats, around)[0][first:]
+    return score.psnr(unseen, around.rgb[first:]), score.psnr(score.view(splats, front)[0], front.rgb)
+
+
+def table(rows: Mapping[str, Row]) -> str:
+    """A Markdown table."""
+    names = [f.name for f in fields(Row)]
+    lines = [f"| method | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+    for name, row in rows.items():
+        lines.append(f"| {name} | {' | '.join(f'{getattr(row, n):.4g}' for n in names)} |")
+    return "\n".join(lines)

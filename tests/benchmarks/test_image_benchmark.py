@@ -1,0 +1,84 @@
+"""The image benchmark: its cases, what guides them, and what is measured."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from raising import raises
+
+from benchmarks import image
+from benchmarks.image.cases import PictureCase, picture, plan
+from benchmarks.image.methods import METHODS
+from benchmarks.quality import cases as quality
+from benchmarks.quality.run import run_all
+from demo import score
+from demo.world import parse
+from lucid_core.errors import BadSetting
+from lucid_core.settings import replace_settings
+
+
+@pytest.fixture
+def cases():
+    return plan(["a blue snowman"], [3], ["camera", "both", "text"], 15.0)
+
+
+def test_text_is_the_workflow(cases):
+    (default,) = quality.plan(["a blue snowman"], [3], ["default"], [1.0])
+    assert replace(cases[2], label="default") == default
+
+
+def test_the_methods_share_start_and_seed(cases):
+    camera, both, text = cases
+    assert camera.start == both.start == text.start
+    assert (camera.seed, camera.start_seed) == (text.seed, text.start_seed)
+    assert camera.cameras == both.cameras and camera.cameras.radius_min == camera.cameras.radius_max_end
+
+
+def test_camera_sees_the_picture_alone_and_both_the_words_too(cases):
+    camera, both, _ = (case.source() for case in cases)
+    assert [type(prior).__name__ for prior in camera.priors()] == ["DemoCameraPrior"]
+    assert [type(prior).__name__ for prior in both.priors()] == ["DemoCameraPrior", "DemoPrior"]
+
+
+def test_the_picture_is_the_front_in_the_cases_own_camera(cases):
+    shown = picture(parse("a blue snowman"), 15.0)
+    torch.testing.assert_close(shown.rgb, score.truth(parse("a blue snowman")).rgb[0])
+    assert cases[0].cameras.fovy_min_deg == cases[0].cameras.fovy_max_end_deg == score.FOVY_DEG
+
+
+@pytest.mark.parametrize(
+    ("field", "arguments"),
+    [
+        ("prompts", (["a teapot"], [0], ["camera"], 15.0)),
+        ("methods", (["a red mug"], [0], ["cameras"], 15.0)),
+        ("elevation", (["a red mug"], [0], ["camera"], 60.0)),
+    ],
+)
+def test_what_cannot_run_is_refused(field, arguments):
+    with raises(BadSetting, name=field):
+        plan(*arguments)
+
+
+def test_a_key_follows_the_settings_and_not_the_name(cases):
+    camera = cases[0]
+    assert replace(camera, label="other").key == camera.key
+    changed = [replace(camera, elevation_deg=30.0), replace(camera, method=METHODS["both"])]
+    assert len({camera.key, *(case.key for case in changed)}) == 3
+
+
+def test_a_case_is_run_and_summed_up(cases, tmp_path, monkeypatch):
+    monkeypatch.setattr(image, "FOLDER", tmp_path)
+    camera = cases[0]
+    ((model, guidance),) = camera.method.guidances
+    quick = replace(guidance, views=1, kept=1, sampling_steps=1)
+    small: PictureCase = replace(
+        camera,
+        method=replace(camera.method, guidances=((model, quick),)),
+        config=replace_settings(camera.config, steps=2, resolution=64),
+        start=replace(camera.start, count=300),
+    )
+    results = run_all([small], tmp_path, jobs=1)
+    row = image.summary(results, "camera", 15.0)
+    assert (row.cases, row.evaluations) == (1, results[small].evaluations) and row.evaluations > 0
+    assert 0 < row.psnr < 40 and 0 < row.front_psnr < 40 and row.faces is not None
+    assert image.table({"camera": row}).startswith("| method | psnr | front_psnr |")
