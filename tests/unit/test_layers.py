@@ -85,6 +85,8 @@ def test_importing_the_core_loads_nothing_heavy():
         "io.ply",
         "io.video",
         "io.point_files",
+        "io.captures",
+        "optimize.views",
         "io.glb",
         "bake.shade",
         "bake.solid",
