@@ -34,7 +34,7 @@ OnView = Callable[[int, Tensor], None]  # views done of 2 * Bake.views, picture 
 class Bake(BoundedSettings):
     """Settings of a bake. Raises BadSetting for a value out of bounds."""
 
-    size: int = setting(1024, 64, 8192, "Width and height of the texture in texels.", step=64, advanced=False)
+    size: int = setting(1024, 64, 4096, "Width and height of the texture in texels.", step=64, advanced=False)
     faces: int = setting(
         20_000,
         0,
