@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import families, gpu, image, memory, pull, quality, rasterize, refine, taesd
+from . import bake, families, gpu, image, memory, pull, quality, rasterize, refine, taesd, views
 
 BENCHMARKS = {
     "rasterize": rasterize.main,
@@ -14,6 +14,8 @@ BENCHMARKS = {
     "memory": memory.main,
     "families": families.main,
     "taesd": taesd.main,
+    "bake": bake.main,
+    "views": views.main,
 }
 
 
@@ -30,7 +32,9 @@ def main() -> None:
     quality.add_arguments(names.choices["quality"])
     image.add_arguments(names.choices["image"])
     refine.add_arguments(names.choices["refine"])
+    bake.add_arguments(names.choices["bake"])
     taesd.add_arguments(names.choices["taesd"])
+    views.add_arguments(names.choices["views"])
     options = vars(parser.parse_args())
     name, as_json = options.pop("name"), options.pop("json")
     BENCHMARKS[name](as_json, **options)

@@ -26,11 +26,18 @@ _HOMES = {
     "settings": ["replace_settings"],
     "optimize.loop": ["Step", "distil"],
     "optimize.densify": ["Densify"],
+    "optimize.views": ["VIEW_PRESETS", "PosedImages", "ViewFit", "fit_views", "score_views"],
     "starts.shapes": ["PointCloud"],
     "starts.points": ["Start"],
     "io.ply": ["read_ply", "write_ply"],
 }
-_ALIASES = {"ISM_PRESETS": "PRESETS", "DREAM_PRESETS": "PRESETS", "read_ply": "read", "write_ply": "write"}
+_ALIASES = {
+    "ISM_PRESETS": "PRESETS",
+    "DREAM_PRESETS": "PRESETS",
+    "VIEW_PRESETS": "PRESETS",
+    "read_ply": "read",
+    "write_ply": "write",
+}
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME_OF)

@@ -8,12 +8,14 @@ Create Camera Info.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from .errors import BadInput
 from .settings import bounds_of, check_bounds, choice, require, setting
 from .splats import Splats
 
@@ -27,6 +29,47 @@ class Cameras:
 
     def __len__(self) -> int:
         return self.viewmats.shape[0]
+
+    def positions(self) -> Tensor:
+        """The cameras' positions (B, 3) in the world."""
+        return -(self.viewmats[:, :3, :3].mT @ self.viewmats[:, :3, 3:])[..., 0]
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Cameras:
+        """Apply `f` to both tensors."""
+        return Cameras(f(self.viewmats), f(self.Ks))
+
+
+CROPPED = 0.02  # least relative change of the ratio of the sides that is no rounding
+
+
+@dataclass(frozen=True)
+class SizedCameras:
+    """V cameras, with the size in pixels of the pictures that their intrinsics belong to."""
+
+    cameras: Cameras
+    width: int
+    height: int
+
+    def __len__(self) -> int:
+        return len(self.cameras)
+
+    def for_size(self, width: int, height: int) -> Cameras:
+        """The cameras of the same pictures resized to `width` and `height` pixels.
+
+        Raises BadInput if the pictures were cropped: the ratio of their sides differs.
+        """
+        if abs(width / height * self.height / self.width - 1) > CROPPED:
+            raise BadInput(
+                "cameras",
+                f"belong to pictures of {self.width} x {self.height} px, not of {width} x {height} px; "
+                f"resize the pictures without cropping",
+            )
+        return self.scale_to(width, height)
+
+    def scale_to(self, width: int, height: int) -> Cameras:
+        """As `for_size`, for any ratio of the sides: pixels need not be square."""
+        factors = torch.tensor([width / self.width, height / self.height, 1.0], device=self.cameras.Ks.device)
+        return replace(self.cameras, Ks=self.cameras.Ks * factors[:, None])
 
 
 def orbit(

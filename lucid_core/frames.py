@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .cameras import Cameras
 from .splats import Splats
 
 RADIUS = 0.6  # radius of a fitted splat in the cameras' frame, as the Lucid Point Cloud ball in the workflows
@@ -39,6 +40,14 @@ class Frame:
         factor = self.radius / RADIUS
         means = splats.means.double() * factor + self._centre(splats)
         return replace(splats, means=means.float(), scales=(splats.scales.double() * factor).float())
+
+    def enter_cameras(self, cameras: Cameras) -> Cameras:
+        """The cameras that see in the cameras' frame what `cameras` see in the splat's own frame."""
+        centre = torch.tensor(self.centre, dtype=torch.float64, device=cameras.viewmats.device)
+        viewmats = cameras.viewmats.double().clone()
+        viewmats[:, :3, 3] += viewmats[:, :3, :3] @ centre
+        viewmats[:, :3, 3] *= RADIUS / self.radius
+        return replace(cameras, viewmats=viewmats.to(cameras.viewmats))
 
     def _centre(self, splats: Splats) -> Tensor:
         return torch.tensor(self.centre, dtype=torch.float64, device=splats.means.device)

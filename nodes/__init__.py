@@ -14,12 +14,15 @@ from .host import compat
 log = logging.getLogger(__name__)
 
 if not compat.missing_parts():
+    from .bake import LucidBakeTexture, LucidSolidSplat
     from .cameras import LucidCameras
     from .control import LucidControlNet
     from .dream import LucidDream
     from .export import LucidSave
+    from .fit import LucidFit
     from .guidance import LucidBaseline, LucidISM, LucidTargets
     from .image_prompt import LucidImagePrompt
+    from .load_views import LucidLoadViews
     from .mix import LucidMix
     from .optimizer import LucidOptimizer
     from .pointcloud import LucidPointCloud
@@ -59,6 +62,8 @@ def node_list() -> list[type]:
         LucidDream,
         LucidRender,
         LucidSave,
+        LucidSolidSplat,
+        LucidBakeTexture,
         LucidShapE,
         LucidPointsFromMesh,
         LucidPointsFromDepth,
@@ -67,4 +72,6 @@ def node_list() -> list[type]:
         LucidMix,
         LucidOptimizer,
         LucidTargets,
+        LucidFit,
+        LucidLoadViews,
     ]

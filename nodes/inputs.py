@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -142,3 +143,14 @@ def hex_color(value: Any) -> tuple[float, float, float]:
         return tuple(int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4))
     except ValueError:
         raise BadSetting("color", repr(value), "of the form #rrggbb") from None
+
+
+def number_list(name: str, text: str) -> list[float]:
+    """Numbers separated by commas or spaces. Raises BadSetting, naming `name`, for anything else."""
+    allowed = "finite numbers, separated by commas or spaces"
+    try:
+        numbers = [float(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise BadSetting(name, repr(text), allowed) from None
+    require(bool(numbers) and all(map(math.isfinite, numbers)), name, repr(text), allowed)
+    return numbers

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from comfy_api.latest import IO
 
-from ..lucid_core.cameras import CameraRanges
+from ..lucid_core.cameras import CameraRanges, SizedCameras
 from ..lucid_core.conditioning.control_images import Hint
 from ..lucid_core.conditioning.picture import Picture
 from ..lucid_core.conditioning.picture_prompt import PicturePrompt
@@ -131,8 +131,10 @@ LucidGuidanceType = IO.Custom("LUCID_GUIDANCE")
 LucidCamerasType = IO.Custom("LUCID_CAMERAS")
 LucidOptimizerType = IO.Custom("LUCID_OPTIMIZER")
 LucidSelectionType = IO.Custom("LUCID_SELECTION")
+LucidViewsType = IO.Custom("LUCID_VIEWS")
 LucidPromptType.Type = LucidPromptData | LucidPictureData
 LucidGuidanceType.Type = LucidGuidanceData | LucidMixData
 LucidCamerasType.Type = CameraRanges
 LucidOptimizerType.Type = OptimizerConfig
 LucidSelectionType.Type = Selection
+LucidViewsType.Type = SizedCameras

@@ -49,7 +49,8 @@ class PictureCase:
     def source(self) -> GuidanceSource | MixedSource:
         """What guides the run."""
         camera, text = camera_prior(), text_prior()
-        prompts = camera.prompts(picture(world.parse(self.prompt), self.elevation_deg))
+        shown = picture(world.parse(self.prompt), self.elevation_deg).at(self.config.budget.resolution)
+        prompts = camera.prompts(shown)
         prior_of = {
             "camera": lambda guidance: GuidanceSource(camera, guidance, prompts),
             "text": lambda guidance: GuidanceSource(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from torch import Tensor
 
 from ..cameras import CameraRanges
 from ..diffusion.prior import SplitPrior, is_out_of_memory
 from ..errors import OutOfMemory, RenderError
-from ..guidance.mixing import GuidanceSource, MixedSource, Phase
+from ..guidance.mixing import GuidanceSource, MixedSource
 from ..rasterize import Renderer, slowdown
 from ..splats import Splats, validate
 from .checkpoint import Checkpoint
@@ -70,46 +71,90 @@ def distil(
     yielded step stay valid.
     """
     validate(splats)
-    renderer, harmonics = Renderer(backend), config.optimizer.harmonics
+    renderer = Renderer(backend)
     source = source.map(lambda one: replace(one, guidance=one.guidance.with_strength(config.task.strength)))
     first_degree = splats.sh_degree
-    start = splats.with_sh_degree(harmonics.sh_degree).map(lambda x: x.to(renderer.device))
+    start = splats.with_sh_degree(config.optimizer.harmonics.sh_degree).map(lambda x: x.to(renderer.device))
     config = without_augmentation(config, source)
     pictures = picture_targets(source, cameras, config.budget.resolution, renderer.device)
     fixed = fixed and fixed.map(lambda x: x.to(renderer.device))
     setup = Setup(config, cameras, renderer, fixed, tuple(pictures))
     run = Run(start, config, seed)
+    yield from optimise(run, setup, GuidedSteps(source, config.budget), first_degree, resume)
+
+
+class Steps(Protocol):
+    """Where the gradients of a run come from: a guidance, or given pictures."""
+
+    @property
+    def evaluations(self) -> int:
+        """The number of model evaluations so far."""
+        ...
+
+    def find_gradients(self, run: Run, setup: Setup, progress: float, sh_degree: int) -> Gradients:
+        """Set the learning rates and the gradients of all parameters at `progress` (0 to 1)."""
+        ...
+
+    def save_memory(self, error: RuntimeError) -> None:
+        """Use less memory from now on. Raises OutOfMemory or `error` where that is impossible."""
+        ...
+
+
+def optimise(
+    run: Run, setup: Setup, steps: Steps, first_degree: int, resume: Checkpoint | None
+) -> Iterator[Step]:
+    """The loop of `distil` and `fit_views`; yields after every step.
+
+    first_degree: SH degree of the start. resume: see `distil`.
+    """
+    config = setup.config
+    budget = config.budget
     if resume:
         run.restore(resume)
-        yield report(run, config.budget)
-    active, size = source, most_views(source, config.budget)  # the source, in parts if memory is too small
-    while run_progress(run, config.budget) < 1:
-        at = next_schedule_step(run, config.budget)
-        progress = (at - 1) / config.budget.steps
-        phase, sh_degree = active.phase(progress), harmonics.degree(progress, first_degree)
+        yield report(run, budget)
+    while run_progress(run, budget) < 1:
+        at = next_schedule_step(run, budget)
+        progress = (at - 1) / budget.steps
+        sh_degree = config.optimizer.harmonics.degree(progress, first_degree)
         try:
-            with run.next_step(at, source):
-                gradients = find_gradients(run, setup, phase, sh_degree)
+            with run.next_step(at, steps):
+                gradients = steps.find_gradients(run, setup, progress, sh_degree)
                 update(run, config, gradients, at)
-                require_finite_splats(run, config.budget.steps)
+                require_finite_splats(run, budget.steps)
                 run.losses = gradients.losses
         except RuntimeError as error:
             if isinstance(error, RenderError) or not is_out_of_memory(error):
                 raise
-            size = halve(size, config.budget, error)
-            active = split_batches(source, size)
+            steps.save_memory(error)
             continue
-        yield report(run, config.budget)
+        yield report(run, budget)
 
 
-def find_gradients(run: Run, setup: Setup, phase: Phase, sh_degree: int) -> Gradients:
-    """Set the learning rates of `phase` and the gradients of all parameters."""
-    rates, task, source = setup.config.optimizer.rates, setup.config.task, phase.target_source
-    multiplier = source.targets.rate if source else 1.0
-    set_learning_rates(run.optimizers, rates, task, phase.progress, multiplier)
-    if source:
-        return fit(run, setup, phase, source, sh_degree)
-    return backpropagate(run, setup, phase, sh_degree)
+class GuidedSteps:
+    """Steps by a guidance source, evaluated on fewer views at a time once memory is too small."""
+
+    def __init__(self, source: GuidanceSource | MixedSource, budget: Budget) -> None:
+        self.source, self.budget = source, budget
+        self.active, self.size = source, most_views(source, budget)
+
+    @property
+    def evaluations(self) -> int:
+        return self.source.evaluations
+
+    def find_gradients(self, run: Run, setup: Setup, progress: float, sh_degree: int) -> Gradients:
+        """See Steps."""
+        phase = self.active.phase(progress)
+        rates, task, source = setup.config.optimizer.rates, setup.config.task, phase.target_source
+        multiplier = source.targets.rate if source else 1.0
+        set_learning_rates(run.optimizers, rates, task, phase.progress, multiplier)
+        if source:
+            return fit(run, setup, phase, source, sh_degree)
+        return backpropagate(run, setup, phase, sh_degree)
+
+    def save_memory(self, error: RuntimeError) -> None:
+        """Halve the views per model evaluation. Raises OutOfMemory where it is one already."""
+        self.size = halve(self.size, self.budget, error)
+        self.active = split_batches(self.source, self.size)
 
 
 def require_finite_splats(run: Run, steps: int) -> None:

@@ -15,6 +15,7 @@ from ..guidance.image_targets import ImageTargets
 from ..guidance.mixing import GuidanceSource, MixedSource
 from ..rasterize import Render, to_device
 from .config import DreamConfig
+from .losses import decorrelation
 
 # The gradient of a guidance is a sum over latents, of 8 x 8 pixels each, the picture's loss a mean over
 # pixels. In 200 steps of ISM on the demo's mug the picture's view reached 23 dB at a tenth of this factor and
@@ -49,12 +50,8 @@ def depth_difference(render: Render, alpha: Tensor, disparity: Tensor) -> Tensor
     It is invariant to the unknown scale and shift of the given one.
     """
     solid = (alpha > SOLID) & (render.alpha[0].detach() > SOLID)
-    if solid.sum() < 2:
-        return render.depth.sum() * 0
     inverse = render.alpha[0] / render.depth[0].clamp_min(1e-6)
-    a, b = (x[solid] - x[solid].mean() for x in (inverse, disparity))
-    difference: Tensor = 1 - torch.cosine_similarity(a, b, dim=0)
-    return difference
+    return decorrelation(inverse[None], disparity[None], solid[None])
 
 
 def picture_targets(

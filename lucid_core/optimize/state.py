@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +14,6 @@ from torch.nn import Parameter
 from torch.optim import Adam
 
 from ..errors import UnfinishedStep
-from ..guidance.mixing import GuidanceSource, MixedSource
 from ..splats import Splats, activate, parameters
 from .checkpoint import Checkpoint
 from .config import DreamConfig
@@ -21,6 +21,13 @@ from .densify import Densifier
 from .replay import Replay
 
 COLORS = ("sh0", "shN")
+
+
+class Counted(Protocol):
+    """What counts its model evaluations."""
+
+    @property
+    def evaluations(self) -> int: ...
 
 
 class Run:
@@ -80,7 +87,7 @@ class Run:
                     key: x.clone() if key == "step" else own(x) for key, x in moments.items()
                 }
         self.densifier.state.update({name: own(value) for name, value in checkpoint.group("densify").items()})
-        kept = {name: own(value) for name, value in checkpoint.group("replay").items()}
+        kept: dict[str, Any] = {name: own(value) for name, value in checkpoint.group("replay").items()}
         if kept:
             self.replay = self._fitted = Replay(rounds=int(kept.pop("rounds")), **kept)
         self.generator.set_state(checkpoint.tensors["generator"].clone())
@@ -96,7 +103,7 @@ class Run:
         self.densifier.forget_gradients()
 
     @contextmanager
-    def next_step(self, at: int, source: GuidanceSource | MixedSource) -> Iterator[None]:
+    def next_step(self, at: int, source: Counted) -> Iterator[None]:
         """The step to schedule step `at`: counts it and the evaluations of `source` when it is finished.
 
         If it fails before `begin_update`, the state after the last finished step is restored.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +13,6 @@ from torch.nn import Parameter
 from ..cameras import CameraRanges, Cameras, Views
 from ..conditioning.control_images import RenderedBatch
 from ..errors import NoGaussiansLeft
-from ..guidance.image_targets import ImageTargets
 from ..guidance.mixing import GuidanceSource, Phase
 from ..rasterize import Render, Renderer, RenderInfo, to_device
 from ..splats import SH_C0, Splats
@@ -23,6 +24,8 @@ from .picture_view import OF_A_VIEW, PictureTarget
 from .replay import Replay
 from .selection import join_splats
 from .state import Run
+
+Terms = Callable[[Render], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,29 @@ class Setup:
 class Gradients:
     """What a step gives beside the gradients of the parameters.
 
-    losses: by name, see Step. info: `Render.info` of the optimised Gaussians. targets: the image targets if
-    the step fitted them.
+    losses: by name, see Step. info: `Render.info` of the optimised Gaussians. thresholds: (grow_grad2d,
+    prune_opacity) of a step that fitted pictures, see `Densifier.after_backward`.
     """
 
     losses: dict[str, float]
     info: RenderInfo
-    targets: ImageTargets | None = None
+    thresholds: tuple[float, float] | None = None
+
+
+class PictureLoss(Protocol):
+    """The loss of a fit to pictures, and its thresholds of growth; see `ImageTargets` and `ViewFit`."""
+
+    @property
+    def grow_grad2d(self) -> float: ...
+    @property
+    def prune_opacity(self) -> float: ...
+    @property
+    def scale_weight(self) -> float: ...
+    @property
+    def entropy_weight(self) -> float: ...
+    @property
+    def aspect_weight(self) -> float: ...
+    def difference(self, image: Tensor, picture: Tensor) -> Tensor: ...
 
 
 def backpropagate(run: Run, setup: Setup, phase: Phase, sh_degree: int) -> Gradients:
@@ -92,28 +111,38 @@ def fit(run: Run, setup: Setup, phase: Phase, source: GuidanceSource, sh_degree:
     """As `backpropagate`, but fits the image targets of `source`; makes new ones when they are due."""
     budget, targets = setup.config.budget, source.targets
     rounds = targets.rounds(phase.progress, round(phase.length * budget.steps))
+    rounds += round(phase.start * budget.steps)  # more than those of the targets before
     if run.replay is None or run.replay.rounds < rounds:
         new = make_targets(run, setup, source, phase.progress, sh_degree, rounds)
         if run.replay is None:
             run.forget_gradients()
         run.replay = run.replay.add(new, targets.kept) if run.replay else new
-    drawn = run.replay.draw(budget.views, run.generator)
+    return fit_pictures(run, setup, run.replay.draw(budget.views, run.generator), targets, sh_degree)
+
+
+def fit_pictures(
+    run: Run, setup: Setup, drawn: Replay, loss: PictureLoss, sh_degree: int, terms: Terms | None = None
+) -> Gradients:
+    """Backpropagate the difference between `drawn` and the splat, seen by the same cameras.
+
+    terms: further losses by name, from the render. Raises NotFinite for a loss that is not finite.
+    """
     splats, pictures = run.splats(), drawn.pictures / 255
     height, width = pictures.shape[1:3]
     scene, cameras = join_splats(splats, setup.fixed), Cameras(drawn.viewmats, drawn.Ks)
     render = setup.renderer(scene, cameras, width, height, sh_degree, drawn.backgrounds)
-    terms = {
-        "pixels": targets.difference(render.rgb, pictures),
-        "scale": targets.scale_weight * losses.scale(splats.scales),
+    found = {
+        "pixels": loss.difference(drawn.cover(render.rgb, pictures), pictures),
+        "scale": loss.scale_weight * losses.scale(splats.scales),
         **picture_loss(run, setup, sh_degree, 1.0),
     }
-    if targets.entropy_weight:
-        terms["entropy"] = targets.entropy_weight * losses.entropy(render.alpha)
-    if targets.aspect_weight:
-        terms["aspect"] = targets.aspect_weight * losses.aspect(splats.scales)
-    return replace(
-        finish_backward(run, setup, torch.stack(list(terms.values())).sum(), terms, render), targets=targets
-    )
+    if loss.entropy_weight:
+        found["entropy"] = loss.entropy_weight * losses.entropy(render.alpha)
+    if loss.aspect_weight:
+        found["aspect"] = loss.aspect_weight * losses.aspect(splats.scales)
+    found |= terms(render) if terms else {}
+    gradients = finish_backward(run, setup, torch.stack(list(found.values())).sum(), found, render)
+    return replace(gradients, thresholds=(loss.grow_grad2d, loss.prune_opacity))
 
 
 def picture_loss(run: Run, setup: Setup, sh_degree: int, factor: float) -> dict[str, Tensor]:
@@ -203,10 +232,8 @@ def update(run: Run, config: DreamConfig, gradients: Gradients, at: int) -> None
     if not config.task.freeze_color:
         clamp_colors(params)
     if not config.task.freeze_geometry:
-        fitted = gradients.targets
-        thresholds = (fitted.grow_grad2d, fitted.prune_opacity) if fitted else None
         run.densifier.after_backward(
-            params, run.optimizers, run.at, at, gradients.info, run.generator, thresholds
+            params, run.optimizers, run.at, at, gradients.info, run.generator, gradients.thresholds
         )
     if len(params["means"]) == 0:
         raise NoGaussiansLeft(run.step + 1, steps)

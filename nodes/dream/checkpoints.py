@@ -22,7 +22,7 @@ class CheckpointWriter:
     settings: returns the current settings that the result of the run depends on. enabled: False = write
     nothing. minutes: time between checkpoints, 0 = only at the end. kept: number of checkpoint files to keep,
     including those of earlier runs. resumed: name of the checkpoint that the run was resumed from, which is
-    never deleted; "" = none.
+    never deleted; "" = none. title: display name of the node, for the log.
     """
 
     def __init__(
@@ -33,7 +33,9 @@ class CheckpointWriter:
         minutes: float,
         kept: int,
         resumed: str,
+        title: str = "Lucid Dream",
     ) -> None:
+        self.title = title
         self.subject = subject
         self.settings = settings
         self.enabled = enabled
@@ -65,11 +67,11 @@ class CheckpointWriter:
             self._file = self._file or host.output_path(PREFIX, "safetensors")
             write(self._file[0], self.subject.kept(step.checkpoint()), self.settings())
         except (OSError, RuntimeError) as error:
-            log.error("Lucid Dream could not save its checkpoint: %s", error)
+            log.error("%s could not save its checkpoint: %s", self.title, error)
             self.failure = f"The checkpoint could not be saved: {error}"
             return
         self.failure, self.saved_step = "", step.step
-        log.info("Lucid Dream: checkpoint of step %d: %s", step.step, self.name)
+        log.info("%s: checkpoint of step %d: %s", self.title, step.step, self.name)
 
     def finish(self, step: Step) -> None:
         """Write the checkpoint of the last step and delete the checkpoints of old runs beyond `kept`."""

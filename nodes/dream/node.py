@@ -5,7 +5,6 @@ from typing import Any
 from comfy_api.latest import IO
 
 from ...lucid_core.cameras import CameraRanges
-from ...lucid_core.errors import NotFinite
 from ...lucid_core.optimize.checkpoint import changing, require_same, settings_of
 from ...lucid_core.optimize.checkpoint import read as read_checkpoint
 from ...lucid_core.optimize.config import PRESETS, Budget, DreamConfig, OptimizerConfig, Task
@@ -26,6 +25,7 @@ from ..inputs import (
 )
 from ..types import LucidCamerasType, LucidGuidanceType, LucidOptimizerType, LucidSelectionType
 from .checkpoints import CheckpointWriter
+from .inputs import checkpoint_inputs, preview_input, resume_inputs
 from .preview import Preview
 from .session import Session
 
@@ -85,34 +85,7 @@ class LucidDream(IO.ComfyNode):
                 ),
                 seed_input(),
                 backend_input(),
-                IO.String.Input(
-                    "resume",
-                    default="",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Checkpoint to resume from, under the output folder, e.g. "
-                    "lucid/run_00001_.safetensors (see the log); all other inputs must be unchanged. Empty "
-                    "= start a new run.",
-                ),
-                IO.Boolean.Input(
-                    "resume_splat_only",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Start a new run from the splat of the checkpoint instead of the connected "
-                    "splat; all settings may differ. Off = resume the run.",
-                ),
-                IO.Float.Input(
-                    "checkpoint_minutes",
-                    default=5.0,
-                    min=0.0,
-                    max=1440.0,
-                    step=0.5,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Minutes between checkpoints; each overwrites the previous one. 0 = only when "
-                    "the run ends.",
-                ),
+                *resume_inputs(),
                 *inputs_of(Budget, "max_minutes", optional=True),
                 *inputs_of(Task, optional=True),
                 IO.Boolean.Input(
@@ -124,17 +97,7 @@ class LucidDream(IO.ComfyNode):
                     "restore its position and scale. Off = use it as it is; it should be centred at the "
                     "origin.",
                 ),
-                IO.Float.Input(
-                    "preview_seconds",
-                    default=2.0,
-                    min=0.0,
-                    max=3600.0,
-                    step=0.5,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Seconds between previews on the node; longer if previews would take over 3% "
-                    "of the time. 0 = only at the end.",
-                ),
+                preview_input(),
                 IO.Boolean.Input(
                     "preview_wanted",
                     default=False,
@@ -143,24 +106,7 @@ class LucidDream(IO.ComfyNode):
                     tooltip="Also show the x0 prediction of the model for one view, to find problems with "
                     "the prompt. Off = show the splat only.",
                 ),
-                IO.Boolean.Input(
-                    "save_checkpoint",
-                    default=True,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Write checkpoints from which a run can be resumed. Off = a stopped run saves "
-                    "only its splat.",
-                ),
-                IO.Int.Input(
-                    "checkpoints_kept",
-                    default=10,
-                    min=1,
-                    max=100_000,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Number of newest checkpoints lucid/run_... to keep in the output folder; "
-                    "older ones are deleted when a run ends. Renamed files are never deleted.",
-                ),
+                *checkpoint_inputs(),
             ],
             outputs=[
                 IO.Splat.Output(
@@ -231,20 +177,12 @@ class LucidDream(IO.ComfyNode):
 
             def run(source):
                 source = source.map(lambda one: one.move_to_frame(subject.frame))
-                try:
-                    for step in distil(
-                        subject.free, source, ranges, config, seed, backend, checkpoint, subject.fixed
-                    ):
-                        session.report(step)
-                except NotFinite as error:
-                    session.stop(error)
+                session.follow(
+                    distil(subject.free, source, ranges, config, seed, backend, checkpoint, subject.fixed)
+                )
 
-            try:
+            with session.rescue_on_stop():
                 host.with_source(guidance, config.budget.views, config.budget.resolution, run)
-            except BaseException:
-                session.rescue()
-                raise
-            session.end()
             return IO.NodeOutput(host.from_splats(session.splats()), ui={"lucid": [session.summary()]})
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -25,7 +27,8 @@ UNFINISHED = "lucid/unfinished"  # prefix of the splats of stopped runs, under t
 class Session:
     """Reports each step of a run, on the node and in the log; `note` is shown with every report.
 
-    subject: the optimised and fixed Gaussians. node_id: the node on the page; None = there is no page.
+    subject: the optimised and fixed Gaussians. node_id: the node on the page; None = there is no page. title:
+    display name of the node, for the log.
     """
 
     def __init__(
@@ -36,16 +39,36 @@ class Session:
         checkpoints: CheckpointWriter,
         note: str,
         node_id: str | None,
+        title: str = "Lucid Dream",
     ) -> None:
         self.config, self.subject, self.preview, self.checkpoints = config, subject, preview, checkpoints
         self.steps, self.note, self.node_id = config.budget.steps, note, node_id
+        self.title = title
         self.first: Step | None = None  # first step reported; time per step is measured from here
         self.last: Step | None = None
         self.stopped = ""  # why the run ended early with a valid splat; "" = it did not
         self.begun = time.monotonic()
         self.progress = host.Progress(config.budget.steps)
         if note:
-            log.warning("Lucid Dream: %s", note)
+            log.warning("%s: %s", title, note)
+
+    def follow(self, steps: Iterable[Step]) -> None:
+        """Report all `steps`; a numerical error ends them with the last valid splat."""
+        try:
+            for step in steps:
+                self.report(step)
+        except NotFinite as error:
+            self.stop(error)
+
+    @contextmanager
+    def rescue_on_stop(self) -> Iterator[None]:
+        """Save what there is if the run is cancelled or fails; otherwise end it."""
+        try:
+            yield
+        except BaseException:
+            self.rescue()
+            raise
+        self.end()
 
     def report(self, step: Step) -> None:
         """Update progress, preview, log and checkpoint after `step`. Raises if the user cancelled the run."""
@@ -57,7 +80,7 @@ class Session:
             host.show_text(self.node_id, self.status(step))
         self.progress.update(round(step.progress * self.steps), image)
         if step.step % LOG_STEPS == 0 or step.progress == 1:
-            log.info("Lucid Dream: %s, %d evaluations", self.status(step), step.evaluations)
+            log.info("%s: %s, %d evaluations", self.title, self.status(step), step.evaluations)
         if self.checkpoints.is_due():
             self.checkpoints.write(step)
             if self.checkpoints.failure:
@@ -88,7 +111,8 @@ class Session:
         self.checkpoints.finish(self.last)
         if self.last.progress == 1 and self.last.step < self.steps:
             log.info(
-                "Lucid Dream: time limit (max_minutes) reached after %d of %d steps.",
+                "%s: time limit (max_minutes) reached after %d of %d steps.",
+                self.title,
                 self.last.step,
                 self.steps,
             )
@@ -97,8 +121,15 @@ class Session:
         """End the run with the last finite splat; before the first step, that is the start splat."""
         self.stopped = str(error)
         result = f"splat of step {self.last.step}" if self.last else "start splat, unchanged,"
-        log.warning("Lucid Dream: %s. The %s is returned.", error, result)
+        log.warning("%s: %s. The %s is returned.", self.title, error, result)
         host.show_text(self.node_id, f"Stopped: {error}.\nThe {result} is returned.")
+
+    def add_note(self, note: str) -> None:
+        """Show and log `note` with the status of the last step."""
+        self.note = "\n".join(filter(None, (self.note, note)))
+        log.info("%s: %s", self.title, note)
+        if self.last and not self.stopped:
+            host.show_text(self.node_id, self.status(self.last))
 
     def rescue(self) -> None:
         """Save the splat and the checkpoint of a cancelled or failed run; show and log their file names."""
@@ -109,7 +140,7 @@ class Session:
             path, entry = host.output_path(UNFINISHED, "ply")
             ply.write(path, self.splats())
         except OSError as error:  # a full disk must not hide the error that stopped the run
-            log.error("Lucid Dream could not save the unfinished splat: %s", error)
+            log.error("%s could not save the unfinished splat: %s", self.title, error)
             splat = f"The splat could not be saved: {error}"
         else:
             splat = f"The splat: {host.name_of(entry)}"
@@ -121,7 +152,7 @@ class Session:
         )
         # two lines, because the node has room for two
         lines = [f"Stopped at step {self.last.step} of {self.steps}.{resume}", splat]
-        log.warning("Lucid Dream: %s", " ".join(lines))
+        log.warning("%s: %s", self.title, " ".join(lines))
         host.show_text(self.node_id, "\n".join(lines))
 
     def splats(self) -> Splats:

@@ -7,7 +7,17 @@ from .compat import missing_parts
 if not missing_parts():  # otherwise the imports below would fail
     from .conditioning import encode_text, require_clip, zero_out
     from .controlnet import carries_control, require_control
-    from .convert import camera_info_of, camera_of, from_splats, one_splat, to_mesh, to_splats
+    from .convert import (
+        camera_info_of,
+        camera_of,
+        cameras_of,
+        from_mesh,
+        from_splats,
+        one_splat,
+        posed_images,
+        to_mesh,
+        to_splats,
+    )
     from .families import log_needs, require_image_model, require_invertible
     from .files import (
         delete_old,
@@ -21,6 +31,9 @@ if not missing_parts():  # otherwise the imports below would fail
         point_files,
         shap_e_folder,
         shap_e_models,
+        view_folder,
+        view_folders,
+        view_stamp,
     )
     from .fingerprint import depends_on, held_by_patches
     from .frontend import Progress, check_interrupt, node_of_page, show_text
@@ -33,12 +46,14 @@ __all__ = [
     "Progress",
     "camera_info_of",
     "camera_of",
+    "cameras_of",
     "carries_control",
     "check_interrupt",
     "delete_old",
     "depends_on",
     "encode_picture",
     "encode_text",
+    "from_mesh",
     "from_splats",
     "half_is_faster",
     "held_by_patches",
@@ -55,6 +70,7 @@ __all__ = [
     "output_path",
     "output_stamp",
     "point_files",
+    "posed_images",
     "require_clip",
     "require_control",
     "require_image_model",
@@ -66,6 +82,9 @@ __all__ = [
     "show_text",
     "to_mesh",
     "to_splats",
+    "view_folder",
+    "view_folders",
+    "view_stamp",
     "with_prior",
     "with_source",
     "zero_out",

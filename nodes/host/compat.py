@@ -74,12 +74,15 @@ PARTS = {  # module -> the names used; a test compares this table with the impor
     ),
 }
 NODES = {  # id -> display name
+    "LucidBakeTexture": "Lucid Bake Texture",
     "LucidBaseline": "Lucid Baseline",
     "LucidCameras": "Lucid Cameras",
     "LucidControlNet": "Lucid ControlNet",
     "LucidDream": "Lucid Dream",
+    "LucidFit": "Lucid Fit Views",
     "LucidISM": "Lucid ISM",
     "LucidImagePrompt": "Lucid Image Prompt (Zero123)",
+    "LucidLoadViews": "Lucid Load Views",
     "LucidMix": "Lucid Mix Guidance",
     "LucidOptimizer": "Lucid Optimizer",
     "LucidPointCloud": "Lucid Point Cloud",
@@ -92,6 +95,7 @@ NODES = {  # id -> display name
     "LucidSave": "Lucid Save",
     "LucidSelection": "Lucid Selection",
     "LucidShapE": "Lucid Shap-E",
+    "LucidSolidSplat": "Lucid Solid Splat",
     "LucidTargets": "Lucid Image Targets",
 }
 

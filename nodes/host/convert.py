@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from comfy_api.latest import Types
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from ...lucid_core.cameras import Cameras, intrinsics, look
 from ...lucid_core.errors import BadInput, BadSplats
+from ...lucid_core.optimize.views import PosedImages
 from ...lucid_core.settings import require
 from ...lucid_core.splats import Splats, repair, validate
 from ...lucid_core.starts.mesh import Mesh
@@ -85,6 +88,23 @@ def to_mesh(mesh: Types.MESH) -> Mesh:
         return Mesh(vertices, faces, colors, take(mesh.uvs, v), take(mesh.texture, None))
 
 
+def from_mesh(mesh: Mesh) -> Types.MESH:
+    """A MESH with a batch of one; the tensors are shared, the texture is raised by a hundredth of a level.
+
+    The host's SaveGLB and SaveImage cut decimals off, which would darken levels that float32 rounds down.
+    """
+    batch = lambda x: None if x is None else x[None]
+    texture = None if mesh.texture is None else ((mesh.texture * 255).round() + 0.01).div(255).clamp_max(1)
+    return Types.MESH(
+        mesh.vertices[None],
+        mesh.faces[None],
+        uvs=batch(mesh.uvs),
+        vertex_colors=batch(mesh.colors),
+        texture=batch(texture),
+        unlit=True,
+    )
+
+
 def camera_of(info: dict, width: int, height: int) -> tuple[Cameras, Tensor]:
     """The host's camera_info -> one camera, and the point (3,) that it orbits, both in the splat frame.
 
@@ -105,6 +125,27 @@ def camera_of(info: dict, width: int, height: int) -> tuple[Cameras, Tensor]:
     K = intrinsics(torch.tensor([math.radians(fov_deg)]), width, height)
     K[:, :2, :2] *= zoom
     return Cameras(look(position, target, rotation), K), target
+
+
+def cameras_of(infos: Iterable[Any], width: int, height: int) -> Cameras:
+    """Each camera_info, or list of them, as `camera_of` gives it."""
+    flat = [one for info in infos for one in (info if isinstance(info, (list, tuple)) else [info])]
+    if not flat:
+        raise BadInput("cameras", "are none; connect a camera_info per picture")
+    cameras = [camera_of(info, width, height)[0] for info in flat]
+    return Cameras(*(torch.cat([getattr(one, name) for one in cameras]) for name in ("viewmats", "Ks")))
+
+
+def posed_images(image: Tensor, mask: Tensor | None, depth: Tensor | None, cameras: Cameras) -> PosedImages:
+    """The host's IMAGE, MASK and depth IMAGE (bright = near) with their cameras, as copies on the CPU.
+
+    Raises BadInput if they do not belong together.
+    """
+    with torch.inference_mode(False):
+        take = lambda x: None if x is None else torch.clone(x.detach().cpu().float())
+        images, masks, depths = take(image)[..., :3].clamp(0, 1), take(mask), take(depth)
+        masks = None if masks is None else masks.reshape(-1, *masks.shape[-2:])  # one mask may come without V
+        return PosedImages(images, cameras, masks, None if depths is None else depths[..., 0])
 
 
 def camera_info_of(position: Tensor, distance: float, fov_deg: float) -> dict:

@@ -10,11 +10,13 @@ from pathlib import Path
 import folder_paths
 
 from ...lucid_core.errors import BadInput
+from ...lucid_core.io import captures
 from ...lucid_core.io.point_files import SUFFIXES
 from ...lucid_core.settings import require
 from ...lucid_core.starts import shap_e
 
 log = logging.getLogger(__name__)
+VIEW_DEPTH = 2  # levels of folders that are searched for views
 NAMELESS = "splat"  # the file name if the user gives only a folder
 
 
@@ -92,6 +94,29 @@ def input_stamp(name: str) -> str:
         return ""
     stat = os.stat(input_file(name))
     return f"{stat.st_mtime_ns} {stat.st_size}"
+
+
+def view_folders() -> list[str]:
+    """Folders of pictures with cameras under the input folder, at most `VIEW_DEPTH` levels down."""
+    root = Path(folder_paths.get_input_directory())
+    levels = ["*/" * depth for depth in range(1, VIEW_DEPTH + 1)]
+    folders = sorted(folder for level in levels for folder in root.glob(level) if folder.is_dir())
+    return [folder.relative_to(root).as_posix() for folder in folders if captures.is_capture(folder)]
+
+
+def view_folder(name: str) -> str:
+    """Path of a folder under the input folder. Raises BadSetting if it is not there."""
+    root = os.path.abspath(folder_paths.get_input_directory())
+    path = os.path.abspath(os.path.join(root, name.strip()))
+    inside = folder_paths.is_within_directory(root, path) and path != root
+    require(inside and os.path.isdir(path), "folder", repr(name), f"the name of a folder under {root}")
+    return path
+
+
+def view_stamp(name: str) -> str:
+    """Modification times and sizes of the files of a folder of views; changes with them."""
+    stats = [(path, path.stat()) for path in sorted(Path(view_folder(name)).rglob("*")) if path.is_file()]
+    return " ".join(f"{path.name} {stat.st_mtime_ns} {stat.st_size}" for path, stat in stats)
 
 
 def shap_e_models() -> list[str]:

@@ -24,6 +24,7 @@ from lucid_core.starts.shapes import PointCloud
 from workflows.api.client import input_of
 
 from .failing import fails
+from .views import write_views
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
@@ -42,6 +43,7 @@ SOCKETS_ONLY = {
     "LUCID_CAMERAS",
     "LUCID_SELECTION",
     "LUCID_OPTIMIZER",
+    "LUCID_VIEWS",
     "LOAD3D_CAMERA",
     "LOAD3D_MODEL_INFO",
 }
@@ -53,11 +55,13 @@ EXAMPLES = {
     "refine_splat",
     "restyle_splat",
     "ism_against_sds",
+    "views_to_splat",
 }
 TINY = {  # what a test changes: the demo's files in the place of the users', and little work
     "CheckpointLoaderSimple": {"ckpt_name": PRIOR},
     "LucidPointCloud": {"count": 300},
     "LucidDream": {"steps": 2, "views": 1, "resolution": 64},
+    "LucidFit": {"steps": 2, "views": 1},
     "LucidSave": {"turntable_frames": 4, "turntable_size": 64, "filename_prefix": "test/workflow"},
 }
 OFFICIAL_NEGATIVE = (  # of LucidDreamer's configs/bagel.yaml
@@ -140,7 +144,8 @@ def test_nodes_of_the_ui_form_do_not_overlap(name):
 def test_a_note_says_what_to_change_first_and_the_result_is_shown(name):
     types = [node["type"] for node in load(name, "ui")["nodes"]]
     assert "MarkdownNote" in types
-    assert types.count("PreviewGaussianSplat") == types.count("LucidSave") == types.count("LucidDream")
+    runs = types.count("LucidDream") + types.count("LucidFit")
+    assert types.count("PreviewGaussianSplat") == types.count("LucidSave") == runs
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -162,6 +167,12 @@ def saved_splat(base):
 
 
 @pytest.fixture(scope="module")
+def views_folder(base):
+    """What views_to_splat loads."""
+    write_views(base / "input" / "lucid_views")
+
+
+@pytest.fixture(scope="module")
 def other_checkpoint(base):
     """A second model: the demo's, each of whose weights is a little smaller."""
     name, folder = "lucid_test_other.safetensors", base / "models" / "checkpoints"
@@ -175,7 +186,7 @@ def other_checkpoint(base):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_workflow_runs(name, client, saved_splat, other_checkpoint):
+def test_every_workflow_runs(name, client, saved_splat, other_checkpoint, views_folder):
     graph = load(name, "api")
     for node in graph.values():
         node["inputs"] |= {

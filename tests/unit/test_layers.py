@@ -38,7 +38,7 @@ def test_the_core_knows_neither_host_nor_nodes(path):
 FLOORS = {  # of lucid_core: one imports from its own and from lower ones
     **dict.fromkeys(("errors", "splats", "cameras", "frames", "settings", "optional"), 0),
     **dict.fromkeys(("rasterize", "starts", "diffusion"), 1),
-    **dict.fromkeys(("io", "conditioning"), 2),
+    **dict.fromkeys(("io", "conditioning", "bake"), 2),
     "guidance": 3,
     "optimize": 4,
 }
@@ -85,6 +85,12 @@ def test_importing_the_core_loads_nothing_heavy():
         "io.ply",
         "io.video",
         "io.point_files",
+        "io.captures",
+        "optimize.views",
+        "io.glb",
+        "bake.shade",
+        "bake.solid",
+        "bake.texture",
         "starts.points",
         "starts.shapes",
         "starts.mesh",
@@ -97,7 +103,7 @@ sys.path.append({str(ROOT)!r})
 import torch
 before = set(sys.modules)
 {chr(10).join(f"import lucid_core.{m}" for m in modules)}
-heavy = ("gsplat", "numba", "safetensors", "diffusers", "transformers", "cv2", "plyfile", "scipy")
+heavy = ("gsplat", "numba", "safetensors", "diffusers", "transformers", "cv2", "plyfile", "scipy", "xatlas")
 print([m for m in heavy if m in set(sys.modules) - before])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,1 @@
+"""The colours of a splat as the texture of a mesh."""

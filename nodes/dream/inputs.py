@@ -1,0 +1,78 @@
+"""The widgets that Lucid Dream and Lucid Fit Views have in common."""
+
+from __future__ import annotations
+
+from comfy_api.latest import IO
+
+
+def resume_inputs() -> list[IO.Input]:
+    """What to resume, and how often checkpoints are written."""
+    return [
+        IO.String.Input(
+            "resume",
+            default="",
+            optional=True,
+            advanced=True,
+            tooltip="Checkpoint to resume from, under the output folder, e.g. "
+            "lucid/run_00001_.safetensors (see the log); all other inputs must be unchanged. Empty "
+            "= start a new run.",
+        ),
+        IO.Boolean.Input(
+            "resume_splat_only",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="Start a new run from the splat of the checkpoint instead of the connected "
+            "splat; all settings may differ. Off = resume the run.",
+        ),
+        IO.Float.Input(
+            "checkpoint_minutes",
+            default=5.0,
+            min=0.0,
+            max=1440.0,
+            step=0.5,
+            optional=True,
+            advanced=True,
+            tooltip="Minutes between checkpoints; each overwrites the previous one. 0 = only when "
+            "the run ends.",
+        ),
+    ]
+
+
+def preview_input() -> IO.Input:
+    """Time between previews."""
+    return IO.Float.Input(
+        "preview_seconds",
+        default=2.0,
+        min=0.0,
+        max=3600.0,
+        step=0.5,
+        optional=True,
+        advanced=True,
+        tooltip="Seconds between previews on the node; longer if previews would take over 3% "
+        "of the time. 0 = only at the end.",
+    )
+
+
+def checkpoint_inputs() -> list[IO.Input]:
+    """Whether checkpoints are written, and how many are kept."""
+    return [
+        IO.Boolean.Input(
+            "save_checkpoint",
+            default=True,
+            optional=True,
+            advanced=True,
+            tooltip="Write checkpoints from which a run can be resumed. Off = a stopped run saves "
+            "only its splat.",
+        ),
+        IO.Int.Input(
+            "checkpoints_kept",
+            default=10,
+            min=1,
+            max=100_000,
+            optional=True,
+            advanced=True,
+            tooltip="Number of newest checkpoints lucid/run_... to keep in the output folder; "
+            "older ones are deleted when a run ends. Renamed files are never deleted.",
+        ),
+    ]
