@@ -8,7 +8,6 @@ from typing import Any, Literal
 from lucid_core.guidance.base import Guidance
 from lucid_core.guidance.image_targets import PRESETS as TARGETS
 from lucid_core.guidance.image_targets import ImageTargets
-from lucid_core.guidance.ism import PRESETS as ISM
 from lucid_core.guidance.mixing import Mix
 
 Model = Literal["camera", "text"]
@@ -27,17 +26,31 @@ class Method:
     config: dict[str, Any] = field(default_factory=dict)
 
 
-# The camera model has seen white backgrounds alone.
-WHITE = {"views": 1, "background_share": 0.0}
-COARSE = replace(
-    TARGETS["cpu"], cfg=2.0, cfg_last=2.0, t=1.0, t_last=0.4, t_spread=0.0, views=8, kept=24, fits=100
+# The camera model's views agree in shape even from pure noise, so its targets begin there: the first rounds
+# make the shape, and the renders of later ones keep more of it.
+SHAPE = replace(
+    TARGETS["cpu"],
+    views=12,
+    fits=40,
+    kept=24,
+    cfg=2.5,
+    cfg_last=1.5,
+    t=1.0,
+    t_last=0.35,
+    t_spread=0.0,
+    fall=0.8,
+    inversion_steps=0,
+    sampling_steps=6,
+    last=0.1,
 )
-FINE = replace(TARGETS["cpu"], cfg=1.5, cfg_last=1.0, t=0.4, t_last=0.15)
+SURFACE = replace(TARGETS["cpu"], fits=50, last=0.3)
 
 METHODS = {
-    "camera": Method((("camera", COARSE),), (), 1400, WHITE),
+    "camera": Method((("camera", SHAPE),), (), steps=640, config={"views": 1}),
     "both": Method(
-        (("camera", COARSE), ("text", TARGETS["cpu"])), (Mix("sequence", 0.4),), 1400, {"views": 1}
+        (("camera", replace(SHAPE, last=0.0)), ("text", SURFACE)),
+        (Mix("sequence", 0.45),),
+        steps=740,
+        config={"views": 1},
     ),
 }
-_ = ISM

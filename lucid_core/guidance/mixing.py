@@ -101,13 +101,14 @@ class GuidanceLoss:
 
 @dataclass(frozen=True)
 class Phase:
-    """The active source at a moment of the run, with its own `progress` (0 to 1) and the share `length` of
-    the run that it covers.
+    """The active source at a moment of the run, with its own `progress` (0 to 1), the share `length` of the
+    run that it covers, and the fraction `start` of the run at which it begins.
     """
 
     source: GuidanceSource | MixedSource
     progress: float
     length: float = 1.0
+    start: float = 0.0
 
     @property
     def target_source(self) -> GuidanceSource | None:
@@ -245,11 +246,13 @@ class MixedSource:
         share = self.mix.share
         is_second = progress >= 1 - share
         active = self.second if is_second else self.first
+        start = 1 - share if is_second else 0.0
         if self.mix.mode == "switch":
-            return active.phase(progress)
+            inner = active.phase(progress)
+            return replace(inner, start=max(start, inner.start))
         length = share if is_second else 1 - share
-        inner = active.phase((progress - (1 - share)) / share if is_second else progress / (1 - share))
-        return Phase(inner.source, inner.progress, length * inner.length)
+        inner = active.phase((progress - start) / length)
+        return Phase(inner.source, inner.progress, length * inner.length, start + length * inner.start)
 
     def loss(
         self,

@@ -14,7 +14,7 @@ class Replay:
     """Replay buffer of K image targets, oldest first.
 
     viewmats (K, 4, 4) world-to-camera, Ks (K, 3, 3) in pixels, backgrounds (K, 3) sRGB in [0, 1], pictures
-    (K, H, W, 3) uint8 sRGB; rounds: number of times that targets were generated. masks (K, H, W, 1) uint8,
+    (K, H, W, 3) uint8 sRGB; rounds: grows with every round of targets. masks (K, H, W, 1) uint8,
     255 = object, and disparities (K, H, W, 1) of any scale belong to given views; None = there are none.
     ignore: pixels outside of the masks are not compared.
     """

@@ -111,6 +111,7 @@ def fit(run: Run, setup: Setup, phase: Phase, source: GuidanceSource, sh_degree:
     """As `backpropagate`, but fits the image targets of `source`; makes new ones when they are due."""
     budget, targets = setup.config.budget, source.targets
     rounds = targets.rounds(phase.progress, round(phase.length * budget.steps))
+    rounds += round(phase.start * budget.steps)  # more than those of the targets before
     if run.replay is None or run.replay.rounds < rounds:
         new = make_targets(run, setup, source, phase.progress, sh_degree, rounds)
         if run.replay is None:

@@ -227,6 +227,18 @@ def test_a_sequence_within_a_sequence_shares_its_part_of_the_run():
     assert phase.source.guidance == TARGETS and (phase.progress, phase.length) == (0.5, 0.25)
 
 
+@pytest.mark.parametrize("mode", ["sequence", "switch"])
+def test_image_targets_after_image_targets_are_made_anew(mode):
+    first, second = WishPrior(), WishPrior()
+    few = dataclasses.replace(TARGETS, fits=100)
+    asked = MixedSource(source(prior=first), source(few, prior=second), Mix(mode, 0.3))
+    done = list(steps(asked))
+    assert first.evaluations > 0 and second.evaluations > 0
+    assert done[20].evaluations == first.evaluations and done[21].evaluations > first.evaluations
+    *_, end = steps(asked, resume=next(itertools.islice(steps(asked), 24, None)).checkpoint())
+    assert same_end(end, done[-1])
+
+
 def test_one_prior_behind_two_methods_is_counted_once():
     prior = WishPrior()
     asked = MixedSource(source(METHOD, prior), source(TARGETS, prior), Mix("sequence", 0.5))
