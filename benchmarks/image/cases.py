@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from demo import score, world
@@ -34,7 +34,7 @@ class PictureCase:
     prompt: str
     seed: int
     elevation_deg: float
-    method: Method
+    method: Method = field(hash=False)  # it holds dicts
     config: DreamConfig
     blend: ViewBlend
     cameras: CameraRanges
