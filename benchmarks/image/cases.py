@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from demo import score, world
@@ -12,14 +12,16 @@ from demo.prior import DemoCameraPrior
 from lucid_core.cameras import CameraRanges
 from lucid_core.conditioning.picture import Picture, PictureView
 from lucid_core.conditioning.view_prompts import ViewBlend
-from lucid_core.guidance.mixing import GuidanceSource, MixedSource
+from lucid_core.guidance.base import Guidance
+from lucid_core.guidance.image_targets import ImageTargets
+from lucid_core.guidance.mixing import GuidanceSource, Mix, MixedSource
 from lucid_core.optimize.config import PRESETS, DreamConfig
 from lucid_core.settings import replace_settings, require
 from lucid_core.starts.shapes import PointCloud
 
 from ..quality.cases import Case, hash_of, key_of, text_prior
 from ..quality.cases import plan as plan_quality
-from .methods import METHODS, Method
+from .methods import METHODS, Model
 
 TEXT = "text"  # the label of the text model's workflow, which sees no picture
 ELEVATIONS_DEG = (-5, 40)  # those that the camera model was trained on
@@ -28,13 +30,16 @@ RADIUS = 5.3  # of all cameras, in world units
 
 @dataclass(frozen=True)
 class PictureCase:
-    """All settings that a splat depends on; see `quality.cases.Case`. elevation_deg: of the picture."""
+    """All settings that a splat depends on; see `quality.cases.Case` and `methods.Method`. elevation_deg: of
+    the picture.
+    """
 
     label: str
     prompt: str
     seed: int
     elevation_deg: float
-    method: Method = field(hash=False)  # it holds dicts
+    guidances: tuple[tuple[Model, Guidance | ImageTargets], ...]
+    mixes: tuple[Mix, ...]
     config: DreamConfig
     blend: ViewBlend
     cameras: CameraRanges
@@ -57,8 +62,8 @@ class PictureCase:
                 text, guidance, text.prompts(self.prompt, blend=self.blend)
             ),
         }
-        first, *others = [prior_of[model](guidance) for model, guidance in self.method.guidances]
-        for other, mix in zip(others, self.method.mixes, strict=True):
+        first, *others = [prior_of[model](guidance) for model, guidance in self.guidances]
+        for other, mix in zip(others, self.mixes, strict=True):
             first = MixedSource(first, other, mix)
         return first
 
@@ -106,7 +111,8 @@ def case_of(base: Case, name: str, elevation_deg: float) -> PictureCase | Case:
         prompt=base.prompt,
         seed=base.seed,
         elevation_deg=elevation_deg,
-        method=method,
+        guidances=method.guidances,
+        mixes=method.mixes,
         config=replace_settings(PRESETS["cpu"], steps=method.steps, **method.config),
         blend=base.blend,
         cameras=replace(base.cameras, **fixed),

@@ -8,7 +8,6 @@ from raising import raises
 
 from benchmarks import image
 from benchmarks.image.cases import PictureCase, picture, plan
-from benchmarks.image.methods import METHODS
 from benchmarks.quality import cases as quality
 from benchmarks.quality.run import run_all
 from demo import score
@@ -62,18 +61,18 @@ def test_what_cannot_run_is_refused(field, arguments):
 def test_a_key_follows_the_settings_and_not_the_name(cases):
     camera = cases[0]
     assert replace(camera, label="other").key == camera.key
-    changed = [replace(camera, elevation_deg=30.0), replace(camera, method=METHODS["both"])]
+    changed = [replace(camera, elevation_deg=30.0), replace(camera, seed=4)]
     assert len({camera.key, *(case.key for case in changed)}) == 3
 
 
 def test_a_case_is_run_and_summed_up(cases, tmp_path, monkeypatch):
     monkeypatch.setattr(image, "FOLDER", tmp_path)
     camera = cases[0]
-    ((model, guidance),) = camera.method.guidances
+    ((model, guidance),) = camera.guidances
     quick = replace(guidance, views=1, kept=1, sampling_steps=1)
     small: PictureCase = replace(
         camera,
-        method=replace(camera.method, guidances=((model, quick),)),
+        guidances=((model, quick),),
         config=replace_settings(camera.config, steps=2, resolution=64),
         start=replace(camera.start, count=300),
     )
