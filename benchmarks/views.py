@@ -53,8 +53,10 @@ def pictures_of(prompt: str, views: int = VIEWS, size: int = SIZE) -> PosedImage
     """`views` true pictures of the object on white with masks, around it at three elevations."""
     thing = world.parse(prompt)
     assert thing is not None
-    azimuth = torch.arange(views) * (2 * math.pi / views)
-    elevation = torch.tensor(ELEVATIONS_DEG).deg2rad()[torch.arange(views) % len(ELEVATIONS_DEG)]
+    number = torch.arange(views)
+    azimuth = number * (2 * math.pi / views)
+    turn = number + number // FIT.held_out  # so that the held-out views have all elevations
+    elevation = torch.tensor(ELEVATIONS_DEG).deg2rad()[turn % len(ELEVATIONS_DEG)]
     fovy, radius = torch.full((views,), math.radians(FOVY_DEG)), torch.full((views,), RADIUS)
     rgb, mask = world.render(thing, azimuth, elevation, fovy, size, radius=radius, supersample=4)
     cameras = orbit(azimuth, elevation, radius, fovy, size, size)

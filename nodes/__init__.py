@@ -14,7 +14,7 @@ from .host import compat
 log = logging.getLogger(__name__)
 
 if not compat.missing_parts():
-    from .bake import LucidBakeTexture
+    from .bake import LucidBakeTexture, LucidSolidSplat
     from .cameras import LucidCameras
     from .control import LucidControlNet
     from .dream import LucidDream
@@ -62,6 +62,7 @@ def node_list() -> list[type]:
         LucidDream,
         LucidRender,
         LucidSave,
+        LucidSolidSplat,
         LucidBakeTexture,
         LucidShapE,
         LucidPointsFromMesh,

@@ -3,6 +3,7 @@ import logging
 
 from comfy_api.latest import IO, Types
 
+from ..lucid_core.bake.solid import VIEWS, Solid, solidify
 from ..lucid_core.bake.texture import Bake, Baked, bake
 from ..lucid_core.io import glb
 from ..lucid_core.rasterize import Renderer
@@ -12,6 +13,42 @@ from .inputs import CATEGORY, backend_input, errors_of, inputs_of
 
 log = logging.getLogger(__name__)
 SHARED = 0.02  # fraction of overlapping UVs that is worth a warning
+
+
+class LucidSolidSplat(IO.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return IO.Schema(
+            node_id="LucidSolidSplat",
+            display_name="Lucid Solid Splat",
+            category=CATEGORY,
+            search_aliases=["clean splat", "splat to mesh", "remove fog", "remove floaters", "watertight"],
+            description="Fills the space that a splat encloses with opaque Gaussians on a grid, so that "
+            "Extract Mesh from Splat finds one closed surface, without fog, holes and inner walls.",
+            inputs=[
+                IO.Splat.Input("splat", tooltip="A single splat. Its colours are not kept."),
+                *inputs_of(Solid),
+                backend_input(),
+            ],
+            outputs=[
+                IO.Splat.Output(
+                    display_name="solid",
+                    tooltip="The filled shape in one colour, for Extract Mesh from Splat.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, splat, cells, min_opacity, backend="auto") -> IO.NodeOutput:
+        with errors_of(cls):
+            progress = host.Progress(VIEWS)
+
+            def show(done):
+                host.check_interrupt()
+                progress.update(done)
+
+            item, config = host.one_splat(splat), Solid(cells, min_opacity)
+            return IO.NodeOutput(host.from_splats(solidify(item, config, Renderer(backend), show)))
 
 
 class LucidBakeTexture(IO.ComfyNode):
@@ -61,7 +98,7 @@ class LucidBakeTexture(IO.ComfyNode):
             config = Bake(size, faces, views, angle_power)
             progress = host.Progress(2 * views)
 
-            def show(done, total, picture):
+            def show(done, picture):
                 host.check_interrupt()
                 progress.update(done, picture)
 
@@ -72,7 +109,8 @@ class LucidBakeTexture(IO.ComfyNode):
             host.show_text(host.node_of_page(cls.hidden), text)
             textured = baked.mesh.rotate(AXES["y up"].T)
             file = Types.File3D(io.BytesIO(glb.encode(textured)), file_format="glb")
-            return IO.NodeOutput(file, host.from_mesh(textured), textured.texture[None])
+            made = host.from_mesh(textured)
+            return IO.NodeOutput(file, made, made.texture)
 
 
 def text_of(baked: Baked) -> str:

@@ -1,7 +1,7 @@
 """Splats made solid, so that the host's Extract Mesh from Splat finds one closed surface.
 
-A splat is a shell of thin, partly transparent Gaussians around anything at all. On a density grid the shell
-has holes, and its inside becomes a second surface.
+A splat is a shell of thin, partly transparent Gaussians. On a density grid the shell has holes, its inside
+becomes a second surface, and fog becomes lumps.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from ..splats import Splats
 from .views import Move, around, box_of, picture_of
 
 PX, VIEWS = 256, 48
-THICK = 0.7  # least scale of a Gaussian, and scale of those that fill the inside, in cells
+THICK = 0.7  # scale of the Gaussians, in cells
 OPAQUE = 0.5  # opacity of a pixel from which on its ray meets the object
-DOUBT = 0.1  # fraction of the views that must look through a point before it is outside
+DOUBT = 0.1  # a cell that fewer of the views see is inside
+SOLID = 0.05  # cells that are filled less are left out
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,11 @@ class Solid(BoundedSettings):
     """How a splat is made solid. Raises BadSetting for a value out of bounds."""
 
     cells: int = setting(
-        96,
+        64,
         16,
         256,
-        "Cells along the longest side, for the thickness of the shell and the filled inside. More keep finer "
-        "parts, fewer close larger holes.",
+        "Cells along the longest side of the splat. More keep finer parts, fewer close larger holes and give "
+        "a smoother surface.",
         step=8,
         advanced=False,
     )
@@ -49,12 +50,13 @@ class Solid(BoundedSettings):
 
 
 def solidify(
-    splats: Splats, config: Solid, renderer: Renderer, on_view: Callable[[int, int], None] | None = None
+    splats: Splats, config: Solid, renderer: Renderer, on_view: Callable[[int], None] | None = None
 ) -> Splats:
-    """`splats` (on the CPU) without fog, opaque, thick by a cell at least, and filled inside.
+    """The space that `splats` (on the CPU) enclose, as opaque Gaussians on a grid, in their mean colour.
 
-    A point is inside if every view meets the splat before it (space carving: Kutulakos and Seitz 2000, with
-    the splat's depth in place of photo-consistency). Raises BadInput if no Gaussian is left.
+    A cell is filled by its signed distance behind the splat's depth, cut off at one cell and averaged over
+    the views that see it (Curless and Levoy 1996, equations 3 and 4). For the depth every Gaussian that is
+    kept is opaque. Raises BadInput if no Gaussian is kept or nothing is enclosed.
     """
     kept = splats.opacities >= config.min_opacity
     if not kept.any():
@@ -63,39 +65,43 @@ def solidify(
     shell = replace(splats, opacities=torch.ones_like(splats.opacities)).map(lambda x: x[kept])
     low, high = box_of(shell.means)
     cell = max(float((high - low).max()) / config.cells, 1e-12)
-    inside = _inside(shell, cell, renderer, on_view)
-    n = len(inside)
+    cells, filled = _occupancy(shell, cell, renderer, on_view)
+    inside = filled > SOLID
+    n = int(inside.sum())
     if not n:
-        raise BadInput("the splat", "has no inside that all views agree on; lower min_opacity or cells")
+        raise BadInput("the splat", "has no inside that the views agree on; lower min_opacity or cells")
     sh = splats.sh[kept].mean(0, keepdim=True).expand(n, -1, 3)
     upright = torch.tensor([1.0, 0, 0, 0]).expand(n, 4)
-    return Splats(inside, upright, torch.full((n, 3), THICK * cell), torch.ones(n), sh)
+    return Splats(cells[inside], upright, torch.full((n, 3), THICK * cell), filled[inside], sh)
 
 
-def _inside(
-    splats: Splats, cell: float, renderer: Renderer, on_view: Callable[[int, int], None] | None
-) -> Tensor:
-    """Centres (M, 3) of the cells inside `splats`."""
+def _occupancy(
+    splats: Splats, cell: float, renderer: Renderer, on_view: Callable[[int], None] | None
+) -> tuple[Tensor, Tensor]:
+    """Centres (M, 3) of the cells in the box of `splats`, and how far each is filled (M,), in [0, 1]."""
     low, high = box_of(splats.means)
-    axes = [torch.arange(float(a), float(b), cell) for a, b in zip(low, high)]
+    axes = [torch.arange(float(a) - cell, float(b) + cell, cell) for a, b in zip(low, high)]
     cells = torch.cartesian_prod(*axes).reshape(-1, 3)
     move = Move.of(splats.means)
     scene, moved = move.splats(splats).map(lambda x: x.to(renderer.device)), move.points(cells)
-    free = torch.zeros(len(cells))
-    cameras = around(VIEWS, PX)
-    for view, camera in enumerate(cameras):
-        free += ~_behind(moved, camera, picture_of(scene, camera, PX, renderer))
+    behind, seen = torch.zeros(len(cells)), torch.zeros(len(cells))
+    for view, camera in enumerate(around(VIEWS, PX)):
+        depth = _depth_behind(moved, camera, picture_of(scene, camera, PX, renderer)) / (cell * move.factor)
+        near = depth < 1
+        behind += torch.where(near, depth.clamp_min(-1), 0)
+        seen += near
         if on_view:
-            on_view(view + 1, len(cameras))
-    return cells[free < DOUBT * VIEWS]
+            on_view(view + 1)
+    filled = 0.5 + 0.5 * behind / seen.clamp_min(1)
+    return cells, torch.where(seen < DOUBT * VIEWS, 1.0, filled)
 
 
-def _behind(points: Tensor, camera: Cameras, picture: Tensor) -> Tensor:
-    """Which points (N, 3) lie behind what the `picture` (px, px, 5) shows."""
+def _depth_behind(points: Tensor, camera: Cameras, picture: Tensor) -> Tensor:
+    """How far points (N, 3) lie behind what the `picture` (px, px, 5) shows: (N,), -inf beside it."""
     pose, K = camera.viewmats[0], camera.Ks[0]
     seen = points @ pose[:3, :3].T + pose[:3, 3]
     pixel = seen[:, :2] / seen[:, 2:] * K.diagonal()[:2] + K[:2, 2]
     grid = (pixel / len(picture) * 2 - 1)[None, None]
     opacity, distance = grid_sample(picture[..., 3:].movedim(-1, 0)[None], grid, align_corners=False)[0, :, 0]
-    behind: Tensor = (opacity >= OPAQUE) & (seen[:, 2] > distance / opacity.clamp_min(1e-6))
-    return behind
+    behind = seen[:, 2] - distance / opacity.clamp_min(1e-6)
+    return torch.where(opacity >= OPAQUE, behind, -torch.inf)

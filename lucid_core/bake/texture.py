@@ -27,14 +27,14 @@ STRAYS = 0.02  # fraction of the Gaussians at either end of an axis that the spl
 OVERLAP = 0.5  # least share of the mesh's box, along each axis, that the splat's box must cover
 GAIN = 0.002  # an additional view must show at least this share of the texels for the first time
 SOLID = 1 / 255  # least opacity of a visible Gaussian
-OnView = Callable[[int, int, Tensor], None]  # views done, views in all, picture (H, W, 3)
+OnView = Callable[[int, Tensor], None]  # views done of 2 * Bake.views, picture (H, W, 3)
 
 
 @dataclass(frozen=True)
 class Bake(BoundedSettings):
     """Settings of a bake. Raises BadSetting for a value out of bounds."""
 
-    size: int = setting(1024, 64, 8192, "Width and height of the texture in texels.", step=64, advanced=False)
+    size: int = setting(1024, 64, 4096, "Width and height of the texture in texels.", step=64, advanced=False)
     faces: int = setting(
         20_000,
         0,
@@ -119,8 +119,7 @@ def _look_from_all_sides(
     points, normals = texels.points.numpy(), texels.normals.numpy()
     sums = np.zeros((len(points), 4))
     blank, reach = np.ones((px, px, 5), np.float32), SHELL * RADIUS
-    cameras = around(2 * config.views, px)
-    for view, camera in enumerate(cameras):
+    for view, camera in enumerate(around(2 * config.views, px)):
         pose, K = camera.viewmats[0].numpy(), camera.Ks[0].numpy()
         depth = depth_of(mesh, camera, px)
         if view >= config.views:
@@ -132,7 +131,7 @@ def _look_from_all_sides(
         picture = picture_of(splats, camera, px, renderer)
         collect(points, normals, pose, K, picture.numpy(), depth, config.angle_power, reach, sums)
         if on_view:
-            on_view(view + 1, len(cameras), picture[..., :3])
+            on_view(view + 1, picture[..., :3])
     return sums
 
 

@@ -125,6 +125,13 @@ def load_images(capture: Capture, longest: int, background: Tensor) -> tuple[Ten
     return torch.stack(images), torch.stack(masks), SizedCameras(cameras, *size)
 
 
+def _inside(picture: Path, folder: Path, source: Path) -> Path:
+    """`picture`, if it lies in `folder`: a file from elsewhere may name no other file of this machine."""
+    if not Path(os.path.abspath(picture)).is_relative_to(os.path.abspath(folder)):
+        raise BadFile(source, f"it names a picture outside of its folder, {picture}; move that into {folder}")
+    return picture
+
+
 def _open(path: Path) -> Any:
     pil = load("PIL.Image", "pillow")
     try:
@@ -168,7 +175,7 @@ def _read_transforms(path: Path) -> Capture:
         where = f"frame {number}"
         if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
             raise BadFile(path, f"{where} has no file_path; export it again")
-        picture = _picture_of(path.parent, frame["file_path"])
+        picture = _inside(_picture_of(path.parent, frame["file_path"]), path.parent, path)
         poses.append(_pose(frame.get("transform_matrix"), path, where))
         K, size = _intrinsics({**content, **frame}, picture, path, where)
         paths.append(picture)
@@ -301,7 +308,8 @@ def _read_colmap(folder: Path, model: Path) -> Capture:
             raise BadFile(model, f"picture {image.name!r} has the unknown camera {image.camera}")
         camera = by_number[image.camera]
         places = [folder / name / image.name for name in IMAGE_FOLDERS]
-        paths.append(next((path for path in places if path.is_file()), places[0]))
+        found = next((path for path in places if path.is_file()), places[0])
+        paths.append(_inside(found, folder, model))
         poses.append(_rigid(image, model))
         Ks.append(_pinhole(image.camera, camera, model))
         sizes.append([camera.width, camera.height])

@@ -62,6 +62,8 @@ def picture_targets(
     Their cameras are at the middle of the first distances and fields of view of `cameras`.
     """
     pictures = {id(picture): picture for picture in pictures_of(source) if picture.view.weight}
+    if not pictures:
+        return []
     radius = (cameras.radius_min + cameras.radius_max) / 2
     fovy = math.radians(cameras.fovy_min_deg + cameras.fovy_max_deg) / 2
     targets = []

@@ -95,6 +95,7 @@ NODES = {  # id -> display name
     "LucidSave": "Lucid Save",
     "LucidSelection": "Lucid Selection",
     "LucidShapE": "Lucid Shap-E",
+    "LucidSolidSplat": "Lucid Solid Splat",
     "LucidTargets": "Lucid Image Targets",
 }
 

@@ -91,7 +91,7 @@ def to_mesh(mesh: Types.MESH) -> Mesh:
 def from_mesh(mesh: Mesh) -> Types.MESH:
     """A MESH with a batch of one; the tensors are shared, the texture is raised by a hundredth of a level.
 
-    The host's SaveGLB cuts the texture's decimals off, which would darken levels that float32 rounds down.
+    The host's SaveGLB and SaveImage cut decimals off, which would darken levels that float32 rounds down.
     """
     batch = lambda x: None if x is None else x[None]
     texture = None if mesh.texture is None else ((mesh.texture * 255).round() + 0.01).div(255).clamp_max(1)

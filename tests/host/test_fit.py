@@ -30,7 +30,7 @@ def graph_of(cameras=None, steps=8, **inputs):
     links = {"splat": [load, 3], "image": [load, 0], "mask": [load, 1]}
     cameras = cameras or {"cameras": "views", "cameras.views": [load, 2]}
     preset = {"preset": "cpu", "preset.steps": steps, "preset.views": 2}
-    values = {"seed": 0, "background": "#ffffff", "held_out": 3, "mask_use": "opacity"}
+    values = {"seed": 0, "background": "#ffffff", "held_out": 3, "mask_use": "opacity", "grow_grad2d": 1000.0}
     fit = graph.add("LucidFit", **links, **cameras, **preset, **{**values, **inputs})
     graph.add(
         "LucidSave",

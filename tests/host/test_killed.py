@@ -48,7 +48,8 @@ def killed(host_path, base, log, moment):
         new, far = set(), False
         while thread.is_alive() and not (new and far):
             time.sleep(0.01)
-            new = set(folder.glob("run_*.safetensors")) - before
+            found = set(folder.glob("run_*.safetensors")) - before
+            new = {file for file in found if not file.stem.endswith(".part")}  # half written
             far = len(reached) > 1 and reached[-1][1] >= int(moment)
         time.sleep(moment % 1 * (reached[-1][0] - reached[-2][0]))
         when = time.time()

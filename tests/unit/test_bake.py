@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import sys
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from raising import raises
 from lucid_core.bake import kernels
 from lucid_core.bake.fill import dilate, fill_unseen
 from lucid_core.bake.shade import shade
+from lucid_core.bake.solid import Solid, solidify
 from lucid_core.bake.surface import overlap_of, prepare, simplify, texels_of, unwrap, vertex_normals
 from lucid_core.bake.texture import Bake, bake, depth_of
 from lucid_core.bake.views import Move, around, box_of
@@ -296,3 +298,28 @@ def test_a_splat_that_cannot_be_seen_is_refused():
 def test_colours_are_those_of_the_splat():
     """ball_of is what it says: its bands of order 0 are the colour."""
     torch.testing.assert_close(ball_of(RED).sh[:, 0] * SH_C0 + 0.5, RED.expand(1500, 3))
+
+
+# ---- solid
+
+
+def test_a_shell_becomes_a_filled_ball():
+    """Cells are filled by their distance from the sphere; what is fainter than min_opacity does not count."""
+    shell, fog = ball_of(RED, 12_000), ball_of(BLUE, 200)
+    fog = replace(fog, means=fog.means * 1.3, opacities=fog.opacities * 0.05)
+    both = Splats(*(torch.cat(pair) for pair in zip(vars(shell).values(), vars(fog).values())))
+    solid = solidify(both, Solid(cells=20, min_opacity=0.1), Renderer("numba"))
+    cell, radius = 0.1, solid.means.norm(dim=-1)
+    assert radius.max() < 1 + cell
+    assert (solid.opacities[radius < 1 - 1.5 * cell] > 0.9).all()
+    assert solid.opacities[(radius - 1).abs() < cell / 4].mean() == pytest.approx(0.5, abs=0.15)
+    whole = 4 / 3 * math.pi / cell**3  # cells in the ball
+    assert float(solid.opacities.sum()) == pytest.approx(whole, rel=0.05)
+
+
+def test_a_splat_without_an_inside_is_refused():
+    splats = ball_of(RED, 300)
+    with raises(BadInput, name="the splat's opacities"):
+        solidify(replace(splats, opacities=splats.opacities * 0.05), Solid(cells=16), Renderer("numba"))
+    with raises(BadSetting, name="cells"):
+        Solid(cells=4)

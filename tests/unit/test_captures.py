@@ -224,6 +224,8 @@ def test_pictures_are_reduced_with_their_intrinsics_and_splits_are_chosen(tmp_pa
         {"frames": [{"file_path": "a"}]},
         {"frames": [BLENDER | {"transform_matrix": np.zeros((4, 4)).tolist()}]},
         {"frames": [BLENDER | {"transform_matrix": "none"}]},
+        {"frames": [BLENDER | {"file_path": "../r_0"}]},
+        {"frames": [BLENDER | {"file_path": "/etc/hostname"}]},
         {"camera_angle_x": None},
         {"camera_angle_x": "wide"},
         {"k1": 0.1},

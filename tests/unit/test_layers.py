@@ -87,6 +87,10 @@ def test_importing_the_core_loads_nothing_heavy():
         "io.point_files",
         "io.captures",
         "optimize.views",
+        "io.glb",
+        "bake.shade",
+        "bake.solid",
+        "bake.texture",
         "starts.points",
         "starts.shapes",
         "starts.mesh",
@@ -99,7 +103,7 @@ sys.path.append({str(ROOT)!r})
 import torch
 before = set(sys.modules)
 {chr(10).join(f"import lucid_core.{m}" for m in modules)}
-heavy = ("gsplat", "numba", "safetensors", "diffusers", "transformers", "cv2", "plyfile", "scipy")
+heavy = ("gsplat", "numba", "safetensors", "diffusers", "transformers", "cv2", "plyfile", "scipy", "xatlas")
 print([m for m in heavy if m in set(sys.modules) - before])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
