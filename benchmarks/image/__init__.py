@@ -37,7 +37,7 @@ class Row:
     psnr: float
     front_psnr: float
     iou: float
-    faces: float
+    faces: float | None
     mud: float
     evaluations: float
     cases: int
@@ -77,7 +77,7 @@ def summary(results: Mapping[Case | PictureCase, Result], label: str, elevation_
         psnr=mean([psnr for psnr, _ in seen]),
         front_psnr=mean([front for _, front in seen]),
         iou=mean([result.iou for result in mine.values()]),
-        faces=mean(faces),
+        faces=mean(faces) if faces else None,
         mud=mean([result.mud for result in mine.values()]),
         evaluations=mean([result.evaluations for result in mine.values()]),
         cases=len(mine),
@@ -97,7 +97,8 @@ def views(case: Case | PictureCase, result: Result, elevation_deg: float) -> tup
 def table(rows: Mapping[str, Row]) -> str:
     """A Markdown table."""
     names = [f.name for f in fields(Row)]
+    cell = lambda value: "-" if value is None else f"{value:.4g}"
     lines = [f"| method | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
     for name, row in rows.items():
-        lines.append(f"| {name} | {' | '.join(f'{getattr(row, n):.4g}' for n in names)} |")
+        lines.append(f"| {name} | {' | '.join(map(cell, vars(row).values()))} |")
     return "\n".join(lines)
