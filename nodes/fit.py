@@ -225,10 +225,11 @@ def camera_input() -> IO.DynamicCombo.Input:
     return IO.DynamicCombo.Input(
         "cameras",
         options=[
+            # orbit is first: the page cannot make a node whose first option has a socket
+            IO.DynamicCombo.Option("orbit", orbit_inputs()),
             IO.DynamicCombo.Option(
                 "views", [LucidViewsType.Input("views", tooltip="Cameras from Lucid Load Views.")]
             ),
-            IO.DynamicCombo.Option("orbit", orbit_inputs()),
             IO.DynamicCombo.Option(
                 "camera_info",
                 [
@@ -242,8 +243,8 @@ def camera_input() -> IO.DynamicCombo.Input:
                 ],
             ),
         ],
-        tooltip="Cameras of the pictures. views: of Lucid Load Views; orbit: by azimuth and elevation around "
-        "the origin, as of a multi-view model; camera_info: one socket per picture.",
+        tooltip="Cameras of the pictures. orbit: by azimuth and elevation around the origin, as of a "
+        "multi-view model; views: of Lucid Load Views; camera_info: one socket per picture.",
     )
 
 
