@@ -13,15 +13,16 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lucid_core.conditioning.picture_prompt import COLUMNS
+
 from . import unet
 from .unet import CONTEXT, WIDTHS
 
-COLUMNS = 4
 WORD_SHARE = 0.3  # of a prompt's context that a word takes, about
 
 
 class CameraUNet(nn.Module):
-    """eps prediction of the view that `camera_columns` describes. a, b, t: the widths of `UNet`."""
+    """eps prediction of the view that the core's `camera_columns` describe. a, b, t: the widths of `UNet`."""
 
     def __init__(self, a: int = WIDTHS[0], b: int = WIDTHS[1], t: int = WIDTHS[2]):
         super().__init__()
@@ -38,19 +39,6 @@ class CameraUNet(nn.Module):
         context = self.cc_projection(columns)[:, None] * given[:, None, None]
         picture = picture * given[:, None, None, None]
         return self.unet(torch.cat([noisy, picture], 1), timesteps, context)
-
-
-def camera_columns(
-    picture_azimuth_rad: Tensor, picture_elevation_rad: Tensor, azimuth_rad: Tensor, elevation_rad: Tensor
-) -> Tensor:
-    """(B, 4) columns of the views at azimuth and elevation (B,), seen from the picture's own camera (B,).
-
-    Convention of threestudio's zero123 guidance; the host's StableZero123_Conditioning is the case of a
-    picture at elevation 0.
-    """
-    turn = azimuth_rad - picture_azimuth_rad
-    polar = math.pi / 2 - picture_elevation_rad
-    return torch.stack([picture_elevation_rad - elevation_rad, turn.sin(), turn.cos(), polar], -1)
 
 
 @torch.no_grad()

@@ -20,8 +20,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lucid_core.conditioning.picture_prompt import camera_columns
+
 from . import camera_data, captions, unet
-from .camera_unet import CameraUNet, camera_columns, start_from_text
+from .camera_unet import CameraUNet, start_from_text
 from .checkpoint import PRIOR, save
 from .data import Scenes, pictures
 from .fit import Loss, Recipe, autocast, fit
@@ -78,7 +80,7 @@ class Examples:
         """Camera columns (B, 4) of view `target` from view `picture` of object `item`, indices (B,)."""
         own, other = (item, picture), (item, target)
         return camera_columns(
-            self.azimuth_rad[own], self.elevation_rad[own], self.azimuth_rad[other], self.elevation_rad[other]
+            self.azimuth_rad[other], self.elevation_rad[other], self.azimuth_rad[own], self.elevation_rad[own]
         )
 
 

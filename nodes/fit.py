@@ -9,9 +9,8 @@ from comfy_api.latest import IO
 from ..lucid_core.cameras import Cameras, orbit
 from ..lucid_core.errors import BadInput
 from ..lucid_core.optimize.checkpoint import digest, require_same, settings_of
-from ..lucid_core.optimize.checkpoint import read as read_checkpoint
 from ..lucid_core.optimize.config import Budget, DreamConfig, OptimizerConfig, Task
-from ..lucid_core.optimize.selection import Subject, divide, join_splats, whole_splat
+from ..lucid_core.optimize.selection import Subject, divide, join_splats
 from ..lucid_core.optimize.views import (
     PRESETS,
     PosedImages,
@@ -23,8 +22,8 @@ from ..lucid_core.optimize.views import (
 from ..lucid_core.rasterize import Renderer, require_usable
 from ..lucid_core.settings import require
 from . import host
-from .dream.checkpoints import CheckpointWriter
-from .dream.inputs import checkpoint_inputs, preview_input, resume_inputs
+from .dream.checkpoints import CheckpointWriter, start_of
+from .dream.inputs import checkpoint_inputs, preview_input, resume_inputs, setting_inputs
 from .dream.preview import Preview, beside_pictures
 from .dream.session import Session
 from .inputs import (
@@ -39,7 +38,7 @@ from .inputs import (
     replace_from_widgets,
     seed_input,
 )
-from .types import LucidOptimizerType, LucidSelectionType, LucidViewsType
+from .types import LucidViewsType
 
 TITLE = "Lucid Fit Views"
 OF_PRESET = ("steps", "views")  # settings that a preset sets on the node
@@ -82,17 +81,7 @@ class LucidFit(IO.ComfyNode):
                     optional=True,
                     tooltip="A depth image per picture, bright = near, of any scale.",
                 ),
-                LucidOptimizerType.Input(
-                    "optimizer",
-                    optional=True,
-                    tooltip="Learning rates and densification from Lucid Optimizer, which replace those of "
-                    "`preset`. Empty = use the preset.",
-                ),
-                LucidSelectionType.Input(
-                    "selection",
-                    optional=True,
-                    tooltip="Region that may change, from Lucid Selection. Empty = the whole splat.",
-                ),
+                *setting_inputs(),
                 IO.DynamicCombo.Input(
                     "preset",
                     options=[
@@ -171,11 +160,7 @@ class LucidFit(IO.ComfyNode):
             config = config_of(chosen_of("preset", PRESETS, preset), optimizer, settings)
             fit = replace_from_widgets(ViewFit(background=hex_color(background)), settings)
             views = host.posed_images(image, mask, depth, cameras_of(cameras, image))
-            start, checkpoint, saved = host.one_splat(splat), None, None
-            if resume:
-                checkpoint, saved = read_checkpoint(host.output_file("resume", resume))
-            if resume_splat_only and checkpoint:
-                start, checkpoint = whole_splat(checkpoint, saved), None
+            start, checkpoint, saved = start_of(splat, resume, resume_splat_only)
             subject = Subject(*divide(start, selection), frame_of(start, views))
             parts = filter(None, (selection, subject.frame))
             hashed = digest(*views.tensors().values())

@@ -16,7 +16,7 @@ FAINT = 0.1  # least opacity of a pixel that may colour the surface
 
 
 @kernel()
-def _draw(first, end, corners, face, depth):  # type: ignore[no-untyped-def]
+def _draw(first, end, corners, face, depth):  # type: ignore[no-untyped-def]  # numba infers the types
     width = face.shape[1]
     for f in range(corners.shape[0]):
         ax, ay, az = corners[f, 0]
@@ -59,7 +59,7 @@ def draw(
 
 
 @kernel()
-def _collect(first, end, points, normals, pose, K, picture, depth, power, reach, sums):  # type: ignore[no-untyped-def]
+def _collect(first, end, points, normals, pose, K, picture, depth, power, reach, sums):  # type: ignore[no-untyped-def]  # numba infers the types
     height, width = depth.shape
     for i in range(first, end):
         x, y, z = points[i]

@@ -1,4 +1,4 @@
-"""Writes the checkpoint file of a run and deletes those of old runs."""
+"""What a run starts from, and the checkpoint file that it writes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,31 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
-from ...lucid_core.optimize.checkpoint import Settings, write
+from ...lucid_core.optimize.checkpoint import Checkpoint, Settings, read, write
 from ...lucid_core.optimize.loop import Step
-from ...lucid_core.optimize.selection import Subject
+from ...lucid_core.optimize.selection import Subject, whole_splat
+from ...lucid_core.splats import Splats
 from .. import host
 
 log = logging.getLogger(__name__)
 PREFIX = "lucid/run"  # under the output folder
+
+
+def start_of(splat: Any, resume: str, splat_only: bool) -> tuple[Splats, Checkpoint | None, Settings | None]:
+    """The start of a run, the checkpoint to resume and the settings of its run; None = a new run.
+
+    splat: the host's SPLAT. resume: file under the output folder, "" = none. splat_only: start anew from the
+    splat of the checkpoint. Raises BadSetting or BadFile for a file that is not a checkpoint.
+    """
+    start = host.one_splat(splat)
+    if not resume:
+        return start, None, None
+    checkpoint, settings = read(host.output_file("resume", resume))
+    if splat_only:
+        return whole_splat(checkpoint, settings), None, None
+    return start, checkpoint, settings
 
 
 class CheckpointWriter:

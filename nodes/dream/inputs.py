@@ -4,6 +4,24 @@ from __future__ import annotations
 
 from comfy_api.latest import IO
 
+from ..types import LucidOptimizerType, LucidSelectionType
+
+
+def setting_inputs() -> list[IO.Input]:
+    """Sockets for settings of the optimiser and for the region that may change."""
+    return [
+        LucidOptimizerType.Input(
+            "optimizer",
+            optional=True,
+            tooltip="Settings from Lucid Optimizer, which replace those of `preset`. Empty = use the preset.",
+        ),
+        LucidSelectionType.Input(
+            "selection",
+            optional=True,
+            tooltip="Region that may change, from Lucid Selection. Empty = the whole splat.",
+        ),
+    ]
+
 
 def resume_inputs() -> list[IO.Input]:
     """What to resume, and how often checkpoints are written."""

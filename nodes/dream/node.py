@@ -6,11 +6,10 @@ from comfy_api.latest import IO
 
 from ...lucid_core.cameras import CameraRanges
 from ...lucid_core.optimize.checkpoint import changing, require_same, settings_of
-from ...lucid_core.optimize.checkpoint import read as read_checkpoint
 from ...lucid_core.optimize.config import PRESETS, Budget, DreamConfig, OptimizerConfig, Task
 from ...lucid_core.optimize.guards import view_note
 from ...lucid_core.optimize.loop import distil
-from ...lucid_core.optimize.selection import Subject, join_splats, whole_splat
+from ...lucid_core.optimize.selection import Subject, join_splats
 from ...lucid_core.rasterize import Renderer, require_usable
 from .. import host
 from ..inputs import (
@@ -23,9 +22,9 @@ from ..inputs import (
     replace_from_widgets,
     seed_input,
 )
-from ..types import LucidCamerasType, LucidGuidanceType, LucidOptimizerType, LucidSelectionType
-from .checkpoints import CheckpointWriter
-from .inputs import checkpoint_inputs, preview_input, resume_inputs
+from ..types import LucidCamerasType, LucidGuidanceType
+from .checkpoints import CheckpointWriter, start_of
+from .inputs import checkpoint_inputs, preview_input, resume_inputs, setting_inputs
 from .preview import Preview
 from .session import Session
 
@@ -62,17 +61,7 @@ class LucidDream(IO.ComfyNode):
                 LucidCamerasType.Input(
                     "cameras", optional=True, tooltip="Training cameras. Empty = the official ranges."
                 ),
-                LucidOptimizerType.Input(
-                    "optimizer",
-                    optional=True,
-                    tooltip="Settings from Lucid Optimizer, which replace those of `preset`. Empty = use "
-                    "the preset.",
-                ),
-                LucidSelectionType.Input(
-                    "selection",
-                    optional=True,
-                    tooltip="Region that may change, from Lucid Selection. Empty = the whole splat.",
-                ),
+                *setting_inputs(),
                 IO.DynamicCombo.Input(
                     "preset",
                     options=[
@@ -156,11 +145,7 @@ class LucidDream(IO.ComfyNode):
         with errors_of(cls):
             config = config_of(chosen_of("preset", PRESETS, preset), optimizer, settings)
             ranges, seed = cameras or CameraRanges(), fold_seed(seed)
-            start, checkpoint, saved = host.one_splat(splat), None, None
-            if resume:
-                checkpoint, saved = read_checkpoint(host.output_file("resume", resume))
-            if resume_splat_only and checkpoint:
-                start, checkpoint = whole_splat(checkpoint, saved), None
+            start, checkpoint, saved = start_of(splat, resume, resume_splat_only)
             subject = Subject.of(start, selection, fit_to_view)
             parts = filter(None, (selection, subject.frame))
             depends_on = settings_of(start, seed, config, ranges, *parts, **host.depends_on(guidance))

@@ -8,11 +8,12 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from demo import camera_data, camera_score, checkpoint, unet, world
-from demo.camera_unet import WORD_SHARE, CameraUNet, camera_columns, pad_state, start_from_text
+from demo.camera_unet import WORD_SHARE, CameraUNet, pad_state, start_from_text
 from demo.prior import DemoCameraPrior, part
 from demo.train import train as train_text
 from demo.train_camera import Config, export, train
 from lucid_core.conditioning.picture import Picture, PictureView
+from lucid_core.conditioning.picture_prompt import camera_columns
 
 from .test_train import TINY, Clock, now
 
@@ -79,7 +80,7 @@ def test_the_start_is_the_text_model_with_view_words(model):
     start_from_text(start, text.state_dict(), words)
     angles = lambda *degrees: torch.tensor(degrees).deg2rad()
     columns = camera_columns(
-        *(angles(0.0, 0.0, 0.0), angles(20.0, 0.0, 10.0)), angles(0, 180, 90), angles(0, 0, 60)
+        *(angles(0, 180, 90), angles(0, 0, 60)), angles(0.0, 0.0, 0.0), angles(20.0, 0.0, 10.0)
     )
     start.cc_projection.weight[:, 1] = 0  # the sine has no word
     expected = WORD_SHARE * (torch.stack([front, back, overhead]) + white)
@@ -92,7 +93,7 @@ def test_the_start_is_the_text_model_with_view_words(model):
 
 def test_the_columns_are_the_angles_from_the_pictures_camera():
     degrees = lambda *values: torch.tensor(values, dtype=torch.float64).deg2rad()
-    columns = camera_columns(degrees(30, 0), degrees(15, 0), degrees(120, -45), degrees(45, 10))
+    columns = camera_columns(degrees(120, -45), degrees(45, 10), degrees(30, 0), degrees(15, 0))
     half, eighth = math.pi / 2, math.sqrt(0.5)
     expected = [
         [math.radians(-30), 1, 0, half - math.radians(15)],
@@ -147,7 +148,7 @@ def test_the_prior_predicts_what_the_model_does(model, tmp_path):
     conds = prompts.at(prior, azimuth, elevation)
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     own = (torch.full((2,), math.radians(angle)) for angle in (-30, 20))
-    picture, columns = prior.encode(rgb[None]).expand(2, -1, -1, -1), camera_columns(*own, azimuth, elevation)
+    picture, columns = prior.encode(rgb[None]).expand(2, -1, -1, -1), camera_columns(azimuth, elevation, *own)
     t, found = prior.timestep(3.0).expand(2), prior.denoise(z, 3.0, [conds.y, conds.negative])
     for given, x0 in zip((True, False), found, strict=True):
         expected = z - 3.0 * model(z / 10**0.5, t, picture, columns, torch.full((2,), given))
