@@ -1,4 +1,5 @@
-"""Volume rendering of a radiance field (Max 1995; Mildenhall et al. 2020, equation 3) with torch alone.
+"""Volume rendering of a radiance field (Max 1995; Mildenhall et al. 2020, equation 3): with torch, or on a
+CPU with the kernels of `march.py`.
 
 Empty cells are skipped exactly: a trilinear value is nowhere above the largest of its cell's vertices. A
 first pass without gradient finds the samples that light reaches, so that the second one, with gradient, takes
@@ -7,11 +8,13 @@ few.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import grid_sample, max_pool3d, normalize, softplus
+from torch.nn.functional import grid_sample, normalize, softplus
 
 from ..cameras import Cameras
 from ..rasterize import Render
@@ -86,12 +89,53 @@ def render(
     for start in range(0, views * count, RAYS):
         rows = slice(start, start + RAYS)
         some = rays.cut(rows)
-        samples = lit(field, find_samples(field, some, offsets[rows], filled, box))
-        parts.append(composite(field, samples, len(some.origins)))
+        if marches(field):
+            parts.append(march(field, some, offsets[rows], filled, box))
+        else:
+            samples = lit(field, find_samples(field, some, offsets[rows], filled, box))
+            parts.append(composite(field, samples, len(some.origins)))
     rgb, alpha, depth = (torch.cat(x).view(views, height, width, -1) for x in zip(*parts))
     if background is not None:
         rgb = rgb + (1 - alpha) * background.expand(views, 3)[:, None, None]
     return Render(rgb, alpha, depth)
+
+
+def marches(field: Field) -> bool:
+    """Whether numba's kernels render the field: on a CPU, in float32."""
+    return field.grid.device.type == "cpu" and field.grid.dtype == torch.float32 and bool(find_spec("numba"))
+
+
+def march(
+    field: Field, rays: Rays, offsets: Tensor, filled: Tensor, box: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `composite` of the samples, by the kernels of `march.py`."""
+    from .march import March
+
+    near, far, step = intersect(field, rays, box)
+    opaque = torch.full_like(near, -math.log(DARK))
+    spans = torch.stack([near + offsets * step, far, step, opaque], 1)
+    start, along = in_cells(field, rays)
+    found: tuple[Tensor, Tensor, Tensor] = March.apply(  # type: ignore[no-untyped-call]  # torch gives no type
+        field.grid, filled, start, along, spans, field.cell
+    )
+    return found
+
+
+def intersect(field: Field, rays: Rays, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Depths (R,) at which rays enter and leave the `box` of cells, and between two samples; a ray beside the
+    box leaves before it enters.
+    """
+    low, high = box.to(field.grid) * field.cell - field.extent / 2
+    inverse = 1 / torch.where(rays.directions.abs() < 1e-12, 1e-12, rays.directions)
+    first, second = (low - rays.origins) * inverse, (high - rays.origins) * inverse
+    near = torch.minimum(first, second).amax(-1).clamp_min(NEAR)
+    far = torch.maximum(first, second).amin(-1)
+    return near, far, field.cell / rays.directions.norm(dim=-1)
+
+
+def in_cells(field: Field, rays: Rays) -> tuple[Tensor, Tensor]:
+    """Origins and directions (R, 3) in units of cells, from the first vertex."""
+    return (rays.origins + field.extent / 2) / field.cell, rays.directions / field.cell
 
 
 def draw(count: int, generator: Generator) -> Tensor:
@@ -101,8 +145,12 @@ def draw(count: int, generator: Generator) -> Tensor:
 @torch.no_grad()
 def occupied(field: Field) -> tuple[Tensor, Tensor]:
     """(which cells (R-1, R-1, R-1) hold density, the first and last of them plus one (2, 3) as x, y, z)."""
-    least = torch.tensor(EMPTY / (DENSITY * field.cell)).expm1().log()  # softplus is EMPTY here
-    filled = (max_pool3d(field.grid[None, :1], 2, 1) > least.to(field.grid))[0, 0]
+    least = math.log(math.expm1(EMPTY / (DENSITY * field.cell)))  # its softplus gives EMPTY
+    most = field.grid[0]
+    for axis in range(3):
+        side = most.shape[axis]
+        most = torch.maximum(most.narrow(axis, 0, side - 1), most.narrow(axis, 1, side - 1))
+    filled = most > least
     ends = []
     for dims in ((0, 1), (0, 2), (1, 2)):  # x, y, z
         along = filled.any(dims[1]).any(dims[0]).nonzero()
@@ -113,20 +161,13 @@ def occupied(field: Field) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def find_samples(field: Field, rays: Rays, offsets: Tensor, filled: Tensor, box: Tensor) -> Samples:
     """All samples in filled cells, one voxel's side apart; offsets (R,) in [0, 1)."""
-    half, cells = field.extent / 2, field.resolution - 1
-    low, high = box.to(field.grid) * field.cell - half
-    speed = rays.directions.norm(dim=-1)
-    inverse = 1 / torch.where(rays.directions.abs() < 1e-12, 1e-12, rays.directions)
-    first, second = (low - rays.origins) * inverse, (high - rays.origins) * inverse
-    near = torch.minimum(first, second).amax(-1).clamp_min(NEAR)
-    far = torch.maximum(first, second).amin(-1)
-    step = field.cell / speed
+    cells = field.resolution - 1
+    near, far, step = intersect(field, rays, box)
     hit = (far > near).nonzero()[:, 0]
     near, far, step = near[hit], far[hit], step[hit]
     most = int(((far - near) / step).amax().ceil()) if len(hit) else 0
     depth = near[:, None] + (torch.arange(most, device=near.device) + offsets[hit, None]) * step[:, None]
-    scale = cells / field.extent
-    start, along = (rays.origins[hit] + half) * scale, rays.directions[hit] * scale  # in cells
+    start, along = (x[hit] for x in in_cells(field, rays))
     index = torch.zeros_like(depth, dtype=torch.int32)
     for axis in (2, 1, 0):
         place = torch.addcmul(start[:, axis, None], depth, along[:, axis, None])
