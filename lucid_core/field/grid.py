@@ -6,6 +6,7 @@ Values between the vertices are trilinear and are activated after the interpolat
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -145,6 +146,16 @@ def enlarge(grid: Tensor, resolution: int) -> Tensor:
     grid = grid @ weights.T
     grid = (weights @ grid.view(channels * side, side, resolution)).view(channels, side, -1)
     return (weights @ grid).view(channels, resolution, resolution, resolution)
+
+
+def field_of(params: Mapping[str, Tensor], extent: float) -> Field:
+    """The field of parameters "density0", "color0" (the finest) and so on; differentiable."""
+    side = params["density0"].shape[-1]
+    parts = []
+    for kind in ("density", "color"):
+        grids = [enlarge(grid, side) for name, grid in params.items() if name.startswith(kind)]
+        parts.append(sum(grids[1:], grids[0]))
+    return Field(torch.cat(parts), extent)
 
 
 def bytes_needed(resolution: int) -> int:

@@ -1,4 +1,5 @@
-"""Volume rendering on the CPU: numba kernels that march one ray after the other, and stop where no light comes.
+"""Volume rendering on the CPU: numba kernels that march along one ray after the other and
+stop where no light comes.
 
 The same samples and the same sums as in `render.composite`, at a tenth of its time.
 """
@@ -25,8 +26,8 @@ BUFFERS = 1 << 29  # bytes of the gradients that threads sum apart
 class March(torch.autograd.Function):
     """grid (4, R, R, R) -> rgb (N, 3) on black, alpha (N, 1), depth (N, 1); see `render.find_samples`.
 
-    filled (R-1, R-1, R-1) bool. spans (N, 4): depths of the first sample, of the end, between two samples, and
-    from where on no light comes, as optical thickness.
+    filled (R-1, R-1, R-1) bool. start, along (N, 3): origins and directions in cells. spans (N, 4): depths of
+    the first sample, of the end and between two samples, and the optical thickness from which it is dark.
     """
 
     @staticmethod
@@ -147,8 +148,8 @@ def march_back(
 ) -> None:
     """Parts first to end of the rays -> sums[part] (R, R, R, 4): gradients of the values.
 
-    With the gradient v of a sample's weight, that of its optical thickness is the light behind it times v minus
-    the sum of weight * v of all samples behind it.
+    With the gradient v of a sample's weight, that of its optical thickness is the light behind it times v
+    minus the sum of weight * v of all samples behind it.
     """
     cells, rays, parts = len(filled), len(start), len(sums)
     for part in range(first, end):

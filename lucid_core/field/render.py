@@ -56,7 +56,7 @@ class Rays:
         y, x = torch.meshgrid(
             torch.arange(height, device=device) + 0.5, torch.arange(width, device=device) + 0.5, indexing="ij"
         )
-        pixels = torch.stack([x, y, torch.ones_like(x)], -1).reshape(1, -1, 3)
+        pixels = torch.stack([x, y, torch.ones_like(x)], -1).reshape(1, -1, 3).to(cameras.Ks)
         turned = torch.linalg.inv(cameras.Ks).mT @ cameras.viewmats[:, :3, :3]
         directions = pixels @ turned
         return Rays(

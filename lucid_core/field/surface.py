@@ -20,7 +20,7 @@ from ..starts.points import flatten_to_discs
 from .grid import DENSITY, Field, enlarge, validate
 from .render import normals_at, softplus, values_at
 
-SPREAD, THIN = 0.6, 0.2  # standard deviation of a Gaussian in cells, and its thickness as a share of it
+SPREAD, THIN = 0.5, 0.2  # standard deviation of a Gaussian in cells, and its thickness as a share of it
 OPACITY = 0.95
 INWARDS = (-1.0, 3.0, 13)  # first and last place in cells of the field, and number of samples of a colour
 
@@ -108,16 +108,20 @@ def cut_edges(values: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         place = torch.stack(corners[::-1], -1).to(values)
         place[..., axis] += share
         place = torch.where(cut[..., None] != 0, place, 0)
-        others = [other for other in range(3) if other != dim]
+        first, second = (other for other in range(3) if other != dim)
         for a in (0, 1):
             for b in (0, 1):
-                near = lambda x, a=a, b=b: x.narrow(others[0], a, shape[others[0]]).narrow(
-                    others[1], b, shape[others[1]]
-                )
-                sums += near(place)
-                counts += near(cut != 0)
+                sums += near(place, shape, (first, a), (second, b))
+                counts += near(cut != 0, shape, (first, a), (second, b))
         cuts.append(cut)
     return sums, counts, cuts
+
+
+def near(edges: Tensor, shape: list[int], *shifts: tuple[int, int]) -> Tensor:
+    """Values of edges for each of the cells (`shape`) beside them, shifted along dimensions."""
+    for dim, shift in shifts:
+        edges = edges.narrow(dim, shift, shape[dim])
+    return edges
 
 
 def join_quads(cuts: list[Tensor], numbers: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.optim import Adam
 
 from ..cameras import CameraRanges, Cameras
 from ..errors import BadInput
-from ..field.grid import Field, enlarge, validate
+from ..field.grid import Field, field_of, validate
 from ..field.render import Rays, normals_at
 from ..field.render import render as render_field
 from ..guidance.mixing import GuidanceSource, MixedSource
@@ -165,19 +165,13 @@ class Radiance(Representation[Field]):
             found["orient"] = weights.orient_weight * orientation(value, render, cameras)
         return found
 
+    def state(self) -> dict[str, Tensor]:
+        """See Representation: the side of the cube, without which the parameters have no place."""
+        return {"field.extent": torch.tensor(self.extent, dtype=torch.float64)}
+
     def named_values(self) -> dict[str, Tensor]:
         """See Representation."""
         return {f"{name} of the field": param.detach() for name, param in self.params.items()}
-
-
-def field_of(params: dict[str, Parameter] | dict[str, Tensor], extent: float) -> Field:
-    """The field of parameters "density0", "color0" (the finest) and so on; differentiable."""
-    side = params["density0"].shape[-1]
-    parts = []
-    for kind in ("density", "color"):
-        grids = [enlarge(grid, side) for name, grid in params.items() if name.startswith(kind)]
-        parts.append(sum(grids[1:], grids[0]))
-    return Field(torch.cat(parts), extent)
 
 
 def orientation(field: Field, render: Render, cameras: Cameras) -> Tensor:
