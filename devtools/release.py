@@ -1,6 +1,6 @@
 """Builds the registry's archive, checks it and loads it in a fresh ComfyUI: `python dev.py release`.
 
-The archive holds the files of the last commit but those of .comfyignore, as `comfy node publish` packs them.
+The archive holds the tracked files but those of .comfyignore, as `comfy node publish` packs them.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def git(root: Path, *words: str) -> str:
     return subprocess.check_output(["git", *words], cwd=root, text=True)
 
 
-def build(root: Path, folder: Path) -> Archive:
-    """Write lucid-ism-VERSION.zip to `folder`. Raises RuntimeError where a file of it has changed since the
-    last commit.
-    """
+def files_of(root: Path) -> list[str]:
+    """The tracked files that .comfyignore does not match."""
     ignored = set(git(root, "ls-files", "-ci", "-X", ".comfyignore").splitlines())
-    files = [name for name in git(root, "ls-files").splitlines() if name not in ignored]
-    changed = [line[3:] for line in git(root, "status", "--porcelain").splitlines()]
-    if dirty := sorted(set(changed) & set(files)):
-        raise RuntimeError(f"not committed: {', '.join(dirty)}; commit, then build the archive")
+    return [name for name in git(root, "ls-files").splitlines() if name not in ignored]
+
+
+def build(root: Path, folder: Path) -> Archive:
+    """Write NAME-VERSION.zip, of the pack's tracked files, to `folder`."""
+    files = files_of(root)
     project = project_of(root)
     path = folder / f"{project['name']}-{project['version']}.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -68,7 +68,8 @@ def project_of(root: Path) -> dict:
 
 def problems(archive: Archive, root: Path) -> list[str]:
     """What the registry or a user would object to; empty if nothing."""
-    found = []
+    changed = {line[3:] for line in git(root, "status", "--porcelain").splitlines()}
+    found = [f"{name} is not committed" for name in files_of(root) if name in changed]
     with zipfile.ZipFile(archive.path) as file:
         names = file.namelist()
         found += [f"{name} is missing in the archive" for name in NEEDED if name not in names]
