@@ -17,8 +17,9 @@ if not compat.missing_parts():
     from .bake import LucidBakeTexture, LucidSolidSplat
     from .cameras import LucidCameras
     from .control import LucidControlNet
-    from .dream import LucidDream
+    from .dream import LucidDream, LucidDreamField
     from .export import LucidSave
+    from .field import LucidField, LucidFieldToMesh, LucidFieldToSplat, LucidRenderField
     from .fit import LucidFit
     from .guidance import LucidBaseline, LucidISM, LucidTargets
     from .image_prompt import LucidImagePrompt
@@ -73,5 +74,10 @@ def node_list() -> list[type]:
         LucidOptimizer,
         LucidTargets,
         LucidFit,
+        LucidField,
+        LucidDreamField,
+        LucidRenderField,
+        LucidFieldToSplat,
+        LucidFieldToMesh,
         LucidLoadViews,
     ]

@@ -60,7 +60,7 @@ class March(torch.autograd.Function):
 
 @kernel(fastmath=True, inline=True)
 def softplus(x: float) -> float:
-    return x if x > 20.0 else math.log1p(math.exp(x))
+    return math.log1p(math.exp(min(x, 20.0))) + max(x - 20.0, 0.0)
 
 
 @kernel(fastmath=True, inline=True)
@@ -74,7 +74,7 @@ def index_of(place: float, cells: int) -> int:
 
 
 @kernel(fastmath=True, inline=True)
-def trilinear(values: Floats, i: int, j: int, k: int, u: float, v: float, w: float, c: int) -> float:
+def trilinear(values: Floats, i: int, j: int, k: int, u: float, v: float, w: float, c: int) -> Any:
     """Channel c between the vertices [k, j, i] and [k+1, j+1, i+1] at the shares u, v, w."""
     a = values[k, j, i, c] * (1 - u) + values[k, j, i + 1, c] * u
     b = values[k, j + 1, i, c] * (1 - u) + values[k, j + 1, i + 1, c] * u

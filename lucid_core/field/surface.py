@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from ..errors import BadInput
 from ..settings import BoundedSettings, setting
@@ -18,7 +19,7 @@ from ..splats import SH_C0, Splats
 from ..starts.mesh import Mesh, to_linear
 from ..starts.points import flatten_to_discs
 from .grid import DENSITY, Field, enlarge, validate
-from .render import normals_at, softplus, values_at
+from .render import normals_at, values_at
 
 SPREAD, THIN = 0.5, 0.2  # standard deviation of a Gaussian in cells, and its thickness as a share of it
 OPACITY = 0.95

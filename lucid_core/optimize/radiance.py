@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import Parameter
 from torch.optim import Adam
 
+from ..bake.views import RADIUS, around
 from ..cameras import CameraRanges, Cameras
 from ..errors import BadInput
 from ..field.grid import Field, field_of, validate
 from ..field.render import Rays, normals_at
 from ..field.render import render as render_field
 from ..guidance.mixing import GuidanceSource, MixedSource
-from ..rasterize import Render, Renderer
-from ..settings import BoundedSettings, setting
+from ..rasterize import Render, Renderer, to_device
+from ..settings import BoundedSettings, replace_settings, setting
+from ..splats import Splats
 from . import losses
 from .checkpoint import Checkpoint
+from .config import PRESETS as DREAMS
 from .config import DreamConfig
 from .gaussians import EPS
 from .loop import Step, guide, optimise
@@ -28,7 +31,8 @@ from .picture_view import without_augmentation
 from .representation import PictureLoss, Representation
 from .state import Run
 from .step import Setup
-from .views import PosedImages, ViewFit, ViewSteps
+from .views import PRESETS as FITS
+from .views import PosedImages, ViewFit, ViewSteps, fit_views, frame_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class FieldConfig(BoundedSettings):
     """
 
     lr_density: tuple[float, float] = setting(
-        (0.1, 0.02),
+        (0.3, 0.03),
         1e-9,
         10,
         "Learning rate of the density, in the field's raw units; falls from the first to the last value.",
@@ -48,7 +52,7 @@ class FieldConfig(BoundedSettings):
         parts=("lr_density", "lr_density_last"),
     )
     lr_color: tuple[float, float] = setting(
-        (0.1, 0.02),
+        (0.05, 0.01),
         1e-9,
         10,
         "Learning rate of the colours, in logits; falls from the first to the last value.",
@@ -229,3 +233,45 @@ def fit_field(
     setup, steps = Setup(config, CameraRanges(), renderer), ViewSteps(fit, shots.to_buffer(fit, device))
     run = Run(Radiance(field.to(device), config, settings), seed)
     yield from optimise(run, setup, steps, 0, resume)
+
+
+FIELD_VIEWS, FIELD_PX = 48, 128  # pictures of a field to which its splat is fitted
+
+
+def pictures_of_field(field: Field, backend: str = "auto") -> PosedImages:
+    """Pictures of `field` on white with its opacity as masks, from cameras all around it, on the CPU."""
+    device = Renderer(backend).device
+    field = field.to(device)
+    reach = field.extent / 2 * math.sqrt(2) / RADIUS
+    parts, cameras = [], []
+    for camera in around(FIELD_VIEWS, FIELD_PX):
+        viewmats = camera.viewmats.clone()
+        viewmats[:, :3, 3] *= reach
+        cameras.append(Cameras(viewmats, camera.Ks))
+        with torch.no_grad():
+            at = to_device(cameras[-1], device)
+            parts.append(render_field(field, at, FIELD_PX, FIELD_PX, torch.ones(3, device=device)))
+    shown = Cameras(*(torch.cat([getattr(one, name) for one in cameras]) for name in ("viewmats", "Ks")))
+    images, masks = (torch.cat([getattr(one, name).cpu() for one in parts]) for name in ("rgb", "alpha"))
+    return PosedImages(images.clamp(0, 1), shown, masks[..., 0].clamp(0, 1))
+
+
+def fit_to_field(
+    splats: Splats, field: Field, steps: int, seed: int, backend: str = "auto"
+) -> Iterator[Step[Splats]]:
+    """Fit `splats` to the field's own renders by `fit_views`; results in the frame of `splats`.
+
+    Raises what `fit_views` raises.
+    """
+    shots, fit = pictures_of_field(field, backend), ViewFit(held_out=0)
+    frame = frame_of(splats, shots)
+    config = replace_settings(FITS["cpu"], steps=steps)
+    for step in fit_views(frame.enter(splats), shots.enter(frame), fit, config, seed, backend):
+        yield replace(step, result=frame.leave(step.splats))
+
+
+# Augmentation and Adam of the presets of splats; the field's learning rates are of its raw units.
+PRESETS = {
+    "official": (DREAMS["official"], FieldConfig(lr_density=(0.05, 0.01), lr_color=(0.02, 0.005))),
+    "cpu": (DREAMS["cpu"], FieldConfig()),
+}
