@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import bake, families, gpu, image, memory, pull, quality, rasterize, refine, taesd, views
+from . import bake, families, gpu, image, memory, nerf, pull, quality, rasterize, refine, taesd, views
 
 BENCHMARKS = {
     "rasterize": rasterize.main,
@@ -16,6 +16,7 @@ BENCHMARKS = {
     "taesd": taesd.main,
     "bake": bake.main,
     "views": views.main,
+    "nerf": nerf.main,
 }
 
 
@@ -34,6 +35,7 @@ def main() -> None:
     refine.add_arguments(names.choices["refine"])
     bake.add_arguments(names.choices["bake"])
     taesd.add_arguments(names.choices["taesd"])
+    nerf.add_arguments(names.choices["nerf"])
     views.add_arguments(names.choices["views"])
     options = vars(parser.parse_args())
     name, as_json = options.pop("name"), options.pop("json")

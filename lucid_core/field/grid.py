@@ -6,7 +6,7 @@ Values between the vertices are trilinear and are activated after the interpolat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -40,6 +40,14 @@ class Field:
     def cell(self) -> float:
         """Side of a voxel in world units."""
         return self.extent / (self.resolution - 1)
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Field:
+        """Apply `f` to the grid."""
+        return replace(self, grid=f(self.grid))
+
+    def scale_by(self, factor: float) -> Field:
+        """Scale the cube by `factor` about the origin; its density stays, per world unit."""
+        return replace(self, extent=self.extent * factor)
 
     def to(self, device: torch.device | str) -> Field:
         return replace(self, grid=self.grid.to(device))

@@ -58,7 +58,8 @@ class LucidDreamField(IO.ComfyNode):
                     "preset",
                     options=[
                         IO.DynamicCombo.Option(
-                            name, [*inputs_of(config.budget, *OF_PRESET), *inputs_of(field, *PLAIN)]
+                            name,
+                            [*inputs_of(config.budget, *OF_PRESET), *inputs_of(field, *PLAIN, optional=True)],
                         )
                         for name, (config, field) in PRESETS.items()
                     ],
