@@ -1,4 +1,4 @@
-"""Score of a splat or a field against an object of the demo world: PSNR and silhouette IoU with the true images."""
+"""Score of a splat or field against an object of the demo world: PSNR and silhouette IoU with true images."""
 
 from __future__ import annotations
 

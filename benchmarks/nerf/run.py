@@ -59,8 +59,8 @@ def distil(case: FieldCase) -> tuple[Splats | Field, dict[str, Any]]:
     of, (start, settings) = case.case, case.field
     source, begun = of.source(), time.perf_counter()
     asked = source.evaluations
-    for done in distil_field(start.field(), source, of.cameras, of.config, settings, of.seed, "numba"):
-        pass
+    arguments = (source, of.cameras, of.config, settings, of.seed, "numba")
+    *_, done = distil_field(start.field(), *arguments)
     return done.result, {
         "evaluations": source.evaluations - asked,
         "seconds": time.perf_counter() - begun,
