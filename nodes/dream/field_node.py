@@ -164,6 +164,7 @@ def configs_of(preset: dict[str, Any], widgets: dict[str, Any]) -> tuple[DreamCo
     Raises BadSetting if a value is invalid.
     """
     base, field = PRESETS[preset["preset"]]
-    values = {**preset, **widgets}
+    # an optional widget of a dynamic combo that is absent is None
+    values = {name: value for name, value in {**preset, **widgets}.items() if value is not None}
     budget, task = replace_from_widgets(base.budget, values), replace_from_widgets(base.task, widgets)
     return DreamConfig(budget, task, base.optimizer), replace_from_widgets(field, values)

@@ -51,12 +51,6 @@ def add(graph, name, class_type, **inputs):
     return name
 
 
-def test_dump(client):
-    import json
-
-    json.dump(client.object_info(), open("/tmp/info.json", "w"))
-
-
 def test_a_start_becomes_pictures_a_splat_and_a_mesh(client, tmp_path):
     graph = Graph()
     start = graph.add("LucidField", **START)

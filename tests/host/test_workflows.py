@@ -44,6 +44,7 @@ SOCKETS_ONLY = {
     "LUCID_SELECTION",
     "LUCID_OPTIMIZER",
     "LUCID_VIEWS",
+    "LUCID_FIELD",
     "LOAD3D_CAMERA",
     "LOAD3D_MODEL_INFO",
 }
@@ -56,12 +57,16 @@ EXAMPLES = {
     "restyle_splat",
     "ism_against_sds",
     "views_to_splat",
+    "text_to_field_to_splat",
 }
 TINY = {  # what a test changes: the demo's files in the place of the users', and little work
     "CheckpointLoaderSimple": {"ckpt_name": PRIOR},
     "LucidPointCloud": {"count": 300},
     "LucidDream": {"steps": 2, "views": 1, "resolution": 64},
     "LucidFit": {"steps": 2, "views": 1},
+    "LucidField": {"resolution": 24, "fill": 8.0},
+    "LucidDreamField": {"steps": 2, "views": 1, "resolution": 64},
+    "LucidFieldToSplat": {"cells": 32, "fit_steps": 2},
     "LucidSave": {"turntable_frames": 4, "turntable_size": 64, "filename_prefix": "test/workflow"},
 }
 OFFICIAL_NEGATIVE = (  # of LucidDreamer's configs/bagel.yaml
@@ -144,7 +149,7 @@ def test_nodes_of_the_ui_form_do_not_overlap(name):
 def test_a_note_says_what_to_change_first_and_the_result_is_shown(name):
     types = [node["type"] for node in load(name, "ui")["nodes"]]
     assert "MarkdownNote" in types
-    runs = types.count("LucidDream") + types.count("LucidFit")
+    runs = sum(types.count(name) for name in ("LucidDream", "LucidDreamField", "LucidFit"))
     assert types.count("PreviewGaussianSplat") == types.count("LucidSave") == runs
 
 
