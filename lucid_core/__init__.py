@@ -27,6 +27,8 @@ _HOMES = {
     "optimize.loop": ["Step", "distil"],
     "optimize.densify": ["Densify"],
     "optimize.views": ["VIEW_PRESETS", "PosedImages", "ViewFit", "fit_views", "score_views"],
+    "optimize.radiance": ["FieldConfig", "distil_field", "fit_field"],
+    "field.grid": ["Field", "FieldStart"],
     "starts.shapes": ["PointCloud"],
     "starts.points": ["Start"],
     "io.ply": ["read_ply", "write_ply"],

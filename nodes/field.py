@@ -128,17 +128,17 @@ class LucidFieldToSplat(IO.ComfyNode):
             display_name="Lucid Field to Splat",
             category=CATEGORY,
             search_aliases=["nerf to splat", "nerf to gaussian", "convert field", "field surface"],
-            description="Covers the surface of a radiance field with flat Gaussians in its colours, and fits "
-            "them to the field's own renders.",
+            description="Covers the surface of a radiance field with flat Gaussians in its colours.",
             inputs=[
                 LucidFieldType.Input("field", tooltip="Field from Lucid Dream Field."),
                 *inputs_of(Surface),
                 IO.Int.Input(
                     "fit_steps",
-                    default=200,
+                    default=0,
                     min=0,
                     max=100_000,
-                    tooltip="Steps of the fit to renders of the field from all around. 0 = no fit.",
+                    tooltip="Steps of a fit to renders of the field from all around, which also adds "
+                    "Gaussians. 0 = no fit.",
                 ),
                 seed_input(),
                 backend_input(),

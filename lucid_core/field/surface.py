@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from ..errors import BadInput
+from ..optional import load
 from ..settings import BoundedSettings, setting
 from ..splats import SH_C0, Splats
 from ..starts.mesh import Mesh, to_linear
@@ -23,6 +25,7 @@ from .render import normals_at, values_at
 
 SPREAD, THIN = 0.5, 0.2  # standard deviation of a Gaussian in cells, and its thickness as a share of it
 OPACITY = 0.95
+LEAST = 0.01
 INWARDS = (-1.0, 3.0, 13)  # first and last place in cells of the field, and number of samples of a colour
 
 
@@ -80,7 +83,7 @@ def find_surface(field: Field, config: Surface) -> Skin:
             f"solidity, or optimise it again from a denser start (fill), with more steps or a lower "
             f"sparsity_weight",
         )
-    sums, counts, cuts = cut_edges(values)
+    sums, counts, cuts = cut_edges(close(values))
     passed = counts > 0
     places = sums[passed] / counts[passed][:, None]
     numbers = torch.full(counts.shape, -1, dtype=torch.long)
@@ -89,6 +92,21 @@ def find_surface(field: Field, config: Surface) -> Skin:
     points = (places - 1) * cell - field.extent / 2
     normals = normals_at(field, points / (field.extent / 2))
     return Skin(points, normals, colors_at(field, points, normals), join_quads(cuts, numbers), cell)
+
+
+def close(values: Tensor) -> Tensor:
+    """The values with enclosed hollows filled, which no light forms, and without specks: solids of less than
+    LEAST of the largest one's cells.
+    """
+    ndimage = load("scipy.ndimage", "scipy")
+    solid = (values > 0).numpy()
+    numbers, _ = ndimage.label(solid)
+    sizes = torch.from_numpy(np.bincount(numbers.ravel()))
+    sizes[0] = 0
+    kept = torch.from_numpy(solid) & (sizes >= LEAST * sizes.max())[torch.from_numpy(numbers).long()]
+    filled = torch.from_numpy(ndimage.binary_fill_holes(kept.numpy()))
+    away = torch.where(kept | (values <= 0), values, -1.0)
+    return torch.where(filled & ~kept, 1.0, away)
 
 
 def cut_edges(values: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:

@@ -146,11 +146,21 @@ def test_the_surface_of_a_ball_is_closed_and_has_its_volume_and_colour():
     assert (edges.sort(1).values.unique(dim=0, return_counts=True)[1] == 2).all()
 
 
+def test_a_hollow_is_filled_and_a_speck_is_removed():
+    field = replace(BALL, resolution=48).field()
+    at = field.vertices()
+    grid = field.grid.clone()
+    grid[0][at.norm(dim=-1) < 0.3] = -10
+    grid[0][(at - torch.tensor([0.8, 0.8, 0.8])).norm(dim=-1) < 0.06] = 5
+    found, plain = (find_surface(replace(field, grid=x), Surface(cells=47)) for x in (grid, field.grid))
+    assert torch.allclose(found.points, plain.points)
+
+
 def test_the_splat_of_a_field_looks_like_the_field():
-    field, cameras = replace(BALL, fill=20.0).field(), turntable(2, 20.0, 5.0, 26.0, 48, 48)
+    field, cameras = replace(BALL, fill=20.0).field(), turntable(2, 20.0, 5.0, 26.0, 96, 96)
     skin = find_surface(field, Surface(cells=48))
-    expected = rendering.render(field, cameras, 48, 48, torch.ones(3))
-    seen = rasterize(to_splats(skin), cameras, 48, 48, background=torch.ones(3))
+    expected = rendering.render(field, cameras, 96, 96, torch.ones(3))
+    seen = rasterize(to_splats(skin), cameras, 96, 96, background=torch.ones(3))
     assert (seen.rgb - expected.rgb).square().mean() < 10**-2.5
     solid, true = seen.alpha > 0.5, expected.alpha > 0.5
     assert (solid & true).sum() > 0.95 * (solid | true).sum()
