@@ -104,11 +104,11 @@ def test_a_field_is_optimised_resumed_and_its_checkpoint_is_no_splat(client):
     assert summary_of(again)["evaluations"] == summary["evaluations"]
     np.testing.assert_array_equal(image(client, again, "image"), image(client, whole, "image"))
 
-    with fails("LucidDream", "BadFile", None, "a checkpoint of a field", "optimises a splat"):
+    with fails("LucidDream", "BadFile", "", "a checkpoint of a field", "optimises a splat"):
         client.run(workflow(LucidDream={"resume": checkpoint}))
     splat = summary_of(client.run(workflow()))["checkpoint"]
     graph[run]["inputs"]["resume"] = splat
-    with fails("LucidDreamField", "BadFile", None, "a checkpoint of a splat", "optimises a field"):
+    with fails("LucidDreamField", "BadFile", "", "a checkpoint of a splat", "optimises a field"):
         client.run(graph)
 
 
@@ -137,5 +137,5 @@ def test_a_field_without_density_says_what_helps(client):
     start = graph.add("LucidField", **{**START, "fill": 0.01, "resolution": 64})
     mesh = graph.add("LucidFieldToMesh", field=[start, 0], cells=32, solidity=0.9)
     graph.add("SaveGLB", mesh=[mesh, 0], filename_prefix="test/field")
-    with fails("LucidFieldToMesh", "BadInput", None, "is nowhere solid", "lower solidity"):
+    with fails("LucidFieldToMesh", "BadInput", "", "is nowhere solid", "lower solidity"):
         client.run(graph)
