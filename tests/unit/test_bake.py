@@ -317,6 +317,13 @@ def test_a_shell_becomes_a_filled_ball():
     assert float(solid.opacities.sum()) == pytest.approx(whole, rel=0.05)
 
 
+def test_gaps_in_a_shell_do_not_shrink_it():
+    """Through a gap the depth is a mean of both sides of the ball. Taken as it is, a fifth would be missing."""
+    shell, cell = ball_of(RED), 0.1
+    solid = solidify(replace(shell, scales=0.7 * shell.scales), Solid(cells=20), Renderer("numba"))
+    assert float(solid.opacities.sum()) == pytest.approx(4 / 3 * math.pi / cell**3, rel=0.05)
+
+
 def test_a_splat_without_an_inside_is_refused():
     splats = ball_of(RED, 300)
     with raises(BadInput, name="the splat's opacities"):
