@@ -58,8 +58,8 @@ def solidify(
 
     A cell is filled by its signed distance behind the splat's depth, cut off at one cell and averaged over
     the views that see it (Curless and Levoy 1996, equations 3 and 4). Every Gaussian that is kept is opaque.
-    In the gaps between Gaussians their depth is a mean of the front and of what is behind; there it is at most
-    GAP behind the depth of wider ones. Raises BadInput if no Gaussian is kept or nothing is enclosed.
+    In the gaps between Gaussians their depth is a mean of the front and of what is behind; there it is at
+    most GAP behind the depth of wider ones. Raises BadInput if no Gaussian is kept or nothing is enclosed.
     """
     kept = splats.opacities >= config.min_opacity
     if not kept.any():
