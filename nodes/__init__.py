@@ -26,6 +26,7 @@ if not compat.missing_parts():
     from .mix import LucidMix
     from .optimizer import LucidOptimizer
     from .pointcloud import LucidPointCloud
+    from .polish import LucidPolishTexture
     from .prompt import LucidPrompt, LucidPromptFromConditioning
     from .render import LucidRender
     from .selection import LucidSelection
@@ -64,6 +65,7 @@ def node_list() -> list[type]:
         LucidSave,
         LucidSolidSplat,
         LucidBakeTexture,
+        LucidPolishTexture,
         LucidShapE,
         LucidPointsFromMesh,
         LucidPointsFromDepth,

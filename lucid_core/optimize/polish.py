@@ -188,7 +188,8 @@ def render(
     images = torch.stack([on_white(one, texture) for one in seen])
     alpha, depth = (torch.stack([getattr(one, name) for one in seen]) for name in ("alpha", "depth"))
     views = replace(views, cameras=to_device(cameras, device))
-    return RenderedBatch(images, views, Render(images, alpha, depth, {}), renderer), seen
+    shown = Render(images, alpha, depth, {})  # type: ignore[typeddict-item]  # a mesh has no Gaussians
+    return RenderedBatch(images, views, shown, renderer), seen
 
 
 def on_white(seen: Footprint, texture: Tensor) -> Tensor:

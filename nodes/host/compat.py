@@ -75,6 +75,7 @@ PARTS = {  # module -> the names used; a test compares this table with the impor
 }
 NODES = {  # id -> display name
     "LucidBakeTexture": "Lucid Bake Texture",
+    "LucidPolishTexture": "Lucid Polish Texture",
     "LucidBaseline": "Lucid Baseline",
     "LucidCameras": "Lucid Cameras",
     "LucidControlNet": "Lucid ControlNet",
