@@ -38,6 +38,7 @@ SOCKETS_ONLY = {
     "IMAGE",
     "MASK",
     "SPLAT",
+    "MESH",
     "LUCID_PROMPT",
     "LUCID_GUIDANCE",
     "LUCID_CAMERAS",
@@ -56,12 +57,18 @@ EXAMPLES = {
     "restyle_splat",
     "ism_against_sds",
     "views_to_splat",
+    "splat_to_textured_mesh",
+    "text_to_textured_mesh",
 }
 TINY = {  # what a test changes: the demo's files in the place of the users', and little work
     "CheckpointLoaderSimple": {"ckpt_name": PRIOR},
     "LucidPointCloud": {"count": 300},
     "LucidDream": {"steps": 2, "views": 1, "resolution": 64},
     "LucidFit": {"steps": 2, "views": 1},
+    "LucidSolidSplat": {"cells": 16, "min_opacity": 0.0},
+    "SplatToMesh": {"resolution": 64, "min_component": 0},
+    "LucidBakeTexture": {"size": 64, "faces": 200, "views": 6},
+    "SaveGLB": {"filename_prefix": "test/workflow"},
     "LucidSave": {"turntable_frames": 4, "turntable_size": 64, "filename_prefix": "test/workflow"},
 }
 OFFICIAL_NEGATIVE = (  # of LucidDreamer's configs/bagel.yaml
@@ -146,6 +153,8 @@ def test_a_note_says_what_to_change_first_and_the_result_is_shown(name):
     assert "MarkdownNote" in types
     runs = types.count("LucidDream") + types.count("LucidFit")
     assert types.count("PreviewGaussianSplat") == types.count("LucidSave") == runs
+    assert types.count("SaveGLB") == types.count("LucidBakeTexture")
+    assert runs or "SaveGLB" in types
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -160,7 +169,7 @@ def test_the_host_offers_a_workflow_with_a_picture(name, client):
 
 @pytest.fixture(scope="module")
 def saved_splat(base):
-    """What refine_splat and restyle_splat load: the first result of text_to_splat."""
+    """What refine_splat, restyle_splat and splat_to_textured_mesh load: the first result of text_to_splat."""
     path = base / "output" / "lucid" / "splat_00001_.ply"
     path.parent.mkdir(exist_ok=True)
     ply.write(path, PointCloud(count=310).splats(0))

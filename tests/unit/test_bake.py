@@ -18,10 +18,10 @@ from lucid_core.bake.solid import Solid, solidify
 from lucid_core.bake.surface import overlap_of, prepare, simplify, texels_of, unwrap, vertex_normals
 from lucid_core.bake.texture import Bake, bake, depth_of
 from lucid_core.bake.views import Move, around, box_of
-from lucid_core.cameras import Cameras
+from lucid_core.cameras import Cameras, turntable
 from lucid_core.errors import BadInput, BadSetting, MissingPackage
 from lucid_core.io import glb
-from lucid_core.rasterize import Renderer
+from lucid_core.rasterize import Renderer, rasterize
 from lucid_core.splats import SH_C0, Splats
 from lucid_core.starts.mesh import Mesh
 from lucid_core.starts.points import Start
@@ -248,6 +248,28 @@ def test_a_glb_opens_elsewhere_with_the_same_bytes():
     content = json.loads(data[20 : 20 + int.from_bytes(data[12:16], "little")])
     assert "KHR_materials_unlit" in content["materials"][0]["extensions"]
     assert int.from_bytes(data[8:12], "little") == len(data)
+
+
+def test_the_glb_of_a_bake_looks_as_its_splat():
+    """Opened by trimesh and rendered beside the splat, on white."""
+    trimesh = pytest.importorskip("trimesh")
+    points = ball_of(RED, 6000).means
+    splats = covered(points, 0.5 + 0.4 * points, points)
+    data = glb.encode(bake(splats, sphere(3), replace(SMALL, size=128), Renderer("numba")).mesh)
+    (found,) = trimesh.load(io.BytesIO(data), file_type="glb", process=False).geometry.values()
+    uvs = np.array([0, 1]) + np.array([1, -1]) * found.visual.uv  # trimesh counts from the lower left corner
+    texture = np.asarray(found.visual.material.baseColorTexture)[..., :3] / 255
+    as_torch = lambda x: torch.from_numpy(np.array(x)).float()
+    mesh = Mesh(
+        as_torch(found.vertices), as_torch(found.faces).long(), None, as_torch(uvs), as_torch(texture)
+    )
+    cameras, errors = turntable(3, 25.0, 4.0, 35.0, 96, 96), []
+    for row in torch.arange(3).split(1):
+        camera = cameras.map(lambda x, row=row: x[row])
+        rgb, alpha = shade(mesh, camera, 96, 96)
+        shown = rasterize(splats, camera, 96, 96, background=torch.ones(3)).rgb[0]
+        errors.append((rgb + 1 - alpha - shown).square().mean())
+    assert -10 * torch.stack(errors).mean().log10() > 28  # dB
 
 
 def test_a_glb_needs_a_texture():
