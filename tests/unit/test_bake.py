@@ -251,7 +251,7 @@ def test_a_glb_opens_elsewhere_with_the_same_bytes():
 
 
 def test_the_glb_of_a_bake_looks_as_its_splat():
-    """Opened by trimesh and rendered beside the splat, on white."""
+    """Opened by trimesh and rendered beside the splat."""
     trimesh = pytest.importorskip("trimesh")
     points = ball_of(RED, 6000).means
     splats = covered(points, 0.5 + 0.4 * points, points)
@@ -259,17 +259,16 @@ def test_the_glb_of_a_bake_looks_as_its_splat():
     (found,) = trimesh.load(io.BytesIO(data), file_type="glb", process=False).geometry.values()
     uvs = np.array([0, 1]) + np.array([1, -1]) * found.visual.uv  # trimesh counts from the lower left corner
     texture = np.asarray(found.visual.material.baseColorTexture)[..., :3] / 255
-    as_torch = lambda x: torch.from_numpy(np.array(x)).float()
-    mesh = Mesh(
-        as_torch(found.vertices), as_torch(found.faces).long(), None, as_torch(uvs), as_torch(texture)
+    vertices, faces, uvs, texture = (
+        torch.from_numpy(np.array(x)) for x in (found.vertices, found.faces, uvs, texture)
     )
-    cameras, errors = turntable(3, 25.0, 4.0, 35.0, 96, 96), []
+    mesh = Mesh(vertices.float(), faces.long(), uvs=uvs.float(), texture=texture.float())
     for row in torch.arange(3).split(1):
-        camera = cameras.map(lambda x, row=row: x[row])
-        rgb, alpha = shade(mesh, camera, 96, 96)
-        shown = rasterize(splats, camera, 96, 96, background=torch.ones(3)).rgb[0]
-        errors.append((rgb + 1 - alpha - shown).square().mean())
-    assert -10 * torch.stack(errors).mean().log10() > 28  # dB
+        camera = turntable(3, 25.0, 4.0, 35.0, 96, 96).map(lambda x, row=row: x[row])
+        (rgb, alpha), shown = shade(mesh, camera, 96, 96), rasterize(splats, camera, 96, 96)
+        both = (alpha > 0.99) & (shown.alpha[0] > 0.99)  # at the outline the Gaussians stand out
+        assert both.sum() > 0.9 * (shown.alpha[0] > 0.5).sum()
+        assert (rgb - shown.rgb[0]).square().mean(-1)[both[..., 0]].mean() < 10**-3.3  # 33 dB
 
 
 def test_a_glb_needs_a_texture():
