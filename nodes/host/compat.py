@@ -76,7 +76,9 @@ PARTS = {  # module -> the names used; a test compares this table with the impor
 NODES = {  # id -> display name
     "LucidBakeTexture": "Lucid Bake Texture",
     "LucidBaseline": "Lucid Baseline",
+    "LucidBestOf": "Lucid Best Of",
     "LucidCameras": "Lucid Cameras",
+    "LucidCompare": "Lucid Compare",
     "LucidControlNet": "Lucid ControlNet",
     "LucidDream": "Lucid Dream",
     "LucidFit": "Lucid Fit Views",
@@ -93,6 +95,8 @@ NODES = {  # id -> display name
     "LucidPromptFromConditioning": "Lucid Prompt From Conditioning",
     "LucidRender": "Lucid Render",
     "LucidSave": "Lucid Save",
+    "LucidScore": "Lucid Score",
+    "LucidSeeds": "Lucid Seeds",
     "LucidSelection": "Lucid Selection",
     "LucidShapE": "Lucid Shap-E",
     "LucidSolidSplat": "Lucid Solid Splat",

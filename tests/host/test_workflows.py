@@ -56,12 +56,15 @@ EXAMPLES = {
     "restyle_splat",
     "ism_against_sds",
     "views_to_splat",
+    "best_of_four",
 }
 TINY = {  # what a test changes: the demo's files in the place of the users', and little work
     "CheckpointLoaderSimple": {"ckpt_name": PRIOR},
     "LucidPointCloud": {"count": 300},
     "LucidDream": {"steps": 2, "views": 1, "resolution": 64},
     "LucidFit": {"steps": 2, "views": 1},
+    "LucidScore": {"views": 4, "max_evaluations": 32, "resolution": 64},
+    "LucidSeeds": {"count": 2},
     "LucidSave": {"turntable_frames": 4, "turntable_size": 64, "filename_prefix": "test/workflow"},
 }
 OFFICIAL_NEGATIVE = (  # of LucidDreamer's configs/bagel.yaml
@@ -98,7 +101,8 @@ def widgets(described, values, prefix=""):
     inputs = {}
     for name, (kind, *options) in {**described.get("required", {}), **described.get("optional", {})}.items():
         sockets = set(kind.split(",")) if isinstance(kind, str) else set()
-        if sockets & SOCKETS_ONLY or any(s.startswith("FILE_3D") for s in sockets):
+        is_socket = sockets & SOCKETS_ONLY or any(s.startswith("FILE_3D") for s in sockets)
+        if is_socket or (options and options[0].get("forceInput")):
             continue
         inputs[prefix + name] = next(values)
         if options and options[0].get("control_after_generate"):
