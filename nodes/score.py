@@ -23,6 +23,7 @@ from .types import LucidJudgeData, LucidPictureData, LucidPromptData, LucidPromp
 
 log = logging.getLogger(__name__)
 SEPARATOR = "|"
+NO_CLIP = "is missing, but other_texts holds texts; connect the model's text encoder"
 
 
 class LucidScore(IO.ComfyNode):
@@ -128,14 +129,15 @@ class LucidScore(IO.ComfyNode):
         vae=None,
         prompt=None,
         other_texts="",
-        clip=None,
         **rest,
     ):
         with errors_of(cls):
             texts = texts_of(other_texts)
             JudgeSettings(views, max_evaluations).levels(views, len(WORDS) + 1 + len(texts))
+            if texts and "clip" not in rest:  # ComfyUI passes None for what is connected and not there yet
+                raise BadInput("clip", NO_CLIP)
             wanted = {"model": model, "vae": vae, "prompt": prompt}
-            return missing({**wanted, "clip": clip} if texts else wanted)
+            return missing({**wanted, "clip": rest["clip"]} if texts else wanted)
 
     @classmethod
     def execute(
@@ -187,7 +189,7 @@ def texts_of(other_texts: str) -> list[str]:
 def others_of(clip: Any, texts: list[str]) -> dict[str, tuple]:
     """The CONDITIONINGs of VIEWS for each text, with the words that Lucid Prompt appends."""
     if texts and clip is None:
-        raise BadInput("clip", "is missing, but other_texts holds texts; connect the model's text encoder")
+        raise BadInput("clip", NO_CLIP)
     return {text: tuple(host.encode_text(clip, f"{text}, {view} view") for view in VIEWS) for text in texts}
 
 

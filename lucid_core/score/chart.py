@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..optional import load
 from .classifier import WORDS, Verdict
+from .measures import Numbers
 from .report import Report
 
 WIDTH, HEIGHT = 1024, 576
@@ -143,20 +144,25 @@ def draw_margins(canvas: Canvas, report: Report) -> None:
     canvas.line(middle, top - 4, middle, top + 30 * len(bars) + 18, INK)
 
 
+def joined(found: Numbers, name: str) -> str:
+    """Several numbers in one text."""
+    values = found[name]
+    return " ".join(f"{value:.2f}" for value in (values if isinstance(values, list) else [values]))
+
+
 def draw_numbers(canvas: Canvas, report: Report) -> None:
     """The measures, as text."""
     verdict, found = report.verdict, report.measures
-    low_middle_high = lambda name: " ".join(f"{value:.2f}" for value in found[name])  # type: ignore[union-attr]
     rows = [
         ("many-faces rate", f"{verdict.many_faces_rate:.0%} of {len(verdict.away)} views"),
         ("right word", f"{float((verdict.word == verdict.best_word).float().mean()):.0%} of the views"),
         ("fog", f"{found['fog']:.2f} of 255"),
-        ("saturation 10 50 90%", low_middle_high("saturation")),
-        ("brightness 10 50 90%", low_middle_high("brightness")),
+        ("saturation 10 50 90%", joined(found, "saturation")),
+        ("brightness 10 50 90%", joined(found, "brightness")),
         ("high frequency", f"{found['high_frequency']:.3f}"),
     ]
     if "splats" in found:
-        rows.append(("splats", f"{found['splats']:,}, aspect 50 95%: {low_middle_high('aspect')}"))
+        rows.append(("splats", f"{found['splats']:,}, aspect 50 95%: {joined(found, 'aspect')}"))
         rows.append(("floaters", f"{found['floaters']:.2%} of the opacity"))
     if report.similarity:
         rows.append(("least similar view", f"{min(report.similarity):.3f} (cosine with the front)"))

@@ -169,8 +169,9 @@ class Verdict:
         """
         margins = self.front_margins()
         fronts = (self.word == 0).nonzero()[:, 0].tolist()
-        highest = lambda views: max((margins[i] for i in views), key=lambda margin: margin.mean)
-        return min(highest(fronts), highest(self.away), key=lambda margin: margin.mean)
+        by_mean = lambda margin: margin.mean
+        highest = [max((margins[i] for i in views), key=by_mean) for views in (fronts, self.away)]
+        return min(highest, key=by_mean)
 
 
 def margin_of(differences: Tensor) -> Margin:

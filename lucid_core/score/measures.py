@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
@@ -26,10 +29,9 @@ def measure_splats(splats: Splats) -> Numbers:
     """
     _, middle, longest = splats.scales.detach().cpu().sort(-1).values.unbind(-1)
     aspect = longest / middle.clamp_min(1e-8)
-    ordered = aspect.numpy()
     return {
         "splats": len(splats),
-        "aspect": [float(np.quantile(ordered, q)) for q in (0.5, 0.95)],
+        "aspect": quantiles(aspect, (0.5, 0.95)),
         "floaters": floaters(splats),
     }
 
@@ -56,7 +58,7 @@ def floaters(splats: Splats) -> float:
     return float(1 - weights.max() / weights.sum())
 
 
-def _extent(values: np.ndarray, weight: np.ndarray) -> float:  # type: ignore[type-arg]
+def _extent(values: NDArray[Any], weight: NDArray[Any]) -> float:
     """Width of the interval that holds the middle NEAR of the weight."""
     order = np.argsort(values)
     share = np.cumsum(weight[order]) / weight.sum()
@@ -73,13 +75,17 @@ def measure_views(images: Tensor, alpha: Tensor) -> Numbers:
     seen = images[alpha > 0.5]
     brightness, lowest = (seen.amax(-1), seen.amin(-1)) if len(seen) else (torch.zeros(1), torch.zeros(1))
     saturation = (brightness - lowest) / brightness.clamp_min(1e-6)
-    quantiles = lambda x: [float(np.quantile(x.numpy(), q)) for q in QUANTILES]
     return {
         "fog": fog(1 - alpha[..., None], alpha),
-        "saturation": quantiles(saturation),
-        "brightness": quantiles(brightness),
+        "saturation": quantiles(saturation, QUANTILES),
+        "brightness": quantiles(brightness, QUANTILES),
         "high_frequency": high_frequency(images),
     }
+
+
+def quantiles(values: Tensor, shares: tuple[float, ...]) -> list[float]:
+    """The quantiles of values (N,), of any number (torch.quantile has a limit)."""
+    return [float(np.quantile(values.numpy(), share)) for share in shares]
 
 
 def fog(images: Tensor, silhouettes: Tensor) -> float:

@@ -32,21 +32,7 @@ class Report:
     def contents(self) -> dict[str, Any]:
         """All numbers, for JSON. `views` has a row per azimuth: the winning word and ln e of each text."""
         v = self.verdict
-        second, means = v.second_face, v.log_errors.mean(0)
-        words, best = v.word.tolist(), v.best_word.tolist()
-        similarity = self.similarity or [None] * len(words)
-        rows = zip(v.azimuth_deg.tolist(), words, best, means.tolist(), v.front_margins(), similarity)
-        views = [
-            {
-                "azimuth_deg": azimuth,
-                "word": WORDS[word],
-                "best_word": WORDS[winner],
-                "log_errors": dict(zip((*WORDS, "negative", *v.others), errors)),
-                "front_margin": vars(margin),
-                **({} if cosine is None else {"similarity": cosine}),
-            }
-            for azimuth, word, winner, errors, margin, cosine in rows
-        ]
+        second = v.second_face
         found = {
             "prompt": self.text,
             "score": v.score,
@@ -59,10 +45,28 @@ class Report:
             "measures": self.measures,
             "evaluations": v.evaluations,
             "noise_levels": len(v.log_errors),
-            "views": views,
+            "views": self.views(),
         }
         rounded: dict[str, Any] = round_numbers(found)
         return rounded
+
+    def views(self) -> list[dict[str, Any]]:
+        """The rows of `views` in `contents`."""
+        v = self.verdict
+        words, best, means = v.word.tolist(), v.best_word.tolist(), v.log_errors.mean(0).tolist()
+        rows = [
+            {
+                "azimuth_deg": azimuth,
+                "word": WORDS[words[i]],
+                "best_word": WORDS[best[i]],
+                "log_errors": dict(zip((*WORDS, "negative", *v.others), means[i])),
+                "front_margin": vars(margin),
+            }
+            for i, (azimuth, margin) in enumerate(zip(v.azimuth_deg.tolist(), v.front_margins()))
+        ]
+        for row, cosine in zip(rows, self.similarity or []):
+            row["similarity"] = cosine
+        return rows
 
     def lines(self) -> list[str]:
         """What a node shows."""
