@@ -21,14 +21,11 @@ import torch
 from scipy.stats import spearmanr
 
 from demo import measures, score, splats, world
-from demo.prior import DemoPrior
 from lucid_core.io import ply
-from lucid_core.rasterize import Renderer
-from lucid_core.score.classifier import JudgeSettings, Verdict, judge
-from lucid_core.score.views import turntable_views
+from lucid_core.score.classifier import JudgeSettings, Verdict
 from lucid_core.splats import Splats
 
-from .quality.run import FACED
+from .quality.run import FACED, verdict_of
 
 PROMPTS = (
     "an orange snowman",
@@ -43,7 +40,7 @@ PROMPTS = (
 DEFECTS = ("mirrored", "turned", "squashed", "blurred", "fog", "wrong color", "wrong thing")
 TWO_FACES = "two faces"
 EACH = 5  # splats of one object
-SIZE, ELEVATION_DEG, TRUE_VIEWS = 128, 15.0, 16
+TRUE_VIEWS = 16
 
 
 @dataclass(frozen=True)
@@ -74,9 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(as_json: bool, prompts: list[str], evaluations: int, finished: Path | None) -> None:
     torch.set_num_threads(1)
-    prior, settings, rows = DemoPrior(), JudgeSettings(max_evaluations=evaluations), []
+    settings, rows = JudgeSettings(max_evaluations=evaluations), []
     for prompt, version, one in (*made(prompts), *(finished_in(finished) if finished else ())):
-        rows.append(row_of(prior, settings, prompt, version, one))
+        rows.append(row_of(settings, prompt, version, one))
         print(line(rows[-1]), file=sys.stderr if as_json else sys.stdout, flush=True)
     found = summary(rows)
     print(json.dumps(found) if as_json else "\n" + ", ".join(f"{k} {v}" for k, v in found.items()))
@@ -116,13 +113,12 @@ def finished_in(folder: Path) -> Iterator[tuple[str, str, Splats]]:
         yield words.replace("-", " "), f"finished, seed {seed}", ply.read(path)
 
 
-def row_of(prior: DemoPrior, settings: JudgeSettings, prompt: str, version: str, one: Splats) -> Row:
+def row_of(settings: JudgeSettings, prompt: str, version: str, one: Splats) -> Row:
     thing = world.parse(prompt)
     truth = score.truth(thing, TRUE_VIEWS)
     _, rgb, _ = score.best_view(one, truth)
     faces = measures.faces(rgb, truth.rgb, truth.mask) if thing.kind in FACED else None
-    images, _ = turntable_views(one, settings.views, SIZE, ELEVATION_DEG, Renderer("numba"))
-    verdict = judge(prior, images, prior.prompts(prompt), settings)
+    verdict = verdict_of(one, prompt, settings)
     return Row(prompt, version, score.psnr(rgb, truth.rgb), faces, *numbers_of(verdict))
 
 

@@ -159,7 +159,7 @@ def draw_numbers(canvas: Canvas, report: Report) -> None:
         ("fog", f"{found['fog']:.2f} of 255"),
         ("saturation 10 50 90%", joined(found, "saturation")),
         ("brightness 10 50 90%", joined(found, "brightness")),
-        ("high frequency", f"{found['high_frequency']:.3f}"),
+        ("high frequency", f"{found['high_frequency']:.2%}"),
     ]
     if "splats" in found:
         rows.append(("splats", f"{found['splats']:,}, aspect 50 95%: {joined(found, 'aspect')}"))

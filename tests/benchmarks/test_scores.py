@@ -70,7 +70,6 @@ def test_finished_runs_are_named_by_their_prompt(tmp_path):
 
 def test_the_command_prints_one_line(monkeypatch, capsys):
     monkeypatch.setattr(scores, "EACH", 2)
-    monkeypatch.setattr(scores, "SIZE", 64)
     monkeypatch.setattr(scores, "TRUE_VIEWS", 8)
     threads = torch.get_num_threads()
     scores.main(True, ["a green mug"], 96, None)
