@@ -37,8 +37,8 @@ class Result:
     """Result of one case; the measures are those of demo.score and demo.measures. scale: the fitted scale.
 
     faces: None for an object whose front and back look the same. evaluations: model evaluations. seconds:
-    time of the optimisation on one thread. stopped: why the run ended early; None if it did not. score: that of
-    Lucid Score by the demo prior; None in files from before it.
+    time of the optimisation on one thread. stopped: why the run ended early; None if it did not. score: of
+    Lucid Score, by the demo prior; None in older files.
     """
 
     psnr: float
