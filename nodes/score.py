@@ -133,7 +133,7 @@ class LucidScore(IO.ComfyNode):
     ):
         with errors_of(cls):
             texts = texts_of(other_texts)
-            JudgeSettings(views, max_evaluations).levels(views, len(WORDS) + 1 + len(texts))
+            JudgeSettings(views, max_evaluations).levels(views, number_of_texts(texts))
             if texts and "clip" not in rest:  # ComfyUI passes None for what is connected and not there yet
                 raise BadInput("clip", NO_CLIP)
             wanted = {"model": model, "vae": vae, "prompt": prompt}
@@ -161,11 +161,12 @@ class LucidScore(IO.ComfyNode):
             settings, names = JudgeSettings(views, max_evaluations), texts_of(other_texts)
             texts = LucidTexts(prompt_of(model, vae, prompt), others_of(clip, names))
             pictures, alpha, found = views_of(splat, image, settings, resolution, elevation, backend)
-            evaluations = settings.levels(len(pictures), len(WORDS) + 1 + len(names)) * len(pictures)
-            progress = host.Progress(evaluations * (len(WORDS) + 1 + len(names)))
+            asked = len(pictures) * number_of_texts(names)
+            progress = host.Progress(settings.levels(len(pictures), number_of_texts(names)) * asked)
 
-            def body(prior, asked):
-                return judge(prior, pictures, asked[0], settings, asked[1], fold_seed(seed), progress.update)
+            def body(prior, prompts):
+                own, others = prompts
+                return judge(prior, pictures, own, settings, others, fold_seed(seed), progress.update)
 
             data = LucidJudgeData(model, vae, texts)
             verdict = host.with_prior(data, min(TOGETHER, len(pictures)), pictures.shape[1], body)
@@ -184,6 +185,11 @@ def texts_of(other_texts: str) -> list[str]:
     texts = list(filter(None, (text.strip() for text in other_texts.split(SEPARATOR))))
     require(len(set(texts)) == len(texts), "other_texts", repr(other_texts), "different texts")
     return texts
+
+
+def number_of_texts(others: list[str]) -> int:
+    """The texts that the model is asked about: those of WORDS, the negative one, and the others."""
+    return len(WORDS) + 1 + len(others)
 
 
 def others_of(clip: Any, texts: list[str]) -> dict[str, tuple]:

@@ -8,6 +8,7 @@ import torch
 
 from demo import splats, world
 from demo.prior import DemoPrior
+from devtools.base import CAMERA
 from lucid_core.io import ply
 from lucid_core.rasterize import Renderer
 from lucid_core.score.chart import HEIGHT, WIDTH
@@ -113,6 +114,15 @@ def test_a_wrong_prompt_scores_less_and_other_texts_say_so(client, scored):
     assert report["margins"]["a blue snowman"]["mean"] < 0
     assert report["margins"]["a blue snowman"]["mean"] < report["margins"]["a green mug"]["mean"]
     assert list(report["margins"]) == ["negative", "a blue snowman", "a green mug"]
+
+
+def test_a_clip_vision_compares_the_views_with_the_front(client, scored):
+    graph = ScoreGraph()
+    camera = graph.add("ImageOnlyCheckpointLoader", ckpt_name=CAMERA)
+    shown = graph.show([graph.score(splat=graph.splat(), clip_vision=[camera, 1]), 2])
+    views = json.loads(text_of(client.run(graph), shown)[0])["views"]
+    found = [view["similarity"] for view in views]
+    assert found[0] == pytest.approx(1, abs=1e-3) and all(-1 <= cosine <= 1.001 for cosine in found)
 
 
 def test_the_best_of_several_seeds_goes_on(client):
