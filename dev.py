@@ -6,6 +6,7 @@ server.
     python dev.py demo --image picture.png
     python dev.py test            (python dev.py test unit: without ComfyUI, saves minutes; test types: mypy)
     python dev.py serve
+    python dev.py release         (builds and checks the archive for ComfyUI's registry)
 
 Needs Python 3.10+ and a package registry. All files are created in .venv, .host and output; remove these
 folders to start again. The next run completes an interrupted set-up.
@@ -149,6 +150,11 @@ def serve(tree: Tree, options: argparse.Namespace) -> int:
     )
 
 
+def release(tree: Tree, options: argparse.Namespace) -> int:
+    setup = set_up(tree, options.comfyui)
+    return hand_over(tree, setup.comfyui, ["-m", "devtools.release", "--comfyui", setup.comfyui])
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -202,6 +208,10 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("serve", parents=[host], help=help, description=help)
     command.add_argument("--port", type=int, metavar="N", default=8188, help="default: %(default)s")
     command.set_defaults(command=serve)
+
+    help = "build the archive for ComfyUI's registry, check it and load it in a fresh ComfyUI"
+    command = commands.add_parser("release", parents=[comfyui], help=help, description=help)
+    command.set_defaults(command=release)
     return top
 
 

@@ -79,6 +79,15 @@ class Editor:
         }}"""
         self.page.wait_for_function(drawn, arg=kind)
 
+    def add_blueprint(self, name: str) -> None:
+        """Add a subgraph blueprint as a user does: by double click and search."""
+        search = self.page.get_by_role("combobox", name="Add a node...")
+        self.page.mouse.dblclick(800, 600)
+        search.fill(name)
+        self.page.get_by_role("option").filter(has_text=name).first.wait_for()
+        search.press("Enter")
+        self.page.wait_for_function("() => app.canvas.graph.nodes.length === 1")
+
     def set(self, **changes: dict) -> None:
         """Widget values by class: LucidDream={"steps": 3}."""
         self.page.evaluate(SET, changes)

@@ -26,6 +26,7 @@ SMALL = {
     "LucidDream": {"preset.steps": 3, "preset.views": 1, "preset.resolution": 64, "preview_seconds": 0.1},
     "LucidSave": {"turntable_frames": 0, "filename_prefix": "test/browser"},
 }
+BLUEPRINT = "Text to splat"
 VIEWER = "canvas[data-engine*=three]"
 ORANGE_SHARE = 0.005  # of the viewer's pixels; nothing else in it has a colour but the three axes
 
@@ -78,6 +79,29 @@ def test_a_template_with_another_prompt_becomes_a_splat_in_the_viewer(editor):
     give_up = time.monotonic() + TIMEOUT_MS / 1000
     while orange(viewer) < ORANGE_SHARE:  # the page says nothing when it has loaded the file
         assert time.monotonic() < give_up, "the viewer shows no splat"
+
+
+def test_the_blueprint_has_five_widgets_that_reach_the_nodes_inside(editor):
+    editor.add_blueprint(BLUEPRINT)
+    (named,) = editor.page.evaluate(
+        "() => app.canvas.graph.nodes.map(node => Object.fromEntries("
+        "node.widgets.map(widget => [widget.label ?? widget.name, widget.value])))"
+    )
+    assert list(named) == ["checkpoint", "prompt", "seed", "steps (quality)", "file name"]
+    changed = ["lucid_demo_prior.safetensors", "a blue mug", 7, 40, "mug"]
+    editor.page.evaluate(
+        "values => app.canvas.graph.nodes[0].widgets.forEach((widget, i) => { widget.value = values[i]; })",
+        changed,
+    )
+    graph = editor.page.evaluate("async () => (await app.graphToPrompt()).output")
+    inputs = {node["class_type"]: node["inputs"] for node in graph.values()}
+    assert changed == [
+        inputs["CheckpointLoaderSimple"]["ckpt_name"],
+        inputs["LucidPrompt"]["text"],
+        inputs["LucidDream"]["seed"],
+        inputs["LucidDream"]["preset.steps"],
+        inputs["LucidSave"]["filename_prefix"],
+    ]
 
 
 def test_a_run_is_stopped_by_the_button_and_says_so_on_the_node(editor):

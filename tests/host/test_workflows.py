@@ -162,6 +162,17 @@ def test_the_host_offers_a_workflow_with_a_picture(name, client):
     assert len(picture) < THUMBNAIL_BYTES and min(shape[:2]) >= 256
 
 
+def test_the_host_offers_the_blueprint_and_inside_it_is_text_to_splat_sd(client):
+    fetch = lambda path: json.loads(client._request("GET", path))
+    (key,) = (key for key, entry in fetch("/global_subgraphs").items() if entry["name"] == "Text to splat")
+    (inside,) = json.loads(fetch(f"/global_subgraphs/{key}")["data"])["definitions"]["subgraphs"]
+    shared = ("type", "widgets_values")
+    workflow = {node["id"]: node for node in load("text_to_splat_sd", "ui")["nodes"]}
+    for node in inside["nodes"]:
+        assert [node[name] for name in shared] == [workflow[node["id"]][name] for name in shared]
+    assert {link["target_id"] for link in inside["links"]} >= {2, 4, 5, 6}
+
+
 @pytest.fixture(scope="module")
 def saved_splat(base):
     """What refine_splat and restyle_splat load: the first result of text_to_splat."""

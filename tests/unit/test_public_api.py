@@ -1,4 +1,4 @@
-"""What `lucid_core` offers under its own name, and README's example of it."""
+"""What `lucid_core` offers under its own name, and the example in docs/python.md."""
 
 import os
 import re
@@ -30,9 +30,9 @@ def test_the_import_alone_loads_nothing():
     assert done.stdout.strip() == "[]"
 
 
-def test_the_example_of_the_readme_runs(tmp_path):
+def test_the_example_in_the_docs_runs(tmp_path):
     (example,) = re.findall(
-        r"```python\n(.+?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+        r"```python\n(.+?)```", (ROOT / "docs/python.md").read_text(encoding="utf-8"), re.DOTALL
     )
     (tmp_path / "example.py").write_text(example, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
