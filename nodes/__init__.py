@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 if not compat.missing_parts():
     from .bake import LucidBakeTexture, LucidSolidSplat
     from .cameras import LucidCameras
+    from .compare import LucidBestOf, LucidCompare, LucidSeeds
     from .control import LucidControlNet
     from .dream import LucidDream
     from .export import LucidSave
@@ -29,6 +30,7 @@ if not compat.missing_parts():
     from .polish import LucidPolishTexture
     from .prompt import LucidPrompt, LucidPromptFromConditioning
     from .render import LucidRender
+    from .score import LucidScore
     from .selection import LucidSelection
     from .shap_e import LucidShapE
     from .starts import LucidPointsFromDepth, LucidPointsFromFile, LucidPointsFromMesh
@@ -76,4 +78,8 @@ def node_list() -> list[type]:
         LucidTargets,
         LucidFit,
         LucidLoadViews,
+        LucidScore,
+        LucidSeeds,
+        LucidBestOf,
+        LucidCompare,
     ]

@@ -131,6 +131,16 @@ def require_invertible(model: Any) -> None:
         )
 
 
+def require_levels(model: Any) -> None:
+    """Raise BadInput for a MODEL that knows too few noise levels to judge views."""
+    if NoiseLevels(model.get_model_object("model_sampling")).is_distilled:
+        raise BadInput(
+            "model",
+            "is sampled as LCM, which can be asked at few noise levels of its own only; connect the model "
+            "without LCM to judge the splat",
+        )
+
+
 def _require_patches(model: Any) -> None:
     """Raise BadInput for patches that need the host's sampler, or reuse predictions of its previous step.
 

@@ -59,6 +59,7 @@ EXAMPLES = {
     "views_to_splat",
     "splat_to_textured_mesh",
     "text_to_textured_mesh",
+    "best_of_four",
 }
 TINY = {  # what a test changes: the demo's files in the place of the users', and little work
     "CheckpointLoaderSimple": {"ckpt_name": PRIOR},
@@ -69,6 +70,8 @@ TINY = {  # what a test changes: the demo's files in the place of the users', an
     "SplatToMesh": {"resolution": 64, "min_component": 0},
     "LucidBakeTexture": {"size": 64, "faces": 200, "views": 6},
     "SaveGLB": {"filename_prefix": "test/workflow"},
+    "LucidScore": {"views": 4, "max_evaluations": 32, "resolution": 64},
+    "LucidSeeds": {"count": 2},
     "LucidSave": {"turntable_frames": 4, "turntable_size": 64, "filename_prefix": "test/workflow"},
 }
 OFFICIAL_NEGATIVE = (  # of LucidDreamer's configs/bagel.yaml
@@ -105,7 +108,8 @@ def widgets(described, values, prefix=""):
     inputs = {}
     for name, (kind, *options) in {**described.get("required", {}), **described.get("optional", {})}.items():
         sockets = set(kind.split(",")) if isinstance(kind, str) else set()
-        if sockets & SOCKETS_ONLY or any(s.startswith("FILE_3D") for s in sockets):
+        is_socket = sockets & SOCKETS_ONLY or any(s.startswith("FILE_3D") for s in sockets)
+        if is_socket or (options and options[0].get("forceInput")):
             continue
         inputs[prefix + name] = next(values)
         if options and options[0].get("control_after_generate"):
