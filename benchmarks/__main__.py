@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import bake, families, gpu, image, memory, pull, quality, rasterize, refine, scores, taesd, views
+from . import bake, families, gpu, image, memory, nerf, pull, quality, rasterize, refine, scores, taesd, views
 
 BENCHMARKS = {
     "rasterize": rasterize.main,
@@ -17,6 +17,7 @@ BENCHMARKS = {
     "bake": bake.main,
     "views": views.main,
     "scores": scores.main,
+    "nerf": nerf.main,
 }
 
 
@@ -35,6 +36,7 @@ def main() -> None:
     refine.add_arguments(names.choices["refine"])
     bake.add_arguments(names.choices["bake"])
     taesd.add_arguments(names.choices["taesd"])
+    nerf.add_arguments(names.choices["nerf"])
     views.add_arguments(names.choices["views"])
     scores.add_arguments(names.choices["scores"])
     options = vars(parser.parse_args())

@@ -30,6 +30,8 @@ _HOMES = {
     "score.classifier": ["JudgeSettings", "Verdict", "judge"],
     "score.report": ["Report"],
     "score.views": ["turntable_views"],
+    "optimize.radiance": ["FieldConfig", "distil_field", "fit_field"],
+    "field.grid": ["Field", "FieldStart"],
     "starts.shapes": ["PointCloud"],
     "starts.points": ["Start"],
     "io.ply": ["read_ply", "write_ply"],

@@ -18,8 +18,9 @@ if not compat.missing_parts():
     from .cameras import LucidCameras
     from .compare import LucidBestOf, LucidCompare, LucidSeeds
     from .control import LucidControlNet
-    from .dream import LucidDream
+    from .dream import LucidDream, LucidDreamField
     from .export import LucidSave
+    from .field import LucidField, LucidFieldToMesh, LucidFieldToSplat, LucidRenderField
     from .fit import LucidFit
     from .guidance import LucidBaseline, LucidISM, LucidTargets
     from .image_prompt import LucidImagePrompt
@@ -77,6 +78,11 @@ def node_list() -> list[type]:
         LucidOptimizer,
         LucidTargets,
         LucidFit,
+        LucidField,
+        LucidDreamField,
+        LucidRenderField,
+        LucidFieldToSplat,
+        LucidFieldToMesh,
         LucidLoadViews,
         LucidScore,
         LucidSeeds,

@@ -12,6 +12,7 @@ from ..lucid_core.conditioning.control_images import Hint
 from ..lucid_core.conditioning.picture import Picture
 from ..lucid_core.conditioning.picture_prompt import PicturePrompt
 from ..lucid_core.conditioning.view_prompts import VIEWS, Prompts, ViewBlend
+from ..lucid_core.field.grid import Field
 from ..lucid_core.guidance.base import Guidance
 from ..lucid_core.guidance.image_targets import ImageTargets
 from ..lucid_core.guidance.mixing import Mix, require_mode
@@ -166,9 +167,11 @@ LucidCamerasType = IO.Custom("LUCID_CAMERAS")
 LucidOptimizerType = IO.Custom("LUCID_OPTIMIZER")
 LucidSelectionType = IO.Custom("LUCID_SELECTION")
 LucidViewsType = IO.Custom("LUCID_VIEWS")
+LucidFieldType = IO.Custom("LUCID_FIELD")
 LucidPromptType.Type = LucidPromptData | LucidPictureData
 LucidGuidanceType.Type = LucidGuidanceData | LucidMixData
 LucidCamerasType.Type = CameraRanges
 LucidOptimizerType.Type = OptimizerConfig
 LucidSelectionType.Type = Selection
 LucidViewsType.Type = SizedCameras
+LucidFieldType.Type = Field

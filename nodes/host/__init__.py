@@ -38,7 +38,7 @@ if not missing_parts():  # otherwise the imports below would fail
     from .fingerprint import depends_on, held_by_patches
     from .frontend import Progress, check_interrupt, node_of_page, show_text
     from .loras import require_loras
-    from .memory import half_is_faster, on_device
+    from .memory import half_is_faster, memory_of, on_device
     from .sampling import with_prior, with_source
     from .zero123 import encode_picture, require_prompt_of
 
@@ -62,6 +62,7 @@ __all__ = [
     "input_file",
     "input_stamp",
     "log_needs",
+    "memory_of",
     "missing_parts",
     "name_of",
     "node_of_page",
