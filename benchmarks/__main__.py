@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import bake, families, gpu, image, memory, pull, quality, rasterize, refine, taesd, views
+from . import bake, families, generated, gpu, image, memory, pull, quality, rasterize, refine, taesd, views
 
 BENCHMARKS = {
     "rasterize": rasterize.main,
@@ -16,6 +16,7 @@ BENCHMARKS = {
     "taesd": taesd.main,
     "bake": bake.main,
     "views": views.main,
+    "generated": generated.main,
 }
 
 
@@ -35,6 +36,7 @@ def main() -> None:
     bake.add_arguments(names.choices["bake"])
     taesd.add_arguments(names.choices["taesd"])
     views.add_arguments(names.choices["views"])
+    generated.add_arguments(names.choices["generated"])
     options = vars(parser.parse_args())
     name, as_json = options.pop("name"), options.pop("json")
     BENCHMARKS[name](as_json, **options)

@@ -56,12 +56,17 @@ EXAMPLES = {
     "restyle_splat",
     "ism_against_sds",
     "views_to_splat",
+    "image_to_splat",
+    "image_and_text_to_splat",
+    "text_to_image_to_splat",
+    "generated_views_to_splat",
 }
 TINY = {  # what a test changes: the demo's files in the place of the users', and little work
     "CheckpointLoaderSimple": {"ckpt_name": PRIOR},
     "LucidPointCloud": {"count": 300},
     "LucidDream": {"steps": 2, "views": 1, "resolution": 64},
     "LucidFit": {"steps": 2, "views": 1},
+    "KSampler": {"steps": 2},
     "LucidSave": {"turntable_frames": 4, "turntable_size": 64, "filename_prefix": "test/workflow"},
 }
 OFFICIAL_NEGATIVE = (  # of LucidDreamer's configs/bagel.yaml
