@@ -136,10 +136,11 @@ def test_pictures_are_no_gradient_to_add(client, mode):
         client.run(graph)
 
 
-def of_two_models(family, seed, **more):
+def of_two_models(family, seed):
     """Image targets of the demo's model and of a family's, made together."""
     graph, other = FamilyGraph("demo"), FamilyGraph(family)
-    graph.dream(steps=4, views=1, resolution=64, seed=seed, **more)
+    for one in (graph, other):
+        one.dream(steps=4, views=1, resolution=64, seed=seed)
     moved = lambda value: [f"o{value[0]}", value[1]] if isinstance(value, list) else value
     for name, node in other.items():
         inputs = {key: moved(value) for key, value in node["inputs"].items()}
