@@ -2,7 +2,22 @@ from __future__ import annotations
 
 import argparse
 
-from . import bake, families, gpu, image, memory, nerf, pull, quality, rasterize, refine, scores, taesd, views
+from . import (
+    bake,
+    families,
+    generated,
+    gpu,
+    image,
+    memory,
+    nerf,
+    pull,
+    quality,
+    rasterize,
+    refine,
+    scores,
+    taesd,
+    views,
+)
 
 BENCHMARKS = {
     "rasterize": rasterize.main,
@@ -18,6 +33,7 @@ BENCHMARKS = {
     "views": views.main,
     "scores": scores.main,
     "nerf": nerf.main,
+    "generated": generated.main,
 }
 
 
@@ -39,6 +55,7 @@ def main() -> None:
     nerf.add_arguments(names.choices["nerf"])
     views.add_arguments(names.choices["views"])
     scores.add_arguments(names.choices["scores"])
+    generated.add_arguments(names.choices["generated"])
     options = vars(parser.parse_args())
     name, as_json = options.pop("name"), options.pop("json")
     BENCHMARKS[name](as_json, **options)

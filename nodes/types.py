@@ -119,6 +119,11 @@ class LucidMixData:
     def __post_init__(self) -> None:
         require_mode(self.mix, methods_of(self))
 
+    @property
+    def makes_targets(self) -> bool:
+        """Whether both models make one set of image targets together."""
+        return self.mix.mode == "add" and isinstance(methods_of(self)[0], ImageTargets)
+
 
 @dataclass(frozen=True)
 class LucidTexts:

@@ -18,7 +18,13 @@ if not missing_parts():  # otherwise the imports below would fail
         to_mesh,
         to_splats,
     )
-    from .families import log_needs, require_image_model, require_invertible, require_levels
+    from .families import (
+        log_needs,
+        require_image_model,
+        require_invertible,
+        require_levels,
+        require_same_latents,
+    )
     from .files import (
         delete_old,
         input_exists,
@@ -80,6 +86,7 @@ __all__ = [
     "require_levels",
     "require_loras",
     "require_prompt_of",
+    "require_same_latents",
     "shap_e_folder",
     "shap_e_models",
     "show_text",

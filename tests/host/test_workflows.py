@@ -62,6 +62,10 @@ EXAMPLES = {
     "text_to_textured_mesh",
     "best_of_four",
     "text_to_field_to_splat",
+    "image_to_splat",
+    "image_and_text_to_splat",
+    "text_to_image_to_splat",
+    "generated_views_to_splat",
 }
 TINY = {  # what a test changes: the demo's files in the place of the users', and little work
     "CheckpointLoaderSimple": {"ckpt_name": PRIOR},
@@ -77,6 +81,7 @@ TINY = {  # what a test changes: the demo's files in the place of the users', an
     "LucidField": {"resolution": 24, "fill": 8.0},
     "LucidDreamField": {"steps": 2, "views": 1, "resolution": 64},
     "LucidFieldToSplat": {"cells": 32, "fit_steps": 2},
+    "KSampler": {"steps": 2},
     "LucidSave": {"turntable_frames": 4, "turntable_size": 64, "filename_prefix": "test/workflow"},
 }
 OFFICIAL_NEGATIVE = (  # of LucidDreamer's configs/bagel.yaml
