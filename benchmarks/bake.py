@@ -1,6 +1,6 @@
 """A splat of the demo world, its mesh by the host's SplatToMesh, and the texture that is baked onto it.
 
-The splat covers the true surface with flat Gaussians in the true colours.
+The splat covers the true surface with flat Gaussians in the true colours; --splat takes a finished one.
 
 psnr_splat and psnr_mesh: renders of the splat and of the textured mesh, compared with the true object from
 views that neither was made from. seconds: the bake alone, simplification and unwrap included, with compiled
@@ -64,15 +64,16 @@ class Row:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
     parser.add_argument("--prompt", default="a red mushroom", help="a thing of the demo world")
+    parser.add_argument("--splat", type=Path, metavar="PLY", help="a splat of it, as text_to_splat makes")
     parser.add_argument("--size", type=int, default=1024, help="texels along a side of the texture")
-    parser.add_argument("--resolution", type=int, default=128, help="grid of the host's SplatToMesh")
+    parser.add_argument("--resolution", type=int, default=96, help="grid of the host's SplatToMesh")
 
 
-def main(as_json: bool, prompt: str, size: int, resolution: int) -> None:
+def main(as_json: bool, prompt: str, splat: Path | None, size: int, resolution: int) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
-    thing, name = world.parse(prompt), prompt.replace(" ", "-")
-    splats = cover(thing)
-    ply.write(FOLDER / f"{name}.ply", splats)
+    thing = world.parse(prompt)
+    name = splat.stem if splat else prompt.replace(" ", "-")
+    splats = ply.read(splat) if splat else cover(thing)
     mesh = mesh_of(solidify(splats, Solid(), Renderer("numba")), resolution)
     context = multiprocessing.get_context("spawn")  # its memory is the bake's alone
     with context.Pool(1) as pool:

@@ -31,9 +31,13 @@ class Frame:
 
     def enter(self, splats: Splats) -> Splats:
         """From the splat's own frame to the cameras' frame."""
-        factor = RADIUS / self.radius
-        means = (splats.means.double() - self._centre(splats)) * factor
-        return replace(splats, means=means.float(), scales=(splats.scales.double() * factor).float())
+        scales = (splats.scales.double() * (RADIUS / self.radius)).float()
+        return replace(splats, means=self.enter_points(splats.means), scales=scales)
+
+    def enter_points(self, points: Tensor) -> Tensor:
+        """Points (N, 3), as `enter` moves the means."""
+        centre = torch.tensor(self.centre, dtype=torch.float64, device=points.device)
+        return ((points.double() - centre) * (RADIUS / self.radius)).float()
 
     def leave(self, splats: Splats) -> Splats:
         """The inverse of `enter`, up to rounding."""

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 if not compat.missing_parts():
     from .bake import LucidBakeTexture, LucidSolidSplat
     from .cameras import LucidCameras
+    from .compare import LucidBestOf, LucidCompare, LucidSeeds
     from .control import LucidControlNet
     from .dream import LucidDream, LucidDreamField
     from .export import LucidSave
@@ -27,8 +28,10 @@ if not compat.missing_parts():
     from .mix import LucidMix
     from .optimizer import LucidOptimizer
     from .pointcloud import LucidPointCloud
+    from .polish import LucidPolishTexture
     from .prompt import LucidPrompt, LucidPromptFromConditioning
     from .render import LucidRender
+    from .score import LucidScore
     from .selection import LucidSelection
     from .shap_e import LucidShapE
     from .starts import LucidPointsFromDepth, LucidPointsFromFile, LucidPointsFromMesh
@@ -65,6 +68,7 @@ def node_list() -> list[type]:
         LucidSave,
         LucidSolidSplat,
         LucidBakeTexture,
+        LucidPolishTexture,
         LucidShapE,
         LucidPointsFromMesh,
         LucidPointsFromDepth,
@@ -80,4 +84,8 @@ def node_list() -> list[type]:
         LucidFieldToSplat,
         LucidFieldToMesh,
         LucidLoadViews,
+        LucidScore,
+        LucidSeeds,
+        LucidBestOf,
+        LucidCompare,
     ]

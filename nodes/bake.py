@@ -7,6 +7,7 @@ from ..lucid_core.bake.solid import VIEWS, Solid, solidify
 from ..lucid_core.bake.texture import Bake, Baked, bake
 from ..lucid_core.io import glb
 from ..lucid_core.rasterize import Renderer
+from ..lucid_core.starts.mesh import Mesh
 from ..lucid_core.starts.points import AXES
 from . import host
 from .inputs import CATEGORY, backend_input, errors_of, inputs_of
@@ -77,18 +78,7 @@ class LucidBakeTexture(IO.ComfyNode):
                 *inputs_of(Bake),
                 backend_input(),
             ],
-            outputs=[
-                IO.File3DGLB.Output(
-                    display_name="model_3d",
-                    tooltip="The textured mesh as .glb with an unlit material, for Save 3D Model and Preview "
-                    "3D. It looks as the splat does.",
-                ),
-                IO.Mesh.Output(
-                    display_name="mesh",
-                    tooltip="The textured mesh, for other mesh nodes. ComfyUI saves it with a lit material.",
-                ),
-                IO.Image.Output(display_name="texture", tooltip="The texture (sRGB), for Save Image."),
-            ],
+            outputs=textured_outputs(),
             hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
         )
 
@@ -107,10 +97,31 @@ class LucidBakeTexture(IO.ComfyNode):
             text = text_of(baked)
             log.info("Lucid Bake Texture: %s", text)
             host.show_text(host.node_of_page(cls.hidden), text)
-            textured = baked.mesh.rotate(AXES["y up"].T)
-            file = Types.File3D(io.BytesIO(glb.encode(textured)), file_format="glb")
-            made = host.from_mesh(textured)
-            return IO.NodeOutput(file, made, made.texture)
+            return textured_output(baked.mesh)
+
+
+def textured_outputs() -> list[IO.Output]:
+    """The outputs that `textured_output` fills."""
+    return [
+        IO.File3DGLB.Output(
+            display_name="model_3d",
+            tooltip="The textured mesh as .glb with an unlit material, for Save 3D Model and Preview 3D. It "
+            "looks as the splat does.",
+        ),
+        IO.Mesh.Output(
+            display_name="mesh",
+            tooltip="The textured mesh, for other mesh nodes. ComfyUI saves it with a lit material.",
+        ),
+        IO.Image.Output(display_name="texture", tooltip="The texture (sRGB), for Save Image."),
+    ]
+
+
+def textured_output(mesh: Mesh) -> IO.NodeOutput:
+    """The textured `mesh`, in the splat's frame, as .glb, MESH and IMAGE."""
+    textured = mesh.rotate(AXES["y up"].T)
+    made = host.from_mesh(textured)
+    file = Types.File3D(io.BytesIO(glb.encode(textured)), file_format="glb")
+    return IO.NodeOutput(file, made, made.texture)
 
 
 def text_of(baked: Baked) -> str:

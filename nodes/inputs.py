@@ -90,14 +90,14 @@ def chosen_of(combo: str, options: Iterable[str], chosen: dict[str, Any] | None)
     return {name: value[0] if isinstance(value, tuple) else value for name, value in chosen.items()}
 
 
-def seed_input() -> IO.Int.Input:
+def seed_input(result: str = "splat") -> IO.Int.Input:
     return IO.Int.Input(
         "seed",
         default=0,
         min=0,
         max=2**64 - 1,
         control_after_generate=True,
-        tooltip="Random seed. The same seed and settings give the same splat on the same machine.",
+        tooltip=f"Random seed. The same seed and settings give the same {result} on the same machine.",
     )
 
 

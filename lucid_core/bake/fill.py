@@ -29,17 +29,17 @@ def fill_unseen(colors: Tensor, points: Tensor, seen: Tensor) -> Tensor:
     return filled
 
 
-def dilate(colors: Tensor, index: Tensor, size: int) -> Tensor:
-    """Colours (T, 3) of the texels `index` -> texture (size, size, 3); the others take the nearest colour.
+def nearest_texels(index: Tensor, width: int, height: int) -> Tensor:
+    """For each texel of a (height, width) texture, flattened, which of the texels `index` (T,) is nearest.
 
-    So neither bilinear filtering nor mip maps show the gaps between charts.
+    A texture filled in this way shows the gaps between charts neither to bilinear filtering nor to mip maps.
     """
     cv2 = load("cv2", "opencv-python-headless")
-    empty = np.ones(size * size, np.uint8)
+    empty = np.ones(height * width, np.uint8)
     empty[index.numpy()] = 0
     nearest = cv2.distanceTransformWithLabels(
-        empty.reshape(size, size), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+        empty.reshape(height, width), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )[1].reshape(-1)
     owner = np.zeros(nearest.max() + 1, np.int64)
     owner[nearest[index.numpy()]] = np.arange(len(index))
-    return colors[torch.from_numpy(owner[nearest])].reshape(size, size, 3)
+    return torch.from_numpy(owner[nearest])

@@ -23,6 +23,8 @@ from .views import Move, around, box_of, picture_of
 PX, VIEWS = 256, 48
 THICK = 0.7  # scale of the Gaussians, in cells
 OPAQUE = 0.5  # opacity of a pixel from which on its ray meets the object
+WIDE = 1.5  # factor on the Gaussians' scales that closes the gaps between them
+GAP = 0.5  # in cells: a depth that lies farther behind that of the wide Gaussians is seen through a gap
 DOUBT = 0.1  # a cell that fewer of the views see is inside
 SOLID = 0.05  # cells that are filled less are left out
 
@@ -55,8 +57,9 @@ def solidify(
     """The space that `splats` (on the CPU) enclose, as opaque Gaussians on a grid, in their mean colour.
 
     A cell is filled by its signed distance behind the splat's depth, cut off at one cell and averaged over
-    the views that see it (Curless and Levoy 1996, equations 3 and 4). For the depth every Gaussian that is
-    kept is opaque. Raises BadInput if no Gaussian is kept or nothing is enclosed.
+    the views that see it (Curless and Levoy 1996, equations 3 and 4). Every Gaussian that is kept is opaque.
+    In the gaps between Gaussians their depth is a mean of the front and of what is behind; there it is at
+    most GAP behind the depth of wider ones. Raises BadInput if no Gaussian is kept or nothing is enclosed.
     """
     kept = splats.opacities >= config.min_opacity
     if not kept.any():
@@ -79,14 +82,16 @@ def _occupancy(
     splats: Splats, cell: float, renderer: Renderer, on_view: Callable[[int], None] | None
 ) -> tuple[Tensor, Tensor]:
     """Centres (M, 3) of the cells in the box of `splats`, and how far each is filled (M,), in [0, 1]."""
-    low, high = box_of(splats.means)
-    axes = [torch.arange(float(a) - cell, float(b) + cell, cell) for a, b in zip(low, high)]
-    cells = torch.cartesian_prod(*axes).reshape(-1, 3)
-    move = Move.of(splats.means)
+    reach = splats.scales.amax(-1, keepdim=True) + cell
+    ends = torch.stack([(splats.means - reach).amin(0), (splats.means + reach).amax(0)])
+    cells = torch.cartesian_prod(*(torch.arange(a, b, cell) for a, b in ends.T.tolist())).reshape(-1, 3)
+    move = Move.of(ends)
     scene, moved = move.splats(splats).map(lambda x: x.to(renderer.device)), move.points(cells)
+    wide = replace(scene, scales=WIDE * scene.scales)
     behind, seen = torch.zeros(len(cells)), torch.zeros(len(cells))
     for view, camera in enumerate(around(VIEWS, PX)):
-        depth = _depth_behind(moved, camera, picture_of(scene, camera, PX, renderer)) / (cell * move.factor)
+        pictures = torch.cat([picture_of(one, camera, PX, renderer)[..., 3:] for one in (scene, wide)], -1)
+        depth = _depth_behind(moved, camera, pictures, GAP * cell * move.factor) / (cell * move.factor)
         near = depth < 1
         behind += torch.where(near, depth.clamp_min(-1), 0)
         seen += near
@@ -96,12 +101,15 @@ def _occupancy(
     return cells, torch.where(seen < DOUBT * VIEWS, 1.0, filled)
 
 
-def _depth_behind(points: Tensor, camera: Cameras, picture: Tensor) -> Tensor:
-    """How far points (N, 3) lie behind what the `picture` (px, px, 5) shows: (N,), -inf beside it."""
+def _depth_behind(points: Tensor, camera: Cameras, pictures: Tensor, gap: float) -> Tensor:
+    """How far points (N, 3) lie behind what `pictures` (px, px, 4) show: (N,), -inf beside it.
+
+    pictures: opacity and depth times opacity, of the Gaussians and of wide ones. gap: see `solidify`.
+    """
     pose, K = camera.viewmats[0], camera.Ks[0]
     seen = points @ pose[:3, :3].T + pose[:3, 3]
     pixel = seen[:, :2] / seen[:, 2:] * K.diagonal()[:2] + K[:2, 2]
-    grid = (pixel / len(picture) * 2 - 1)[None, None]
-    opacity, distance = grid_sample(picture[..., 3:].movedim(-1, 0)[None], grid, align_corners=False)[0, :, 0]
-    behind = seen[:, 2] - distance / opacity.clamp_min(1e-6)
-    return torch.where(opacity >= OPAQUE, behind, -torch.inf)
+    grid = (pixel / len(pictures) * 2 - 1)[None, None]
+    shown = grid_sample(pictures.movedim(-1, 0)[None], grid, align_corners=False)[0, :, 0]
+    depth, wide = shown[1::2] / shown[::2].clamp_min(1e-6)
+    return torch.where(shown[0] >= OPAQUE, seen[:, 2] - torch.minimum(depth, wide + gap), -torch.inf)

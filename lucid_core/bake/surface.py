@@ -41,17 +41,22 @@ def prepare(mesh: Mesh, faces: int, size: int) -> Mesh:
     """
     mesh = replace(mesh, vertices=mesh.vertices.float(), colors=None, texture=None)
     if mesh.uvs is not None:
-        low, high = float(mesh.uvs.min()), float(mesh.uvs.max())
-        if low < -UV_SLACK or high > 1 + UV_SLACK:
-            problem = f"span {low:.3g} to {high:.3g}; scale them into 0 to 1, or remove them to unwrap anew"
-            raise BadInput("the mesh's uvs", problem)
-        return replace(mesh, uvs=mesh.uvs.clamp(0, 1))
+        return replace(mesh, uvs=require_uvs(mesh.uvs))
     if faces and len(mesh.faces) > faces:
         mesh = simplify(mesh, faces)
     if len(mesh.faces) > MANY_FACES:
         problem = f"has {len(mesh.faces)} faces, too many to unwrap; set faces to {MANY_FACES} or less"
         raise BadInput("the mesh", problem)
     return unwrap(mesh, size)
+
+
+def require_uvs(uvs: Tensor) -> Tensor:
+    """UVs (V, 2) without their rounding beyond [0, 1]. Raises BadInput if they lie outside."""
+    low, high = float(uvs.min()), float(uvs.max())
+    if low < -UV_SLACK or high > 1 + UV_SLACK:
+        problem = f"span {low:.3g} to {high:.3g}; scale them into 0 to 1, or remove them to unwrap anew"
+        raise BadInput("the mesh's uvs", problem)
+    return uvs.clamp(0, 1)
 
 
 def simplify(mesh: Mesh, faces: int) -> Mesh:
@@ -93,21 +98,31 @@ def texels_of(mesh: Mesh, size: int) -> Texels:
 
     Raises BadInput if no texel lies in a face.
     """
-    from .kernels import draw  # numba loads on first use
-
     assert mesh.uvs is not None
-    uvs = mesh.uvs.double() * size
-    corners = torch.cat([uvs, torch.ones_like(uvs[:, :1])], -1)[mesh.faces]
-    face = torch.from_numpy(draw(corners.numpy(), size, size)[0]).flatten()
-    index = (face >= 0).nonzero()[:, 0]
-    if not len(index):
-        raise BadInput("the mesh's uvs", f"cover no texel of {size} x {size}; unwrap the mesh anew")
+    index, face = texels_in_faces(mesh, size, size)
     centres = torch.stack([index % size + 0.5, index // size + 0.5], -1)
-    vertices = mesh.faces[face[index].long()]
-    weights = barycentric(centres.double(), uvs[vertices]).float()
+    vertices = mesh.faces[face]
+    weights = barycentric(centres.double(), mesh.uvs.double()[vertices] * size).float()
     points = _mix(weights, mesh.vertices[vertices])
     normals = _mix(weights, vertex_normals(mesh)[vertices])
     return Texels(size, index, points, torch.nn.functional.normalize(normals, dim=-1).contiguous())
+
+
+def texels_in_faces(mesh: Mesh, width: int, height: int) -> tuple[Tensor, Tensor]:
+    """The T texels of a (height, width) texture whose centres lie in the UVs of `mesh`, and their faces.
+
+    Returns the index (T,) into the flattened texture and the face (T,). Raises BadInput if T is 0.
+    """
+    from .kernels import draw  # numba loads on first use
+
+    assert mesh.uvs is not None
+    uvs = mesh.uvs.double() * torch.tensor([width, height])
+    corners = torch.cat([uvs, torch.ones_like(uvs[:, :1])], -1)[mesh.faces]
+    face = torch.from_numpy(draw(corners.numpy(), width, height)[0]).flatten()
+    index = (face >= 0).nonzero()[:, 0]
+    if not len(index):
+        raise BadInput("the mesh's uvs", f"cover no texel of {width} x {height}; unwrap the mesh anew")
+    return index, face[index].long()
 
 
 def _mix(weights: Tensor, values: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from ..rasterize import Renderer
 from ..settings import BoundedSettings, setting
 from ..splats import Splats
 from ..starts.mesh import Mesh, validate
-from .fill import dilate, fill_unseen
+from .fill import fill_unseen, nearest_texels
 from .surface import Texels, overlap_of, prepare, project, texels_of
 from .views import RADIUS, Move, around, box_of, picture_of
 
@@ -102,9 +102,10 @@ def bake(
     if not seen.any():
         raise BadInput("the splat", "is not visible on the mesh from any side; connect a mesh of this splat")
     colors = (sums[:, :3] / sums[:, 3:].where(seen[:, None], 1)).clamp(0, 1).float()
-    texture = dilate(fill_unseen(colors, texels.points, seen), texels.index, config.size)
+    filled = fill_unseen(colors, texels.points, seen)
+    texture = filled[nearest_texels(texels.index, config.size, config.size)]
     overlap = overlap_of(mesh, texels)
-    baked = replace(mesh, texture=texture)
+    baked = replace(mesh, texture=texture.reshape(config.size, config.size, 3))
     return Baked(baked, len(seen), float(seen.double().mean()), int((~kept).sum()), overlap)
 
 

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from ..cameras import CameraRanges, Cameras, Views
 from ..conditioning.control_images import RenderedBatch
-from ..guidance.mixing import GuidanceSource, Phase
+from ..guidance.mixing import GuidanceSource, MixedSource, Phase
 from ..rasterize import Render, Renderer, to_device
 from . import losses
 from .augment import guided_images, light_backgrounds, random_backgrounds
@@ -83,7 +83,9 @@ def backpropagate(run: Run, setup: Setup, phase: Phase, sh_degree: int) -> Gradi
     return finish_backward(run, setup, loss, {"gradient norm": guidance.gradient_norm, **terms}, render)
 
 
-def fit(run: Run, setup: Setup, phase: Phase, source: GuidanceSource, sh_degree: int) -> Gradients:
+def fit(
+    run: Run, setup: Setup, phase: Phase, source: GuidanceSource | MixedSource, sh_degree: int
+) -> Gradients:
     """As `backpropagate`, but fits the image targets of `source`; makes new ones when they are due."""
     budget, targets = setup.config.budget, source.targets
     rounds = targets.rounds(phase.progress, round(phase.length * budget.steps))
@@ -149,7 +151,7 @@ def finish_backward(
 
 @torch.no_grad()
 def make_targets(
-    run: Run, setup: Setup, source: GuidanceSource, progress: float, sh_degree: int, rounds: int
+    run: Run, setup: Setup, source: GuidanceSource | MixedSource, progress: float, sh_degree: int, rounds: int
 ) -> Replay:
     """Generate image targets for new views from the late camera ranges; `rounds`: their number so far."""
     targets = source.targets

@@ -77,8 +77,11 @@ PARTS = {  # module -> the names used; a test compares this table with the impor
 }
 NODES = {  # id -> display name
     "LucidBakeTexture": "Lucid Bake Texture",
+    "LucidPolishTexture": "Lucid Polish Texture",
     "LucidBaseline": "Lucid Baseline",
+    "LucidBestOf": "Lucid Best Of",
     "LucidCameras": "Lucid Cameras",
+    "LucidCompare": "Lucid Compare",
     "LucidControlNet": "Lucid ControlNet",
     "LucidDream": "Lucid Dream",
     "LucidDreamField": "Lucid Dream Field",
@@ -100,6 +103,8 @@ NODES = {  # id -> display name
     "LucidRender": "Lucid Render",
     "LucidRenderField": "Lucid Render Field",
     "LucidSave": "Lucid Save",
+    "LucidScore": "Lucid Score",
+    "LucidSeeds": "Lucid Seeds",
     "LucidSelection": "Lucid Selection",
     "LucidShapE": "Lucid Shap-E",
     "LucidSolidSplat": "Lucid Solid Splat",

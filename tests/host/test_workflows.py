@@ -38,6 +38,7 @@ SOCKETS_ONLY = {
     "IMAGE",
     "MASK",
     "SPLAT",
+    "MESH",
     "LUCID_PROMPT",
     "LUCID_GUIDANCE",
     "LUCID_CAMERAS",
@@ -57,16 +58,30 @@ EXAMPLES = {
     "restyle_splat",
     "ism_against_sds",
     "views_to_splat",
+    "splat_to_textured_mesh",
+    "text_to_textured_mesh",
+    "best_of_four",
     "text_to_field_to_splat",
+    "image_to_splat",
+    "image_and_text_to_splat",
+    "text_to_image_to_splat",
+    "generated_views_to_splat",
 }
 TINY = {  # what a test changes: the demo's files in the place of the users', and little work
     "CheckpointLoaderSimple": {"ckpt_name": PRIOR},
     "LucidPointCloud": {"count": 300},
     "LucidDream": {"steps": 2, "views": 1, "resolution": 64},
     "LucidFit": {"steps": 2, "views": 1},
+    "LucidSolidSplat": {"cells": 16, "min_opacity": 0.0},
+    "SplatToMesh": {"resolution": 64, "min_component": 0},
+    "LucidBakeTexture": {"size": 64, "faces": 200, "views": 6},
+    "SaveGLB": {"filename_prefix": "test/workflow"},
+    "LucidScore": {"views": 4, "max_evaluations": 32, "resolution": 64},
+    "LucidSeeds": {"count": 2},
     "LucidField": {"resolution": 24, "fill": 8.0},
     "LucidDreamField": {"steps": 2, "views": 1, "resolution": 64},
     "LucidFieldToSplat": {"cells": 32, "fit_steps": 2},
+    "KSampler": {"steps": 2},
     "LucidSave": {"turntable_frames": 4, "turntable_size": 64, "filename_prefix": "test/workflow"},
 }
 OFFICIAL_NEGATIVE = (  # of LucidDreamer's configs/bagel.yaml
@@ -103,7 +118,8 @@ def widgets(described, values, prefix=""):
     inputs = {}
     for name, (kind, *options) in {**described.get("required", {}), **described.get("optional", {})}.items():
         sockets = set(kind.split(",")) if isinstance(kind, str) else set()
-        if sockets & SOCKETS_ONLY or any(s.startswith("FILE_3D") for s in sockets):
+        is_socket = sockets & SOCKETS_ONLY or any(s.startswith("FILE_3D") for s in sockets)
+        if is_socket or (options and options[0].get("forceInput")):
             continue
         inputs[prefix + name] = next(values)
         if options and options[0].get("control_after_generate"):
@@ -151,6 +167,8 @@ def test_a_note_says_what_to_change_first_and_the_result_is_shown(name):
     assert "MarkdownNote" in types
     runs = sum(types.count(name) for name in ("LucidDream", "LucidDreamField", "LucidFit"))
     assert types.count("PreviewGaussianSplat") == types.count("LucidSave") == runs
+    assert types.count("SaveGLB") == types.count("LucidBakeTexture")
+    assert runs or "SaveGLB" in types
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -176,7 +194,7 @@ def test_the_host_offers_the_blueprint_and_inside_it_is_text_to_splat_sd(client)
 
 @pytest.fixture(scope="module")
 def saved_splat(base):
-    """What refine_splat and restyle_splat load: the first result of text_to_splat."""
+    """What refine_splat, restyle_splat and splat_to_textured_mesh load: the first result of text_to_splat."""
     path = base / "output" / "lucid" / "splat_00001_.ply"
     path.parent.mkdir(exist_ok=True)
     ply.write(path, PointCloud(count=310).splats(0))

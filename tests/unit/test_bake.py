@@ -12,16 +12,16 @@ import torch
 from raising import raises
 
 from lucid_core.bake import kernels
-from lucid_core.bake.fill import dilate, fill_unseen
+from lucid_core.bake.fill import fill_unseen, nearest_texels
 from lucid_core.bake.shade import shade
 from lucid_core.bake.solid import Solid, solidify
 from lucid_core.bake.surface import overlap_of, prepare, simplify, texels_of, unwrap, vertex_normals
 from lucid_core.bake.texture import Bake, bake, depth_of
 from lucid_core.bake.views import Move, around, box_of
-from lucid_core.cameras import Cameras
+from lucid_core.cameras import Cameras, turntable
 from lucid_core.errors import BadInput, BadSetting, MissingPackage
 from lucid_core.io import glb
-from lucid_core.rasterize import Renderer
+from lucid_core.rasterize import Renderer, rasterize
 from lucid_core.splats import SH_C0, Splats
 from lucid_core.starts.mesh import Mesh
 from lucid_core.starts.points import Start
@@ -204,7 +204,7 @@ def test_unseen_texels_take_the_nearest_seen_colour():
 
 def test_gaps_between_charts_take_the_nearest_texel():
     index = torch.tensor([0, 63 * 8 + 7])
-    texture = dilate(torch.stack([RED, BLUE]), index, 64)
+    texture = torch.stack([RED, BLUE])[nearest_texels(index, 64, 64)].reshape(64, 64, 3)
     y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
     centres = torch.stack([index // 64, index % 64], -1)
     distance = (torch.stack([y, x], -1)[:, :, None] - centres).float().norm(dim=-1)
@@ -248,6 +248,27 @@ def test_a_glb_opens_elsewhere_with_the_same_bytes():
     content = json.loads(data[20 : 20 + int.from_bytes(data[12:16], "little")])
     assert "KHR_materials_unlit" in content["materials"][0]["extensions"]
     assert int.from_bytes(data[8:12], "little") == len(data)
+
+
+def test_the_glb_of_a_bake_looks_as_its_splat():
+    """Opened by trimesh and rendered beside the splat."""
+    trimesh = pytest.importorskip("trimesh")
+    points = ball_of(RED, 6000).means
+    splats = covered(points, 0.5 + 0.4 * points, points)
+    data = glb.encode(bake(splats, sphere(3), replace(SMALL, size=128), Renderer("numba")).mesh)
+    (found,) = trimesh.load(io.BytesIO(data), file_type="glb", process=False).geometry.values()
+    uvs = np.array([0, 1]) + np.array([1, -1]) * found.visual.uv  # trimesh counts from the lower left corner
+    texture = np.asarray(found.visual.material.baseColorTexture)[..., :3] / 255
+    vertices, faces, uvs, texture = (
+        torch.from_numpy(np.array(x)) for x in (found.vertices, found.faces, uvs, texture)
+    )
+    mesh = Mesh(vertices.float(), faces.long(), uvs=uvs.float(), texture=texture.float())
+    for row in torch.arange(3).split(1):
+        camera = turntable(3, 25.0, 4.0, 35.0, 96, 96).map(lambda x, row=row: x[row])
+        (rgb, alpha), shown = shade(mesh, camera, 96, 96), rasterize(splats, camera, 96, 96)
+        both = (alpha > 0.99) & (shown.alpha[0] > 0.99)  # at the outline the Gaussians stand out
+        assert both.sum() > 0.9 * (shown.alpha[0] > 0.5).sum()
+        assert (rgb - shown.rgb[0]).square().mean(-1)[both[..., 0]].mean() < 10**-3.3  # 33 dB
 
 
 def test_a_glb_needs_a_texture():
@@ -315,6 +336,13 @@ def test_a_shell_becomes_a_filled_ball():
     assert solid.opacities[(radius - 1).abs() < cell / 4].mean() == pytest.approx(0.5, abs=0.15)
     whole = 4 / 3 * math.pi / cell**3  # cells in the ball
     assert float(solid.opacities.sum()) == pytest.approx(whole, rel=0.05)
+
+
+def test_gaps_in_a_shell_do_not_shrink_it():
+    """Through a gap the depth is a mean of both sides of the ball. With it a fifth would be missing."""
+    shell, cell = ball_of(RED), 0.1
+    solid = solidify(replace(shell, scales=0.7 * shell.scales), Solid(cells=20), Renderer("numba"))
+    assert float(solid.opacities.sum()) == pytest.approx(4 / 3 * math.pi / cell**3, rel=0.05)
 
 
 def test_a_splat_without_an_inside_is_refused():
