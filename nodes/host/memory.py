@@ -58,10 +58,9 @@ def free_memory(patcher: Any, device: torch.device) -> int:
 
 def memory_of(device: torch.device) -> int:
     """Bytes that a field may fill: of a CPU those that are free, of a GPU all, since models can make way."""
-    management = comfy.model_management
     if device.type == "cpu":
-        return int(management.get_free_memory(device))
-    return int(management.get_total_memory(device))
+        return int(comfy.model_management.get_free_memory(device))
+    return int(comfy.model_management.get_total_memory(device))
 
 
 @contextmanager
