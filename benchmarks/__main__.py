@@ -2,7 +2,22 @@ from __future__ import annotations
 
 import argparse
 
-from . import bake, families, gpu, image, memory, pull, quality, rasterize, refine, taesd, views
+from . import (
+    bake,
+    families,
+    generated,
+    gpu,
+    image,
+    memory,
+    nerf,
+    pull,
+    quality,
+    rasterize,
+    refine,
+    scores,
+    taesd,
+    views,
+)
 
 BENCHMARKS = {
     "rasterize": rasterize.main,
@@ -16,6 +31,9 @@ BENCHMARKS = {
     "taesd": taesd.main,
     "bake": bake.main,
     "views": views.main,
+    "scores": scores.main,
+    "nerf": nerf.main,
+    "generated": generated.main,
 }
 
 
@@ -34,7 +52,10 @@ def main() -> None:
     refine.add_arguments(names.choices["refine"])
     bake.add_arguments(names.choices["bake"])
     taesd.add_arguments(names.choices["taesd"])
+    nerf.add_arguments(names.choices["nerf"])
     views.add_arguments(names.choices["views"])
+    scores.add_arguments(names.choices["scores"])
+    generated.add_arguments(names.choices["generated"])
     options = vars(parser.parse_args())
     name, as_json = options.pop("name"), options.pop("json")
     BENCHMARKS[name](as_json, **options)

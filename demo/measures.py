@@ -11,13 +11,15 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, max_pool2d
+from torch.nn.functional import conv2d
+
+from lucid_core.score.measures import LUMA, dilate, fog
+
+__all__ = ["color_error", "faces", "fog", "mud", "sharpness", "ssim"]
 
 WINDOW, DEVIATION = 11, 1.5  # size and standard deviation of SSIM's window in pixels
 K1, K2 = 0.01, 0.03  # SSIM's constants
-RIM = 3  # pixels on both sides of an outline, where colours are mixed with the background
 MUD = 5.0  # distance in CIELAB's a, b from which two hues look different, whatever the brightness
-LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
 LAPLACIAN = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
 
 
@@ -98,25 +100,14 @@ def mud(images: Tensor, alpha: Tensor, expected: Tensor, mask: Tensor) -> float:
     return float((nearest > MUD).float().mean())
 
 
-def fog(images: Tensor, mask: Tensor) -> float:
-    """Mean darkening of the white background more than RIM outside the true silhouette, in units of 1/255."""
-    outside = ~_dilated(mask > 0.5)
-    return float(255 * (1 - images[outside]).clamp_min(0).mean())
-
-
 def _chroma(images: Tensor) -> Tensor:
     """a, b of CIELAB (V, H, W, 2) for sRGB (V, H, W, 3) in [0, 1]."""
     rows = np.ascontiguousarray(images.float().clamp(0, 1).numpy().reshape(-1, images.shape[2], 3))
     return torch.from_numpy(cv2.cvtColor(rows, cv2.COLOR_RGB2LAB)[..., 1:]).reshape(*images.shape[:3], 2)
 
 
-def _dilated(silhouettes: Tensor) -> Tensor:
-    """(V, H, W) bool, dilated by RIM."""
-    return max_pool2d(silhouettes.float()[:, None], 2 * RIM + 1, 1, RIM)[:, 0] > 0
-
-
 def _eroded(silhouettes: Tensor) -> Tensor:
-    return ~_dilated(~silhouettes)
+    return ~dilate(~silhouettes)
 
 
 def _planes(images: Tensor) -> Tensor:
@@ -126,7 +117,7 @@ def _planes(images: Tensor) -> Tensor:
 
 def _edges(images: Tensor) -> Tensor:
     """(V,) variances of the Laplacian."""
-    luma = images @ LUMA.to(images)
+    luma = images @ images.new_tensor(LUMA)
     return conv2d(luma[:, None], LAPLACIAN.to(images)[None, None]).flatten(1).var(dim=1, correction=0)
 
 

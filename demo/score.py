@@ -1,4 +1,4 @@
-"""Score of a splat against an object of the demo world: PSNR and silhouette IoU with the true images."""
+"""Score of a splat or field against an object of the demo world: PSNR and silhouette IoU with true images."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from lucid_core.cameras import Cameras, turntable
+from lucid_core.field.grid import Field
+from lucid_core.field.render import render as render_field
 from lucid_core.rasterize import rasterize
 from lucid_core.splats import Splats
 
@@ -67,14 +69,14 @@ def truth(thing: Thing, views: int | None = None, elevation_deg: float = ELEVATI
     return Truth(torch.from_numpy(rgb), torch.from_numpy(mask), cameras)
 
 
-def score(splats: Splats, thing: Thing) -> Score:
+def score(splats: Splats | Field, thing: Thing) -> Score:
     """Score of `splats` (on any device) against `thing`, at the scale with the highest PSNR."""
     expected = truth(thing)
     scale, rgb, alpha = best_view(splats, expected)
     return Score(psnr(rgb, expected.rgb), iou(alpha > 0.5, expected.mask > 0.5), scale)
 
 
-def best_view(splats: Splats, expected: Truth) -> tuple[float, Tensor, Tensor]:
+def best_view(splats: Splats | Field, expected: Truth) -> tuple[float, Tensor, Tensor]:
     """The scale of `splats` with the highest PSNR, and its rgb (V, S, S, 3) in [0, 1] on white and alpha
     (V, S, S).
     """
@@ -87,19 +89,20 @@ def best_view(splats: Splats, expected: Truth) -> tuple[float, Tensor, Tensor]:
     return scale, *view(splats.scale_by(scale), expected)
 
 
-def render(splats: Splats, thing: Thing, scale: float = 1.0, views: int | None = None) -> Tensor:
+def render(splats: Splats | Field, thing: Thing, scale: float = 1.0, views: int | None = None) -> Tensor:
     """The splat, scaled by `scale`, in the views of `truth(thing, views)`: (V, S, S, 3) in [0, 1] on
     white.
     """
     return view(splats.map(lambda x: x.detach().cpu().float()).scale_by(scale), truth(thing, views))[0]
 
 
-def view(splats: Splats, expected: Truth) -> tuple[Tensor, Tensor]:
+def view(splats: Splats | Field, expected: Truth) -> tuple[Tensor, Tensor]:
     """The splat on the CPU in the views of `expected`: rgb (V, S, S, 3) in [0, 1] on white and alpha (V, S,
     S).
     """
     with torch.no_grad():
-        image = rasterize(splats, expected.cameras, SIZE, SIZE, background=torch.ones(3))
+        draw = render_field if isinstance(splats, Field) else rasterize
+        image = draw(splats, expected.cameras, SIZE, SIZE, background=torch.ones(3))
     return image.rgb.clamp(0, 1), image.alpha[..., 0]
 
 

@@ -16,9 +16,11 @@ log = logging.getLogger(__name__)
 if not compat.missing_parts():
     from .bake import LucidBakeTexture, LucidSolidSplat
     from .cameras import LucidCameras
+    from .compare import LucidBestOf, LucidCompare, LucidSeeds
     from .control import LucidControlNet
-    from .dream import LucidDream
+    from .dream import LucidDream, LucidDreamField
     from .export import LucidSave
+    from .field import LucidField, LucidFieldToMesh, LucidFieldToSplat, LucidRenderField
     from .fit import LucidFit
     from .guidance import LucidBaseline, LucidISM, LucidTargets
     from .image_prompt import LucidImagePrompt
@@ -29,6 +31,7 @@ if not compat.missing_parts():
     from .polish import LucidPolishTexture
     from .prompt import LucidPrompt, LucidPromptFromConditioning
     from .render import LucidRender
+    from .score import LucidScore
     from .selection import LucidSelection
     from .shap_e import LucidShapE
     from .starts import LucidPointsFromDepth, LucidPointsFromFile, LucidPointsFromMesh
@@ -75,5 +78,14 @@ def node_list() -> list[type]:
         LucidOptimizer,
         LucidTargets,
         LucidFit,
+        LucidField,
+        LucidDreamField,
+        LucidRenderField,
+        LucidFieldToSplat,
+        LucidFieldToMesh,
         LucidLoadViews,
+        LucidScore,
+        LucidSeeds,
+        LucidBestOf,
+        LucidCompare,
     ]

@@ -1,6 +1,7 @@
 from comfy_api.latest import IO
 
 from ..lucid_core.guidance.mixing import CONSTANT, MODES, Mix
+from .host import require_same_latents
 from .inputs import CATEGORY, errors_of, inputs_of
 from .types import LucidGuidanceType, LucidMixData
 
@@ -49,4 +50,7 @@ class LucidMix(IO.ComfyNode):
     @classmethod
     def execute(cls, first, second, mode, share, share_last=CONSTANT) -> IO.NodeOutput:
         with errors_of(cls):
-            return IO.NodeOutput(LucidMixData(first, second, Mix(mode, share, share_last)))
+            mixed = LucidMixData(first, second, Mix(mode, share, share_last))
+            if mixed.makes_targets:
+                require_same_latents(first.model, second.model)
+            return IO.NodeOutput(mixed)

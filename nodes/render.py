@@ -25,62 +25,9 @@ class LucidRender(IO.ComfyNode):
             "with mask and depth.",
             inputs=[
                 IO.Splat.Input("splat", tooltip="Splat to render, or a batch of splats."),
-                IO.Int.Input(
-                    "width", default=512, min=16, max=4096, step=8, tooltip="Image width in pixels."
-                ),
-                IO.Int.Input(
-                    "height", default=512, min=16, max=4096, step=8, tooltip="Image height in pixels."
-                ),
-                IO.Int.Input(
-                    "frames",
-                    default=1,
-                    min=1,
-                    max=480,
-                    tooltip="Number of frames. 1 = one image; more = a turntable of one full turn.",
-                ),
-                IO.Float.Input(
-                    "azimuth",
-                    default=0.0,
-                    min=-360.0,
-                    max=360.0,
-                    step=1.0,
-                    tooltip="Angle around the object in degrees; 0 = front. Added to camera_info if that "
-                    "is connected.",
-                ),
-                IO.Float.Input(
-                    "elevation",
-                    default=15.0,
-                    min=-90.0,
-                    max=90.0,
-                    step=1.0,
-                    tooltip="Camera elevation in degrees above the horizon. Unused if camera_info is "
-                    "connected.",
-                ),
-                IO.Float.Input(
-                    "fov",
-                    default=35.0,
-                    min=1.0,
-                    max=120.0,
-                    step=1.0,
-                    advanced=True,
-                    tooltip="Field of view in degrees across the smaller image side. Unused if camera_info "
-                    "is connected.",
-                ),
-                IO.Color.Input(
-                    "background", default="#ffffff", tooltip="Background colour; #ffffff = white."
-                ),
-                IO.Load3DCamera.Input(
-                    "camera_info", optional=True, tooltip="Camera to use. Empty = frame the whole splat."
-                ),
-                backend_input(),
+                *view_inputs("the whole splat"),
             ],
-            outputs=[
-                IO.Image.Output(display_name="image", tooltip="Rendered frames, ordered by splat."),
-                IO.Mask.Output(display_name="mask", tooltip="Accumulated opacity: 1 = opaque, 0 = empty."),
-                IO.Image.Output(
-                    display_name="depth", tooltip="Depth image: bright = near, black = empty space."
-                ),
-            ],
+            outputs=view_outputs("splat"),
             hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
         )
 
@@ -128,3 +75,57 @@ class LucidRender(IO.ComfyNode):
             if slowdown() or notes:
                 host.show_text(host.node_of_page(cls.hidden), "\n".join(filter(None, (*notes, slowdown()))))
             return IO.NodeOutput(torch.cat(images), torch.cat(masks), torch.cat(depths))
+
+
+def view_inputs(whole: str) -> list[IO.Input]:
+    """The size, the number and the camera of the frames, and what draws them; `whole`: what is framed."""
+    return [
+        IO.Int.Input("width", default=512, min=16, max=4096, step=8, tooltip="Image width in pixels."),
+        IO.Int.Input("height", default=512, min=16, max=4096, step=8, tooltip="Image height in pixels."),
+        IO.Int.Input(
+            "frames",
+            default=1,
+            min=1,
+            max=480,
+            tooltip="Number of frames. 1 = one image; more = a turntable of one full turn.",
+        ),
+        IO.Float.Input(
+            "azimuth",
+            default=0.0,
+            min=-360.0,
+            max=360.0,
+            step=1.0,
+            tooltip="Angle around the object in degrees; 0 = front. Added to camera_info if that "
+            "is connected.",
+        ),
+        IO.Float.Input(
+            "elevation",
+            default=15.0,
+            min=-90.0,
+            max=90.0,
+            step=1.0,
+            tooltip="Camera elevation in degrees above the horizon. Unused if camera_info is connected.",
+        ),
+        IO.Float.Input(
+            "fov",
+            default=35.0,
+            min=1.0,
+            max=120.0,
+            step=1.0,
+            advanced=True,
+            tooltip="Field of view in degrees across the smaller image side. Unused if camera_info "
+            "is connected.",
+        ),
+        IO.Color.Input("background", default="#ffffff", tooltip="Background colour; #ffffff = white."),
+        IO.Load3DCamera.Input("camera_info", optional=True, tooltip=f"Camera to use. Empty = frame {whole}."),
+        backend_input(),
+    ]
+
+
+def view_outputs(noun: str) -> list[IO.Output]:
+    """Image, mask and depth of the frames."""
+    return [
+        IO.Image.Output(display_name="image", tooltip=f"Rendered frames, ordered by {noun}."),
+        IO.Mask.Output(display_name="mask", tooltip="Accumulated opacity: 1 = opaque, 0 = empty."),
+        IO.Image.Output(display_name="depth", tooltip="Depth image: bright = near, black = empty space."),
+    ]

@@ -12,6 +12,7 @@ from ..lucid_core.conditioning.control_images import Hint
 from ..lucid_core.conditioning.picture import Picture
 from ..lucid_core.conditioning.picture_prompt import PicturePrompt
 from ..lucid_core.conditioning.view_prompts import VIEWS, Prompts, ViewBlend
+from ..lucid_core.field.grid import Field
 from ..lucid_core.guidance.base import Guidance
 from ..lucid_core.guidance.image_targets import ImageTargets
 from ..lucid_core.guidance.mixing import Mix, require_mode
@@ -118,6 +119,45 @@ class LucidMixData:
     def __post_init__(self) -> None:
         require_mode(self.mix, methods_of(self))
 
+    @property
+    def makes_targets(self) -> bool:
+        """Whether both models make one set of image targets together."""
+        return self.mix.mode == "add" and isinstance(methods_of(self)[0], ImageTargets)
+
+
+@dataclass(frozen=True)
+class LucidTexts:
+    """A prompt, and other texts that it is compared with, by name: CONDITIONINGs for each of VIEWS."""
+
+    prompt: LucidPromptData
+    others: dict[str, tuple[Conditioning, ...]] = field(repr=False)
+    controls: ClassVar[tuple[Control, ...]] = ()
+
+    def conditionings(self) -> dict[str, Conditioning]:
+        """All conditionings by name."""
+        named = {
+            f"{text}, {view}": cond for text, conds in self.others.items() for view, cond in zip(VIEWS, conds)
+        }
+        return {**named, **self.prompt.conditionings()}
+
+    def prompts(self, conds: dict[str, Any]) -> tuple[Prompts, dict[str, Prompts]]:
+        """The prompt and the other texts, with the `conditionings` as a prior reads them."""
+        own = self.prompt.prompts(conds)
+        others = {
+            text: Prompts(tuple(conds[f"{text}, {view}"] for view in VIEWS), own.negative, own.inverse)
+            for text in self.others
+        }
+        return own, others
+
+
+@dataclass(frozen=True)
+class LucidJudgeData:
+    """The MODEL and VAE that judge a splat by texts."""
+
+    model: Any = field(repr=False)
+    vae: Any = field(repr=False)
+    prompt: LucidTexts
+
 
 def methods_of(guidance: LucidGuidanceData | LucidMixData) -> list[Guidance | ImageTargets]:
     """The methods of all guidance sources, in order."""
@@ -132,9 +172,11 @@ LucidCamerasType = IO.Custom("LUCID_CAMERAS")
 LucidOptimizerType = IO.Custom("LUCID_OPTIMIZER")
 LucidSelectionType = IO.Custom("LUCID_SELECTION")
 LucidViewsType = IO.Custom("LUCID_VIEWS")
+LucidFieldType = IO.Custom("LUCID_FIELD")
 LucidPromptType.Type = LucidPromptData | LucidPictureData
 LucidGuidanceType.Type = LucidGuidanceData | LucidMixData
 LucidCamerasType.Type = CameraRanges
 LucidOptimizerType.Type = OptimizerConfig
 LucidSelectionType.Type = Selection
 LucidViewsType.Type = SizedCameras
+LucidFieldType.Type = Field

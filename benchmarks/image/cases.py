@@ -24,7 +24,7 @@ from ..quality.cases import plan as plan_quality
 from .methods import METHODS, Model
 
 TEXT = "text"  # the label of the text model's workflow, which sees no picture
-ELEVATIONS_DEG = (-5, 40)  # those that the camera model was trained on
+ELEVATIONS_DEG = 15.0, 30.0  # of the picture, for even and odd seeds
 RADIUS = 5.3  # of all cameras, in world units
 
 
@@ -79,19 +79,20 @@ def picture(thing: world.Thing, elevation_deg: float) -> Picture:
     return Picture(front.rgb[0], front.mask[0, ..., None], PictureView(elevation_deg=elevation_deg))
 
 
-def plan(
-    prompts: Sequence[str], seeds: Sequence[int], methods: Sequence[str], elevation_deg: float
-) -> list[PictureCase | Case]:
+def elevation_of(seed: int) -> float:
+    """Elevation of the picture in degrees."""
+    return ELEVATIONS_DEG[seed % len(ELEVATIONS_DEG)]
+
+
+def plan(prompts: Sequence[str], seeds: Sequence[int], methods: Sequence[str]) -> list[PictureCase | Case]:
     """All cases, ordered by object. Raises BadSetting for invalid arguments."""
-    low, high = ELEVATIONS_DEG
-    require(low <= elevation_deg <= high, "elevation", elevation_deg, f"{low} to {high} degrees")
     for name in methods:
         require(name in (TEXT, *METHODS), "methods", repr(name), f"one of {', '.join((TEXT, *METHODS))}")
     base = plan_quality(prompts, seeds, ["default"], [1.0])
-    return [case_of(case, name, elevation_deg) for case in base for name in methods]
+    return [case_of(case, name) for case in base for name in methods]
 
 
-def case_of(base: Case, name: str, elevation_deg: float) -> PictureCase | Case:
+def case_of(base: Case, name: str) -> PictureCase | Case:
     """The case of one method on the object, seed, start and cameras of `base`."""
     if name == TEXT:
         return replace(base, label=TEXT)
@@ -110,7 +111,7 @@ def case_of(base: Case, name: str, elevation_deg: float) -> PictureCase | Case:
         label=name,
         prompt=base.prompt,
         seed=base.seed,
-        elevation_deg=elevation_deg,
+        elevation_deg=elevation_of(base.seed),
         guidances=method.guidances,
         mixes=method.mixes,
         config=replace_settings(PRESETS["cpu"], steps=method.steps, **method.config),

@@ -27,6 +27,7 @@ MEANS = {  # measures whose mean over the cases is reported -> decimals
     "color": 3,
     "mud": 3,
     "fog": 2,
+    "score": 3,
     "evaluations": 0,
     "seconds": 0,
     "steps": 0,

@@ -19,11 +19,14 @@ from demo import measures, score, world
 from lucid_core.io import ply
 from lucid_core.io.atomic import atomic_path
 from lucid_core.optimize import loop as dream
+from lucid_core.rasterize import Renderer
+from lucid_core.score.classifier import JudgeSettings, Verdict, judge
+from lucid_core.score.views import turntable_views
 from lucid_core.settings import replace_settings
 from lucid_core.splats import Splats
 
 from . import report
-from .cases import Case, workflow
+from .cases import Case, text_prior, workflow
 
 VIEWS = 32
 FACED = ("snowman", "house", "mug")  # the other kinds look the same from front and back, except for the light
@@ -34,7 +37,8 @@ class Result:
     """Result of one case; the measures are those of demo.score and demo.measures. scale: the fitted scale.
 
     faces: None for an object whose front and back look the same. evaluations: model evaluations. seconds:
-    time of the optimisation on one thread. stopped: why the run ended early; None if it did not.
+    time of the optimisation on one thread. stopped: why the run ended early; None if it did not. score: of
+    Lucid Score, by the demo prior; None in older files.
     """
 
     psnr: float
@@ -50,6 +54,7 @@ class Result:
     steps: int
     scale: float
     stopped: str | None
+    score: float | None = None
 
 
 def run(case: Case, folder: Path) -> Result:
@@ -110,8 +115,16 @@ def measure(splats: Splats, thing: world.Thing, facts: dict[str, Any]) -> Result
         mud=measures.mud(rgb, alpha, truth.rgb, truth.mask),
         fog=measures.fog(rgb, truth.mask),
         scale=scale,
+        score=verdict_of(splats, f"a {thing.color} {thing.kind}").score,
         **facts,
     )
+
+
+def verdict_of(splats: Splats, prompt: str, settings: JudgeSettings | None = None) -> Verdict:
+    """The demo prior's verdict on the views of a splat."""
+    settings, prior = settings or JudgeSettings(), text_prior()
+    images, _ = turntable_views(splats, settings.views, score.SIZE, score.ELEVATION_DEG, Renderer("numba"))
+    return judge(prior, images, prior.prompts(prompt), settings)
 
 
 def run_all(cases: list[Case], folder: Path, jobs: int) -> dict[Case, Result]:

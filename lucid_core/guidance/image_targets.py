@@ -11,6 +11,7 @@ Renewing the set of images during the fit is the dataset update of Instruct-NeRF
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +21,8 @@ from ..diffusion.prior import Conds, Prior
 from ..settings import NO_GROWTH, check_bounds, require, setting
 from .base import MIN_T, ddim, eps, gaussian, guided_eps
 from .ism import inversion_times
+
+Predict = Callable[[Tensor, float], Tensor]  # z (B, C, h, w) and its sigma -> the noise in it (B, C, h, w)
 
 
 @dataclass(frozen=True)
@@ -181,14 +184,27 @@ class ImageTargets:
         end = max(round((1 - self.last) * steps), 1)
         return min(round(progress * steps), end - 1) // self.fits + 1
 
+    def predict(self, prior: Prior, conds: Conds, progress: float) -> Predict:
+        """Return the function that predicts the noise with the guidance scale at `progress`."""
+        cfg = self.anneal(progress, self.cfg, self.cfg_last)
+        return lambda z, sigma: guided_eps(prior, z, sigma, conds, cfg)
+
     @torch.no_grad()
     def pictures(
-        self, prior: Prior, images: Tensor, conds: Conds, progress: float, generator: Generator
+        self,
+        prior: Prior,
+        images: Tensor,
+        conds: Conds,
+        progress: float,
+        generator: Generator,
+        predict: Predict | None = None,
     ) -> Tensor:
-        """Make the target images (B, H, W, 3) in [0, 1] of the views `images` (B, H, W, 3)."""
+        """Make the target images (B, H, W, 3) in [0, 1] of the views `images` (B, H, W, 3).
+
+        predict: what predicts the noise on the way down, if it is not `prior` with `conds`.
+        """
         u = 2 * torch.rand((), generator=generator).item() - 1
         t = min(max(self.anneal(progress, self.t, self.t_last) + self.t_spread * u, MIN_T), 1.0)
-        cfg = self.anneal(progress, self.cfg, self.cfg_last)
         z0 = prior.encode(images)
         up = [
             prior.sigma(time)
@@ -201,7 +217,7 @@ class ImageTargets:
         )
         steps = self.sampling_steps
         down = [*(prior.sigma(t * (1 - i / steps)) for i in range(steps)), 0.0]
-        z = ddim(z, down, lambda z, sigma: guided_eps(prior, z, sigma, conds, cfg))
+        z = ddim(z, down, predict or self.predict(prior, conds, progress))
         return prior.decode(z).clamp(0, 1)
 
     def difference(self, image: Tensor, picture: Tensor) -> Tensor:

@@ -12,18 +12,20 @@ from torch import Generator, Tensor
 from ..conditioning.control_images import RenderedBatch, move_to_frame
 from ..conditioning.picture_prompt import PicturePrompt
 from ..conditioning.view_prompts import Prompts
-from ..diffusion.prior import Listening, Prior
+from ..diffusion.prior import Conds, Listening, Prior
 from ..frames import Frame
 from ..settings import check_bounds, require, setting
 from .base import Guidance, PixelGradient, average_pixels, limit_pixels
-from .image_targets import ImageTargets
+from .image_targets import ImageTargets, Predict
 
 MODES = {
     "switch": "the first guidance, then the second for the last share of the run (for example shape, then "
     "surface)",
     "sequence": "as switch, but each guidance runs through its full learning-rate and noise schedules",
     "alternate": "one guidance per step, drawn at random",
-    "add": "both guidances in each step, with their gradients added at twice the cost",
+    "add": "both guidances in each step, with their gradients added at twice the cost; of two image targets, "
+    "both models in each sampling step whose noise level is at most that of the second, as in every set of "
+    "images of the first",
 }
 
 IN_TURN = ("switch", "sequence")
@@ -41,7 +43,7 @@ class Mix:
         0,
         1,
         "Share of the second guidance: the end of the run (switch, sequence), of the steps (alternate) or of "
-        "the gradient (add; the first has 1 - share). 0 = first only, 1 = second only.",
+        "the gradient or image (add; the first has 1 - share). 0 = first only, 1 = second only.",
         step=0.05,
         advanced=False,
     )
@@ -61,10 +63,14 @@ class Mix:
         allowed = f"{CONSTANT:g}, or with add and alternate 0 to 1"
         require(self.share_last == CONSTANT or is_share, "share_last", self.share_last, allowed)
 
+    def share_at(self, progress: float) -> float:
+        """Return the share of the second source at `progress` (0 to 1) of the run."""
+        last = self.share if self.share_last == CONSTANT else self.share_last
+        return self.share + progress * (last - self.share)
+
     def weights(self, progress: float, generator: Generator) -> tuple[float, float]:
         """Return the weights of the first and the second source at `progress` (0 to 1) of the run."""
-        last = self.share if self.share_last == CONSTANT else self.share_last
-        share = self.share + progress * (last - self.share)
+        share = self.share_at(progress)
         if self.mode == "add":
             return 1 - share, share
         drawn = progress if self.mode in IN_TURN else 1 - torch.rand((), generator=generator).item()
@@ -73,15 +79,14 @@ class Mix:
 
 
 def require_mode(mix: Mix, guidances: Sequence[Guidance | ImageTargets]) -> None:
-    """Raise BadSetting if image targets, which give no gradient, are mixed in a mode other than switch or
-    sequence.
-    """
-    if any(isinstance(guidance, ImageTargets) for guidance in guidances):
+    """Raise BadSetting if image targets, which give no gradient, are mixed in a mode that needs one."""
+    are_targets = [isinstance(guidance, ImageTargets) for guidance in guidances]
+    if any(are_targets) and not (mix.mode == "add" and are_targets == [True, True]):
         require(
             mix.mode in IN_TURN,
             "mode",
             repr(mix.mode),
-            f"{' or '.join(IN_TURN)} with image targets, which give no gradient to mix",
+            f"{' or '.join(IN_TURN)} with image targets, which give no gradient, or add with two of them",
         )
 
 
@@ -111,10 +116,9 @@ class Phase:
     start: float = 0.0
 
     @property
-    def target_source(self) -> GuidanceSource | None:
+    def target_source(self) -> GuidanceSource | MixedSource | None:
         """The source if it makes image targets; None if it gives gradients."""
-        source = self.source
-        return source if isinstance(source, GuidanceSource) and source.makes_targets else None
+        return self.source if self.source.makes_targets else None
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,7 @@ class GuidanceSource:
         limits = (pixels.pixel_limit or math.inf, method.pixel_limit, self.prior.pixel_limit)
         limit_pixels(images, next((limit for limit in limits if limit < math.inf), math.inf))
         z0 = self.prior.encode(images.detach() if pixels.image_residual else images)
-        conds = self.prompts.at(self.prior, batch.views.azimuth_rad, batch.views.elevation_rad)
+        conds = self._conds(batch)
         listening = Listening(self.prior, conds.y)
         g = method.gradient(listening, z0, conds, progress, generator)
         answer = listening.answer
@@ -198,12 +202,28 @@ class GuidanceSource:
         scale: Tensor = g.norm().to(images) / residual.norm().clamp_min(1e-12)
         return residual * scale
 
-    def pictures(self, batch: RenderedBatch, progress: float, generator: Generator) -> Tensor:
-        """Make the target images (B, H, W, 3) in [0, 1] of the views, for image targets; see `loss`."""
+    def predict(self, batch: RenderedBatch, progress: float) -> Predict:
+        """Return the function that predicts the noise in the views, for image targets."""
         self._show(batch)
-        conds = self.prompts.at(self.prior, batch.views.azimuth_rad, batch.views.elevation_rad)
-        pictures = self.targets.pictures(self.prior, batch.images, conds, progress, generator)
+        return self.targets.predict(self.prior, self._conds(batch), progress)
+
+    def pictures(
+        self, batch: RenderedBatch, progress: float, generator: Generator, predict: Predict | None = None
+    ) -> Tensor:
+        """Make the target images (B, H, W, 3) in [0, 1] of the views; see `ImageTargets.pictures`."""
+        self._show(batch)
+        pictures = self.targets.pictures(
+            self.prior, batch.images, self._conds(batch), progress, generator, predict
+        )
         return pictures.to(batch.images)
+
+    def highest_sigma(self, progress: float) -> float:
+        """Return the highest noise level of the image targets at `progress`, without its random part."""
+        targets = self.targets
+        return self.prior.sigma(targets.anneal(progress, targets.t, targets.t_last))
+
+    def _conds(self, batch: RenderedBatch) -> Conds:
+        return self.prompts.at(self.prior, batch.views.azimuth_rad, batch.views.elevation_rad)
 
     def _show(self, batch: RenderedBatch) -> None:
         if self.prompts.hints:
@@ -224,6 +244,16 @@ class MixedSource:
 
     def __post_init__(self) -> None:
         require_mode(self.mix, self.guidances())
+
+    @property
+    def makes_targets(self) -> bool:
+        """Whether both models make one set of image targets together."""
+        return self.mix.mode == "add" and self.first.makes_targets and self.second.makes_targets
+
+    @property
+    def targets(self) -> ImageTargets:
+        """The image targets of the first source; see GuidanceSource."""
+        return self.first.targets
 
     def guidances(self) -> list[Guidance | ImageTargets]:
         return [*self.first.guidances(), *self.second.guidances()]
@@ -253,6 +283,31 @@ class MixedSource:
         length = share if is_second else 1 - share
         inner = active.phase((progress - start) / length)
         return Phase(inner.source, inner.progress, length * inner.length, start + length * inner.start)
+
+    def predict(self, batch: RenderedBatch, progress: float) -> Predict:
+        """See GuidanceSource. At noise levels above the second source's own, the first predicts alone.
+
+        Denoisers by noise level: eDiff-I (Balaji et al., arXiv 2211.01324).
+        """
+        first, second = (one.predict(batch, progress) for one in (self.first, self.second))
+        share, top = self.mix.share_at(progress), self.second.highest_sigma(progress)
+
+        def predict(z: Tensor, sigma: float) -> Tensor:
+            weight = share if sigma <= top else 0.0
+            found = [w * one(z, sigma) for one, w in ((first, 1 - weight), (second, weight)) if w]
+            return torch.stack(found).sum(0)
+
+        return predict
+
+    def pictures(
+        self, batch: RenderedBatch, progress: float, generator: Generator, predict: Predict | None = None
+    ) -> Tensor:
+        """See GuidanceSource."""
+        return self.first.pictures(batch, progress, generator, predict or self.predict(batch, progress))
+
+    def highest_sigma(self, progress: float) -> float:
+        """See GuidanceSource."""
+        return self.first.highest_sigma(progress)
 
     def loss(
         self,

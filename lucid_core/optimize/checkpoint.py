@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadFile, OtherRun
+from ..field.grid import Field, field_of
 from ..guidance.mixing import CONSTANT
 from ..io.atomic import atomic_path
 from ..optional import load
@@ -22,6 +23,7 @@ from .config import DreamConfig
 FORMAT = 2  # file format version; newer versions are rejected
 HEADER = "lucid_checkpoint"
 CHANGES = "changes in a run"  # stands for the value of a setting that is modified during the run
+SPLAT, FIELD = KINDS = ("a splat", "a field")  # what a run may optimise
 NUMBERS = ("step", "at", "evaluations", "seconds", "losses")
 Settings = dict[str, Any]  # name -> JSON value
 
@@ -47,9 +49,18 @@ class Checkpoint:
             key[len(name) + 1 :]: value for key, value in self.tensors.items() if key.startswith(f"{name}.")
         }
 
+    @property
+    def kind(self) -> str:
+        """Which of KINDS the run optimises."""
+        return FIELD if "field.extent" in self.tensors else SPLAT
+
     def splats(self) -> Splats:
         """The optimised Gaussians in activated form, on the CPU."""
         return activate(self.group("params"))
+
+    def field(self) -> Field:
+        """The optimised field, on the CPU."""
+        return field_of(self.group("params"), float(self.tensors["field.extent"]))
 
 
 def write(path: str | os.PathLike[str], checkpoint: Checkpoint, settings: Settings) -> None:
@@ -65,10 +76,10 @@ def write(path: str | os.PathLike[str], checkpoint: Checkpoint, settings: Settin
         part.write_bytes(content)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[Checkpoint, Settings]:
-    """Read a checkpoint and the settings of its run.
+def read(path: str | os.PathLike[str], kind: str = SPLAT) -> tuple[Checkpoint, Settings]:
+    """Read a checkpoint of a run that optimises `kind`, and the settings of its run.
 
-    Raises BadFile if the file is damaged, not a checkpoint, or of a newer format.
+    Raises BadFile if the file is damaged, not a checkpoint, of the other kind, or of a newer format.
     """
     safetensors = load("safetensors", "safetensors")
     try:
@@ -90,18 +101,22 @@ def read(path: str | os.PathLike[str]) -> tuple[Checkpoint, Settings]:
             header, tensors = upgrade(header, tensors)
         numbers = {name: header[name] for name in NUMBERS}
         checkpoint, settings = Checkpoint(**numbers, tensors=tensors), header["settings"]
-        checkpoint.splats(), tensors["generator"], settings.items()
+        if checkpoint.kind != kind:
+            raise BadFile(path, f"it is a checkpoint of {checkpoint.kind}, but this run optimises {kind}")
+        checkpoint.splats() if kind == SPLAT else checkpoint.field()
+        tensors["generator"], settings.items()
     except (KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
         raise BadFile(path, f"it is damaged: {error!r}; use another checkpoint") from error
     return checkpoint, settings
 
 
-def settings_of(splats: Splats, seed: int, *configs: Any, **others: Any) -> Settings:
+def settings_of(start: Splats | Field, seed: int, *configs: Any, **others: Any) -> Settings:
     """Everything that determines the result of a run, as JSON values.
 
-    These are a hash of the start splat, the seed, the fields of the dataclasses `configs`, and `others`.
+    These are a hash of the start, the seed, the fields of the dataclasses `configs`, and `others`.
     """
-    found = {"start": digest(*vars(splats).values()), "seed": seed}
+    tensors = [x for x in vars(start).values() if isinstance(x, Tensor)]
+    found: Settings = {"start": digest(*tensors), "seed": seed}
     for config in configs:
         found |= fields_of(config)
     settings: Settings = json.loads(json.dumps({**found, **others}))

@@ -1,11 +1,11 @@
-"""The optimisation loop: render views, evaluate the guidance, update the Gaussians."""
+"""The optimisation loop: render views, evaluate the guidance, update the parameters."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -17,24 +17,27 @@ from ..rasterize import Renderer, slowdown
 from ..splats import Splats, validate
 from .checkpoint import Checkpoint
 from .config import Budget, DreamConfig
+from .gaussians import Gaussians
 from .guards import require_finite
 from .picture_view import picture_targets, without_augmentation
-from .schedule import set_learning_rates
 from .state import Run
 from .step import Gradients, Setup, backpropagate, fit, update
 
 log = logging.getLogger(__name__)
 
 
+Value = TypeVar("Value")
+
+
 @dataclass(frozen=True)
-class Step:
-    """One finished step. `splats` is finite, a copy, and on the device of the backend."""
+class Step(Generic[Value]):
+    """One finished step. `result` (Splats or a Field) is finite, a copy, and on the device of the backend."""
 
     step: int  # from 1
     # "gradient norm" (of the guidance, at the latents) or "pixels" (image targets), and each regulariser with
     # its weight
     losses: dict[str, float]
-    splats: Splats
+    result: Value
     evaluations: int
     seconds: float  # since the start of the run
     progress: float  # 1.0 in the last step
@@ -42,6 +45,11 @@ class Step:
     # x0 preview of the first view (H, W, 3) sRGB; None if the model was not evaluated
     x0_preview: Callable[[], Tensor | None]
     slowdown: str  # message if a slower rendering backend is in use, else ""
+
+    @property
+    def splats(self: Step[Splats]) -> Splats:
+        """The result of a run that optimises a splat."""
+        return self.result
 
 
 def distil(
@@ -53,7 +61,7 @@ def distil(
     backend: str = "auto",
     resume: Checkpoint | None = None,
     fixed: Splats | None = None,
-) -> Iterator[Step]:
+) -> Iterator[Step[Splats]]:
     """Optimise `splats` with the gradients of a guidance source; yields after every step.
 
     fixed: splats that are rendered too, but neither changed nor yielded. If the prompts of `source` have
@@ -72,14 +80,26 @@ def distil(
     """
     validate(splats)
     renderer = Renderer(backend)
-    source = source.map(lambda one: replace(one, guidance=one.guidance.with_strength(config.task.strength)))
-    first_degree = splats.sh_degree
     start = splats.with_sh_degree(config.optimizer.harmonics.sh_degree).map(lambda x: x.to(renderer.device))
     config = without_augmentation(config, source)
-    pictures = picture_targets(source, cameras, config.budget.resolution, renderer.device)
     fixed = fixed and fixed.map(lambda x: x.to(renderer.device))
-    setup = Setup(config, cameras, renderer, fixed, tuple(pictures))
-    run = Run(start, config, seed)
+    run = Run(Gaussians(start, config, renderer, fixed), seed)
+    yield from guide(run, source, cameras, config, renderer, splats.sh_degree, resume)
+
+
+def guide(
+    run: Run,
+    source: GuidanceSource | MixedSource,
+    cameras: CameraRanges,
+    config: DreamConfig,
+    renderer: Renderer,
+    first_degree: int = 0,
+    resume: Checkpoint | None = None,
+) -> Iterator[Step[Any]]:
+    """The loop of `distil` for any representation, whose `config` comes from `without_augmentation`."""
+    source = source.map(lambda one: replace(one, guidance=one.guidance.with_strength(config.task.strength)))
+    pictures = picture_targets(source, cameras, config.budget.resolution, renderer.device)
+    setup = Setup(config, cameras, renderer, tuple(pictures))
     yield from optimise(run, setup, GuidedSteps(source, config.budget), first_degree, resume)
 
 
@@ -102,7 +122,7 @@ class Steps(Protocol):
 
 def optimise(
     run: Run, setup: Setup, steps: Steps, first_degree: int, resume: Checkpoint | None
-) -> Iterator[Step]:
+) -> Iterator[Step[Any]]:
     """The loop of `distil` and `fit_views`; yields after every step.
 
     first_degree: SH degree of the start. resume: see `distil`.
@@ -120,7 +140,7 @@ def optimise(
             with run.next_step(at, steps):
                 gradients = steps.find_gradients(run, setup, progress, sh_degree)
                 update(run, config, gradients, at)
-                require_finite_splats(run, budget.steps)
+                require_finite(run.representation.named_values(), run.step + 1, budget.steps)
                 run.losses = gradients.losses
         except RuntimeError as error:
             if isinstance(error, RenderError) or not is_out_of_memory(error):
@@ -144,9 +164,8 @@ class GuidedSteps:
     def find_gradients(self, run: Run, setup: Setup, progress: float, sh_degree: int) -> Gradients:
         """See Steps."""
         phase = self.active.phase(progress)
-        rates, task, source = setup.config.optimizer.rates, setup.config.task, phase.target_source
-        multiplier = source.targets.rate if source else 1.0
-        set_learning_rates(run.optimizers, rates, task, phase.progress, multiplier)
+        source = phase.target_source
+        run.representation.set_rates(phase.progress, source.targets.rate if source else 1.0)
         if source:
             return fit(run, setup, phase, source, sh_degree)
         return backpropagate(run, setup, phase, sh_degree)
@@ -155,12 +174,6 @@ class GuidedSteps:
         """Halve the views per model evaluation. Raises OutOfMemory where it is one already."""
         self.size = halve(self.size, self.budget, error)
         self.active = split_batches(self.source, self.size)
-
-
-def require_finite_splats(run: Run, steps: int) -> None:
-    """Raise NotFinite if a value of the splats is not finite after an update."""
-    values = {f"{name} of the splat": value.detach() for name, value in vars(run.splats()).items()}
-    require_finite(values, run.step + 1, steps)
 
 
 def most_views(source: GuidanceSource | MixedSource, budget: Budget) -> int:
@@ -197,12 +210,12 @@ def next_schedule_step(run: Run, budget: Budget) -> int:
     return max(run.at + 1, int(run_progress(run, budget) * budget.steps) + 1)
 
 
-def report(run: Run, budget: Budget) -> Step:
+def report(run: Run, budget: Budget) -> Step[Any]:
     """The Step that describes the state of `run`."""
     return Step(
         run.step,
         run.losses,
-        run.splats().detach(),
+        run.representation.result(),
         run.evaluations,
         run.seconds,
         run_progress(run, budget),

@@ -227,7 +227,7 @@ def render(
     images = torch.stack([on_white(one, texture) for one in seen])
     alpha, depth = (torch.stack([getattr(one, name) for one in seen]) for name in ("alpha", "depth"))
     views = replace(views, cameras=to_device(cameras, device))
-    shown = Render(images, alpha, depth, {})  # type: ignore[typeddict-item]  # a mesh has no Gaussians
+    shown = Render(images, alpha, depth, None)  # a mesh has no Gaussians
     return RenderedBatch(images, views, shown, renderer), seen
 
 

@@ -5,22 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import Adam
 
 from ..errors import UnfinishedStep
-from ..splats import Splats, activate, parameters
 from .checkpoint import Checkpoint
-from .config import DreamConfig
-from .densify import Densifier
 from .replay import Replay
+from .representation import Representation
 
-COLORS = ("sh0", "shN")
+OF_RUN = ("params", "adam", "replay", "generator", "rest")  # groups of tensors in a checkpoint
 
 
 class Counted(Protocol):
@@ -31,24 +27,15 @@ class Counted(Protocol):
 
 
 class Run:
-    """Parameters, optimisers, densification state, image targets, random generator and counters.
+    """A representation, image targets, random generator and counters.
 
-    All describe the state after `step` steps. start: the splat to optimise, on the device of the run. `at`:
-    schedule step; equals `step`, or is larger with a time limit, which skips schedule steps. Frozen
-    parameters require no gradient and have no optimiser.
+    All describe the state after `step` steps. `at`: schedule step; equals `step`, or is larger with a time
+    limit, which skips schedule steps.
     """
 
-    def __init__(self, start: Splats, config: DreamConfig, seed: int) -> None:
-        self.start, self.task = start, config.task
-        self.params: dict[str, Parameter] = parameters(start)
-        self.optimizers: dict[str, Adam] = {}
-        for name, param in self.params.items():
-            if config.task.freeze_color if name in COLORS else config.task.freeze_geometry:
-                param.requires_grad_(False)
-            else:
-                betas = config.optimizer.adam.adam_betas
-                self.optimizers[name] = Adam([param], lr=1.0, betas=betas, eps=1e-15)
-        self.densifier = Densifier(config.optimizer.densify, config.budget.steps)
+    def __init__(self, representation: Representation[Any], seed: int) -> None:
+        self.representation = representation
+        self.params, self.optimizers = representation.params, representation.optimizers
         self.generator = torch.Generator().manual_seed(seed)
         self.step, self.at, self.evaluations, self.seconds = 0, 0, 0, 0.0
         self.losses: dict[str, float] = {}  # of the last step; see Step
@@ -60,15 +47,7 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        return self.params["means"].device
-
-    def splats(self) -> Splats:
-        """The activated splats, differentiable in the parameters.
-
-        With locked geometry, all but the colours are exactly those of the start; the activations would round.
-        """
-        splats = activate(self.params)
-        return replace(self.start, sh=splats.sh) if self.task.freeze_geometry else splats
+        return self.representation.device
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Set the state to that of `checkpoint`; parameters stay on their device."""
@@ -86,7 +65,9 @@ class Run:
                 optimizer.state[param] = {
                     key: x.clone() if key == "step" else own(x) for key, x in moments.items()
                 }
-        self.densifier.state.update({name: own(value) for name, value in checkpoint.group("densify").items()})
+        others = checkpoint.tensors.items()
+        state = {name: own(value) for name, value in others if name.split(".")[0] not in OF_RUN}
+        self.representation.restore_state(state)
         kept: dict[str, Any] = {name: own(value) for name, value in checkpoint.group("replay").items()}
         if kept:
             self.replay = self._fitted = Replay(rounds=int(kept.pop("rounds")), **kept)
@@ -100,7 +81,7 @@ class Run:
         """Reset Adam's moments and the densification statistics, for a loss of another gradient scale."""
         for optimizer in self.optimizers.values():
             optimizer.state.clear()
-        self.densifier.forget_gradients()
+        self.representation.forget_gradients()
 
     @contextmanager
     def next_step(self, at: int, source: Counted) -> Iterator[None]:
@@ -142,8 +123,7 @@ class Run:
         for name, optimizer in self.optimizers.items():
             moments = optimizer.state.get(self.params[name], {})
             tensors |= {f"adam.{name}.{key}": value for key, value in moments.items()}
-        gathered = self.densifier.state.items()
-        tensors |= {f"densify.{name}": value for name, value in gathered if isinstance(value, Tensor)}
+        tensors |= self.representation.state()
         if self._fitted:
             tensors |= {f"replay.{name}": value for name, value in self._fitted.tensors().items()}
             tensors["replay.rounds"] = torch.tensor(self._fitted.rounds)

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import Parameter
+from torch import Generator, Tensor
 
 from ..cameras import CameraRanges, Cameras, Views
 from ..conditioning.control_images import RenderedBatch
-from ..errors import NoGaussiansLeft
-from ..guidance.mixing import GuidanceSource, Phase
-from ..rasterize import Render, Renderer, RenderInfo, to_device
-from ..splats import SH_C0, Splats
+from ..guidance.mixing import GuidanceSource, MixedSource, Phase
+from ..rasterize import Render, Renderer, to_device
 from . import losses
-from .augment import guided_images, jitter, light_backgrounds, random_backgrounds
+from .augment import guided_images, light_backgrounds, random_backgrounds
 from .config import DreamConfig
-from .guards import require_finite, require_seen
+from .guards import require_finite
 from .picture_view import OF_A_VIEW, PictureTarget
 from .replay import Replay
-from .selection import join_splats
+from .representation import PictureLoss
 from .state import Run
 
 Terms = Callable[[Render], dict[str, Tensor]]
@@ -32,13 +29,12 @@ Terms = Callable[[Render], dict[str, Tensor]]
 class Setup:
     """What stays the same in all steps of a run.
 
-    fixed: splats that are rendered but not optimised. pictures: fitted in every step.
+    renderer: of the guides of control images. pictures: fitted in every step.
     """
 
     config: DreamConfig
     cameras: CameraRanges
     renderer: Renderer
-    fixed: Splats | None
     pictures: tuple[PictureTarget, ...] = ()
 
 
@@ -46,29 +42,13 @@ class Setup:
 class Gradients:
     """What a step gives beside the gradients of the parameters.
 
-    losses: by name, see Step. info: `Render.info` of the optimised Gaussians. thresholds: (grow_grad2d,
-    prune_opacity) of a step that fitted pictures, see `Densifier.after_backward`.
+    losses: by name, see Step. growth: see `Representation.growth`. thresholds: (grow_grad2d, prune_opacity)
+    of a step that fitted pictures, see `Densifier.after_backward`.
     """
 
     losses: dict[str, float]
-    info: RenderInfo
+    growth: Any
     thresholds: tuple[float, float] | None = None
-
-
-class PictureLoss(Protocol):
-    """The loss of a fit to pictures, and its thresholds of growth; see `ImageTargets` and `ViewFit`."""
-
-    @property
-    def grow_grad2d(self) -> float: ...
-    @property
-    def prune_opacity(self) -> float: ...
-    @property
-    def scale_weight(self) -> float: ...
-    @property
-    def entropy_weight(self) -> float: ...
-    @property
-    def aspect_weight(self) -> float: ...
-    def difference(self, image: Tensor, picture: Tensor) -> Tensor: ...
 
 
 def backpropagate(run: Run, setup: Setup, phase: Phase, sh_degree: int) -> Gradients:
@@ -80,13 +60,11 @@ def backpropagate(run: Run, setup: Setup, phase: Phase, sh_degree: int) -> Gradi
 
     # 1. render a batch of views
     views = sample_views(run, setup, budget.views, phase.progress)
-    splats = run.splats()
+    value = run.representation.value()
     backgrounds = random_backgrounds(budget.views, optimizer.augmentation, generator).to(run.device)
     if sh_degree and torch.rand((), generator=generator) < optimizer.harmonics.sh_plain_share:
         sh_degree = 0
-    render = render_views(
-        run, setup, jitter(splats, optimizer.augmentation, generator), views, sh_degree, backgrounds
-    )
+    render = render_views(run, setup, value, views, sh_degree, backgrounds, generator)
     focal = views.cameras.Ks[:, 0, 0] / budget.resolution
     disparity = losses.disparity(render.depth, render.alpha, focal)
 
@@ -97,17 +75,17 @@ def backpropagate(run: Run, setup: Setup, phase: Phase, sh_degree: int) -> Gradi
     run.x0_preview = guidance.x0_preview
 
     # 3. add the regularisers and backpropagate
-    weights = optimizer.regularisers
     terms = {
-        "tv": weights.tv_weight * (losses.tv(render.rgb) + losses.tv(disparity)),
-        "scale": weights.scale_weight * losses.scale(splats.scales),
+        **run.representation.regularisers(value, render, views.cameras, disparity, phase.progress),
         **picture_loss(run, setup, sh_degree, OF_A_VIEW * budget.resolution**2),
     }
     loss = guidance.loss + torch.stack(list(terms.values())).sum()
     return finish_backward(run, setup, loss, {"gradient norm": guidance.gradient_norm, **terms}, render)
 
 
-def fit(run: Run, setup: Setup, phase: Phase, source: GuidanceSource, sh_degree: int) -> Gradients:
+def fit(
+    run: Run, setup: Setup, phase: Phase, source: GuidanceSource | MixedSource, sh_degree: int
+) -> Gradients:
     """As `backpropagate`, but fits the image targets of `source`; makes new ones when they are due."""
     budget, targets = setup.config.budget, source.targets
     rounds = targets.rounds(phase.progress, round(phase.length * budget.steps))
@@ -127,19 +105,17 @@ def fit_pictures(
 
     terms: further losses by name, from the render. Raises NotFinite for a loss that is not finite.
     """
-    splats, pictures = run.splats(), drawn.pictures / 255
+    value, pictures = run.representation.value(), drawn.pictures / 255
     height, width = pictures.shape[1:3]
-    scene, cameras = join_splats(splats, setup.fixed), Cameras(drawn.viewmats, drawn.Ks)
-    render = setup.renderer(scene, cameras, width, height, sh_degree, drawn.backgrounds)
+    cameras = Cameras(drawn.viewmats, drawn.Ks)
+    render = run.representation.render(value, cameras, width, height, sh_degree, drawn.backgrounds)
     found = {
         "pixels": loss.difference(drawn.cover(render.rgb, pictures), pictures),
-        "scale": loss.scale_weight * losses.scale(splats.scales),
+        **run.representation.picture_terms(value, render, cameras, loss),
         **picture_loss(run, setup, sh_degree, 1.0),
     }
     if loss.entropy_weight:
         found["entropy"] = loss.entropy_weight * losses.entropy(render.alpha)
-    if loss.aspect_weight:
-        found["aspect"] = loss.aspect_weight * losses.aspect(splats.scales)
     found |= terms(render) if terms else {}
     gradients = finish_backward(run, setup, torch.stack(list(found.values())).sum(), found, render)
     return replace(gradients, thresholds=(loss.grow_grad2d, loss.prune_opacity))
@@ -149,10 +125,11 @@ def picture_loss(run: Run, setup: Setup, sh_degree: int, factor: float) -> dict[
     """`factor` times the loss of all pictures at their own cameras, by its name; empty without pictures."""
     if not setup.pictures:
         return {}
-    size, scene = setup.config.budget.resolution, join_splats(run.splats(), setup.fixed)
+    size, thing = setup.config.budget.resolution, run.representation
+    value = thing.value()
     white = torch.ones(1, 3, device=run.device)
     found = [
-        target.loss(setup.renderer(scene, target.camera, size, size, sh_degree, white))
+        target.loss(thing.render(value, target.camera, size, size, sh_degree, white))
         for target in setup.pictures
     ]
     return {"picture": factor * torch.stack(found).sum()}
@@ -166,25 +143,22 @@ def finish_backward(
     Raises NotFinite for a loss that is not finite.
     """
     require_finite({"the loss": loss}, run.step + 1, setup.config.budget.steps)
-    if not setup.config.task.freeze_geometry:
-        run.densifier.before_backward(run.params, run.optimizers, run.step + 1, render.info)
-        render.info["means2d"].retain_grad()
+    run.representation.before_backward(run.step + 1, render)
     loss.backward()
     values = torch.stack([value.detach() for value in reported.values()]).tolist()
-    info = render.info if setup.fixed is None else of_first(len(run.params["means"]), render.info)
-    return Gradients(dict(zip(reported, values, strict=True)), info)
+    return Gradients(dict(zip(reported, values, strict=True)), run.representation.growth(render))
 
 
 @torch.no_grad()
 def make_targets(
-    run: Run, setup: Setup, source: GuidanceSource, progress: float, sh_degree: int, rounds: int
+    run: Run, setup: Setup, source: GuidanceSource | MixedSource, progress: float, sh_degree: int, rounds: int
 ) -> Replay:
     """Generate image targets for new views from the late camera ranges; `rounds`: their number so far."""
     targets = source.targets
     views = sample_views(run, setup, targets.views, 1.0)
     augmentation, generator = setup.config.optimizer.augmentation, run.generator
     backgrounds = light_backgrounds(targets.views, augmentation, generator).to(run.device)
-    render = render_views(run, setup, run.splats(), views, sh_degree, backgrounds)
+    render = render_views(run, setup, run.representation.value(), views, sh_degree, backgrounds)
     batch = RenderedBatch(render.rgb, views, render, setup.renderer)
     pictures = source.pictures(batch, progress, generator)
     require_finite({"a picture of the model": pictures}, run.step + 1, setup.config.budget.steps)
@@ -201,24 +175,30 @@ def sample_views(run: Run, setup: Setup, count: int, progress: float) -> Views:
 
 
 def render_views(
-    run: Run, setup: Setup, splats: Splats, views: Views, sh_degree: int, backgrounds: Tensor
+    run: Run,
+    setup: Setup,
+    value: Any,
+    views: Views,
+    sh_degree: int,
+    backgrounds: Tensor,
+    generator: Generator | None = None,
 ) -> Render:
-    """Render `splats` and the fixed ones on backgrounds (B, 3).
+    """Render the value of the run's representation; see there for `generator`.
 
-    Raises BadSplats in the first step if no camera sees them.
+    Raises BadInput in the first step if no camera sees it.
     """
-    size, scene = setup.config.budget.resolution, join_splats(splats, setup.fixed)
-    render = setup.renderer(scene, views.cameras, size, size, sh_degree, backgrounds)
+    size, thing = setup.config.budget.resolution, run.representation
+    render = thing.render(value, views.cameras, size, size, sh_degree, backgrounds, generator)
     if run.step == 0:
-        require_seen(render, scene, setup.cameras)
+        thing.require_seen(value, render, setup.cameras)
     return render
 
 
 def update(run: Run, config: DreamConfig, gradients: Gradients, at: int) -> None:
-    """Update the parameters with their gradients, then densify.
+    """Update the parameters with their gradients.
 
-    at: schedule step. Raises NotFinite for gradients that are not finite, NoGaussiansLeft if all
-    Gaussians were pruned.
+    at: schedule step. Raises NotFinite for gradients that are not finite, and what
+    `Representation.after_update` raises.
     """
     params, steps = run.params, config.budget.steps
     found = {f"the gradient of {name}": param.grad for name, param in params.items()}
@@ -229,25 +209,4 @@ def update(run: Run, config: DreamConfig, gradients: Gradients, at: int) -> None
     for optimizer in run.optimizers.values():
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    if not config.task.freeze_color:
-        clamp_colors(params)
-    if not config.task.freeze_geometry:
-        run.densifier.after_backward(
-            params, run.optimizers, run.at, at, gradients.info, run.generator, gradients.thresholds
-        )
-    if len(params["means"]) == 0:
-        raise NoGaussiansLeft(run.step + 1, steps)
-
-
-def of_first(n: int, info: RenderInfo) -> RenderInfo:
-    """`Render.info` restricted to the first `n` Gaussians, the ones that are not fixed."""
-    means2d = info["means2d"].detach()[:, :n]
-    if info["means2d"].grad is not None:
-        means2d.grad = info["means2d"].grad[:, :n]
-    return {**info, "means2d": means2d, "radii": info["radii"][:, :n]}
-
-
-@torch.no_grad()
-def clamp_colors(params: dict[str, Parameter]) -> None:
-    """Clamp the base colours to [0, 1]; a guidance at high cfg drives them beyond what an image can show."""
-    params["sh0"].clamp_(-0.5 / SH_C0, 0.5 / SH_C0)
+    run.representation.after_update(run.at, at, gradients.growth, run.generator, gradients.thresholds)

@@ -23,9 +23,9 @@ from . import losses
 from .checkpoint import Checkpoint
 from .config import AdamSettings, Budget, DreamConfig, Harmonics, LearningRates, OptimizerConfig, Task
 from .densify import Densify
+from .gaussians import Gaussians
 from .loop import Step, optimise
 from .replay import Replay
-from .schedule import set_learning_rates
 from .selection import join_splats
 from .state import Run
 from .step import Gradients, Setup, fit_pictures
@@ -264,9 +264,8 @@ class ViewSteps:
 
     def find_gradients(self, run: Run, setup: Setup, progress: float, sh_degree: int) -> Gradients:
         """See Steps."""
-        config = setup.config
-        set_learning_rates(run.optimizers, config.optimizer.rates, config.task, progress)
-        drawn = self.buffer.draw(config.budget.views, run.generator)
+        run.representation.set_rates(progress)
+        drawn = self.buffer.draw(setup.config.budget.views, run.generator)
         terms = lambda render: self.fit.terms(drawn, render)
         return fit_pictures(run, setup, drawn, self.fit, sh_degree, terms)
 
@@ -284,7 +283,7 @@ def fit_views(
     backend: str = "auto",
     resume: Checkpoint | None = None,
     fixed: Splats | None = None,
-) -> Iterator[Step]:
+) -> Iterator[Step[Splats]]:
     """Fit `splats` to all pictures of `shots`; yields after every step. For the others see `distil`.
 
     `config.budget.resolution` has no effect: the views have the size of the pictures. Raises what `distil`
@@ -295,9 +294,10 @@ def fit_views(
     renderer = Renderer(backend)
     device, degree = renderer.device, config.optimizer.harmonics.sh_degree
     start = splats.with_sh_degree(degree).map(lambda x: x.to(device))
-    setup = Setup(config, CameraRanges(), renderer, fixed and fixed.map(lambda x: x.to(device)))
-    steps = ViewSteps(fit, shots.to_buffer(fit, device))
-    yield from optimise(Run(start, config, seed), setup, steps, splats.sh_degree, resume)
+    fixed = fixed and fixed.map(lambda x: x.to(device))
+    setup, steps = Setup(config, CameraRanges(), renderer), ViewSteps(fit, shots.to_buffer(fit, device))
+    run = Run(Gaussians(start, config, renderer, fixed), seed)
+    yield from optimise(run, setup, steps, splats.sh_degree, resume)
 
 
 def require_views(splats: Splats, shots: PosedImages) -> None:

@@ -45,13 +45,13 @@ class Render:
     """B rendered views.
 
     rgb (B, H, W, 3); alpha (B, H, W, 1) in [0, 1]; depth (B, H, W, 1), the sum of weight * camera z in world
-    units.
+    units. info: what the densification of splats reads; None for what has none.
     """
 
     rgb: Tensor
     alpha: Tensor
     depth: Tensor
-    info: RenderInfo
+    info: RenderInfo | None = None
 
 
 def rasterize(

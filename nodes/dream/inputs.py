@@ -23,8 +23,8 @@ def setting_inputs() -> list[IO.Input]:
     ]
 
 
-def resume_inputs() -> list[IO.Input]:
-    """What to resume, and how often checkpoints are written."""
+def resume_inputs(noun: str = "splat") -> list[IO.Input]:
+    """What to resume, and how often checkpoints are written; `noun`: what the run optimises."""
     return [
         IO.String.Input(
             "resume",
@@ -36,12 +36,12 @@ def resume_inputs() -> list[IO.Input]:
             "= start a new run.",
         ),
         IO.Boolean.Input(
-            "resume_splat_only",
+            f"resume_{noun}_only",
             default=False,
             optional=True,
             advanced=True,
-            tooltip="Start a new run from the splat of the checkpoint instead of the connected "
-            "splat; all settings may differ. Off = resume the run.",
+            tooltip=f"Start a new run from the {noun} of the checkpoint instead of the connected "
+            f"{noun}; all settings may differ. Off = resume the run.",
         ),
         IO.Float.Input(
             "checkpoint_minutes",
@@ -72,16 +72,15 @@ def preview_input() -> IO.Input:
     )
 
 
-def checkpoint_inputs() -> list[IO.Input]:
-    """Whether checkpoints are written, and how many are kept."""
+def checkpoint_inputs(stopped: str = "saves only its splat") -> list[IO.Input]:
+    """Whether checkpoints are written, and how many are kept; `stopped`: what a run does without them."""
     return [
         IO.Boolean.Input(
             "save_checkpoint",
             default=True,
             optional=True,
             advanced=True,
-            tooltip="Write checkpoints from which a run can be resumed. Off = a stopped run saves "
-            "only its splat.",
+            tooltip=f"Write checkpoints from which a run can be resumed. Off = a stopped run {stopped}.",
         ),
         IO.Int.Input(
             "checkpoints_kept",

@@ -52,7 +52,7 @@ class Preview:
         Another `draw_view` may give another size.
         """
         begun = time.monotonic()
-        image = self.draw_view(join_splats(step.splats, self.fixed), len(self._spent), self.renderer)
+        image = self.draw_view(join_splats(step.result, self.fixed), len(self._spent), self.renderer)
         x0 = step.x0_preview() if self.with_x0 else None
         if x0 is not None:
             x0 = torch.nn.functional.interpolate(x0.cpu().movedim(-1, 0)[None], image.shape[:2], mode="area")

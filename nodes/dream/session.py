@@ -31,6 +31,8 @@ class Session:
     display name of the node, for the log.
     """
 
+    noun = "splat"  # what the run gives
+
     def __init__(
         self,
         config: DreamConfig,
@@ -99,7 +101,7 @@ class Session:
             left_s = round(seconds * (1 - step.progress) / (step.progress - self.first.progress))
             left = f"{left_s // 60} min {left_s % 60} s" if left_s >= 60 else f"{left_s} s"
             text += [f"{seconds / steps:.2f} s a step", f"{left} left"]
-        text += [f"{len(step.splats)} splats"]
+        text += [self.size_of(step)]
         losses = ", ".join(f"{name} {value:.3g}" for name, value in step.losses.items())
         lines = (", ".join(text), losses, self.checkpoints.failure, self.note, step.slowdown)
         return "\n".join(filter(None, lines))
@@ -120,7 +122,7 @@ class Session:
     def stop(self, error: NotFinite) -> None:
         """End the run with the last finite splat; before the first step, that is the start splat."""
         self.stopped = str(error)
-        result = f"splat of step {self.last.step}" if self.last else "start splat, unchanged,"
+        result = f"{self.noun} of step {self.last.step}" if self.last else f"start {self.noun}, unchanged,"
         log.warning("%s: %s. The %s is returned.", self.title, error, result)
         host.show_text(self.node_id, f"Stopped: {error}.\nThe {result} is returned.")
 
@@ -136,14 +138,7 @@ class Session:
         if self.last is None:
             host.show_text(self.node_id, "Stopped before the first step was finished.")
             return
-        try:
-            path, entry = host.output_path(UNFINISHED, "ply")
-            ply.write(path, self.splats())
-        except OSError as error:  # a full disk must not hide the error that stopped the run
-            log.error("%s could not save the unfinished splat: %s", self.title, error)
-            splat = f"The splat could not be saved: {error}"
-        else:
-            splat = f"The splat: {host.name_of(entry)}"
+        saved = self.save_unfinished()
         self.checkpoints.finish(self.last)
         resume = (
             f" To go on, resume: {self.checkpoints.name}"
@@ -151,21 +146,39 @@ class Session:
             else ""
         )
         # two lines, because the node has room for two
-        lines = [f"Stopped at step {self.last.step} of {self.steps}.{resume}", splat]
+        lines = [f"Stopped at step {self.last.step} of {self.steps}.{resume}", *saved]
         log.warning("%s: %s", self.title, " ".join(lines))
         host.show_text(self.node_id, "\n".join(lines))
+
+    def size_of(self, step: Step) -> str:
+        """The size of the result of `step`, in words."""
+        return f"{len(step.splats)} splats"
+
+    def save_unfinished(self) -> list[str]:
+        """Save the result of a stopped run; a line that says where it is, or why it is not."""
+        try:
+            path, entry = host.output_path(UNFINISHED, "ply")
+            ply.write(path, self.splats())
+        except OSError as error:  # a full disk must not hide the error that stopped the run
+            log.error("%s could not save the unfinished splat: %s", self.title, error)
+            return [f"The splat could not be saved: {error}"]
+        return [f"The splat: {host.name_of(entry)}"]
 
     def splats(self) -> Splats:
         """The whole splat after the last step, in the frame of the input splat, on the CPU."""
         last = self.last.splats.map(torch.Tensor.cpu) if self.last else self.subject.free
         return self.subject.whole(last, self.config.task.freeze_geometry)
 
+    def size(self) -> dict:
+        """The size of the result, for the summary."""
+        return {"splats": len(self.splats())}
+
     def summary(self) -> dict:
         """Summary of the run for the API; times in seconds. "stopped" is set only after a numerical error."""
         return {
             "steps": self.last.step if self.last else 0,
             "evaluations": self.last.evaluations if self.last else 0,
-            "splats": len(self.splats()),
+            **self.size(),
             "losses": self.last.losses if self.last else {},
             "seconds": round(time.monotonic() - self.begun, 1),
             "preview_seconds": round(self.preview.seconds_spent(), 3),

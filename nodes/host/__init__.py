@@ -5,7 +5,7 @@ splats, meshes, cameras, files and the web page.
 from .compat import missing_parts
 
 if not missing_parts():  # otherwise the imports below would fail
-    from .conditioning import encode_text, require_clip, zero_out
+    from .conditioning import embed_images, encode_text, require_clip, zero_out
     from .controlnet import carries_control, require_control
     from .convert import (
         camera_info_of,
@@ -18,7 +18,13 @@ if not missing_parts():  # otherwise the imports below would fail
         to_mesh,
         to_splats,
     )
-    from .families import log_needs, require_image_model, require_invertible
+    from .families import (
+        log_needs,
+        require_image_model,
+        require_invertible,
+        require_levels,
+        require_same_latents,
+    )
     from .files import (
         delete_old,
         input_exists,
@@ -38,7 +44,7 @@ if not missing_parts():  # otherwise the imports below would fail
     from .fingerprint import depends_on, held_by_patches
     from .frontend import Progress, check_interrupt, node_of_page, show_text
     from .loras import require_loras
-    from .memory import half_is_faster, on_device
+    from .memory import half_is_faster, memory_of, on_device
     from .sampling import with_prior, with_source
     from .zero123 import encode_picture, require_prompt_of
 
@@ -51,6 +57,7 @@ __all__ = [
     "check_interrupt",
     "delete_old",
     "depends_on",
+    "embed_images",
     "encode_picture",
     "encode_text",
     "from_mesh",
@@ -61,6 +68,7 @@ __all__ = [
     "input_file",
     "input_stamp",
     "log_needs",
+    "memory_of",
     "missing_parts",
     "name_of",
     "node_of_page",
@@ -75,8 +83,10 @@ __all__ = [
     "require_control",
     "require_image_model",
     "require_invertible",
+    "require_levels",
     "require_loras",
     "require_prompt_of",
+    "require_same_latents",
     "shap_e_folder",
     "shap_e_models",
     "show_text",

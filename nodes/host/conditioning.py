@@ -275,3 +275,11 @@ def require_clip(clip: Any) -> None:
 def encode_text(clip: Any, text: str) -> Conditioning:
     """Encode `text` as the host's CLIP Text Encode does."""
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def embed_images(clip_vision: Any, images: Tensor) -> Tensor:
+    """The embeddings (V, D) of images (V, H, W, 3) by a CLIP_VISION. Raises BadInput if it makes none."""
+    embeddings = clip_vision.encode_image(images).image_embeds
+    if not isinstance(embeddings, Tensor) or len(embeddings) != len(images):
+        raise BadInput("clip_vision", "makes no embedding of a whole image; use a CLIP vision model")
+    return embeddings.reshape(len(images), -1).float().cpu()

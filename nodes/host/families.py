@@ -88,6 +88,17 @@ def _require_vae(name: str, latents: Any, vae: Any) -> None:
         raise BadInput("vae", f"makes latents of {found}, model {name} needs those of {wanted}; {remedy}")
 
 
+def require_same_latents(first: Any, second: Any) -> None:
+    """Raise BadInput unless both MODELs denoise the same latents, so that their predictions can be added."""
+    one, other = (type(model.model.latent_format).__name__ for model in (first, second))
+    if one != other:
+        raise BadInput(
+            "second",
+            f"has a model with latents of {other}, the first one's are of {one}; mode add with two Lucid "
+            "Image Targets needs models of the same latents, such as Stable Zero123 and SD 1.5",
+        )
+
+
 def _downscale_ratio_of(vae: Any) -> int:
     if isinstance(vae.first_stage_model, TAESD) and vae.latent_channels == 128:
         return 16  # the TAESD of Flux.2, for which the host reports 8
@@ -128,6 +139,16 @@ def require_invertible(model: Any) -> None:
             "model",
             "is sampled as LCM, which has too few noise levels for the inversion of image targets; use Lucid "
             "ISM for it",
+        )
+
+
+def require_levels(model: Any) -> None:
+    """Raise BadInput for a MODEL that knows too few noise levels to judge views."""
+    if NoiseLevels(model.get_model_object("model_sampling")).is_distilled:
+        raise BadInput(
+            "model",
+            "is sampled as LCM, which can be asked at few noise levels of its own only; connect the model "
+            "without LCM to judge the splat",
         )
 
 

@@ -56,6 +56,14 @@ def free_memory(patcher: Any, device: torch.device) -> int:
     return patcher.get_free_memory(device) - SPLAT
 
 
+def memory_of(device: torch.device) -> int:
+    """Bytes that a field may fill: of a CPU those that are free, of a GPU all, since models can make way."""
+    management = comfy.model_management
+    if device.type == "cpu":
+        return int(management.get_free_memory(device))
+    return int(management.get_total_memory(device))
+
+
 @contextmanager
 def memory_errors() -> Iterator[None]:
     """Convert the host's out-of-memory errors to lucid_core's OutOfMemory, from which the core recovers.

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import comfy.samplers
 import torch
 
-from ...lucid_core.conditioning.picture_prompt import PicturePrompt
-from ...lucid_core.conditioning.view_prompts import Prompts
 from ...lucid_core.guidance.mixing import GuidanceSource, MixedSource
 from ...lucid_core.settings import require
-from ..types import LucidGuidanceData, LucidMixData
+from ..types import LucidGuidanceData, LucidJudgeData, LucidMixData
 from . import controlnet
 from .families import shape_of
 from .model_patches import warn_of_fixed_patches
@@ -74,13 +72,13 @@ def views_of(guidance: LucidGuidanceData, views: int) -> int:
 
 
 def with_prior(
-    guidance: LucidGuidanceData,
+    guidance: LucidGuidanceData | LucidJudgeData,
     views: int,
     resolution: int,
-    body: Callable[[HostPrior, Prompts | PicturePrompt], T],
+    body: Callable[[HostPrior, Any], T],
 ) -> T:
-    """Run `body` with a HostPrior of the guidance's model and with its encoded prompts, and return its
-    result.
+    """Run `body` with a HostPrior of the guidance's model and with its encoded prompts (what `prompts` of its
+    prompt returns), and return its result.
 
     `body` runs inside the host's sampling call, so the host handles patches, hooks, memory and clean-up of
     the model. Raises BadSetting if `resolution` (pixels) is not a multiple of the latents' downscale ratio,

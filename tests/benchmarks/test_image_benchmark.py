@@ -18,7 +18,7 @@ from lucid_core.settings import replace_settings
 
 @pytest.fixture
 def cases():
-    return plan(["a blue snowman"], [3], ["camera", "both", "text"], 15.0)
+    return plan(["a blue snowman"], [3], ["camera", "both", "text"])
 
 
 def test_text_is_the_workflow(cases):
@@ -39,6 +39,11 @@ def test_camera_sees_the_picture_alone_and_both_the_words_too(cases):
     assert [type(prior).__name__ for prior in both.priors()] == ["DemoCameraPrior", "DemoPrior"]
 
 
+def test_even_seeds_see_the_picture_at_15_degrees_and_odd_ones_at_30(cases):
+    (even,) = plan(["a blue snowman"], [4], ["camera"])
+    assert (even.elevation_deg, cases[0].elevation_deg) == (15.0, 30.0)
+
+
 def test_the_picture_is_the_front_in_the_cases_own_camera(cases):
     shown = picture(parse("a blue snowman"), 15.0)
     torch.testing.assert_close(shown.rgb, score.truth(parse("a blue snowman")).rgb[0])
@@ -48,9 +53,9 @@ def test_the_picture_is_the_front_in_the_cases_own_camera(cases):
 @pytest.mark.parametrize(
     ("field", "arguments"),
     [
-        ("prompts", (["a teapot"], [0], ["camera"], 15.0)),
-        ("methods", (["a red mug"], [0], ["cameras"], 15.0)),
-        ("elevation", (["a red mug"], [0], ["camera"], 60.0)),
+        ("prompts", (["a teapot"], [0], ["camera"])),
+        ("methods", (["a red mug"], [0], ["cameras"])),
+        ("seeds", (["a red mug"], [-1], ["camera"])),
     ],
 )
 def test_what_cannot_run_is_refused(field, arguments):
@@ -61,7 +66,7 @@ def test_what_cannot_run_is_refused(field, arguments):
 def test_a_key_follows_the_settings_and_not_the_name(cases):
     camera = cases[0]
     assert replace(camera, label="other").key == camera.key
-    changed = [replace(camera, elevation_deg=30.0), replace(camera, seed=4)]
+    changed = [replace(camera, elevation_deg=20.0), replace(camera, seed=4)]
     assert len({camera.key, *(case.key for case in changed)}) == 3
 
 
@@ -77,7 +82,7 @@ def test_a_case_is_run_and_summed_up(cases, tmp_path, monkeypatch):
         start=replace(camera.start, count=300),
     )
     results = run_all([small], tmp_path, jobs=1)
-    row = image.summary(results, "camera", 15.0)
-    assert (row.cases, row.evaluations) == (1, results[small].evaluations) and row.evaluations > 0
+    row = image.summaries(results)["camera"]
+    assert (row.cases, row.best) == (1, 1) and row.evaluations == results[small].evaluations > 0
     assert 0 < row.psnr < 40 and 0 < row.front_psnr < 40 and row.faces is not None
-    assert image.table({"camera": row}).startswith("| method | psnr | front_psnr |")
+    assert image.table({"camera": row}).startswith("| method | psnr | best | front_psnr |")

@@ -231,6 +231,7 @@ def test_the_table_is_aligned_markdown_of_the_means(small_case):
         "color",
         "mud",
         "fog",
+        "score",
         "evaluations",
         "seconds",
         "cases",

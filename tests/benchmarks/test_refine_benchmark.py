@@ -8,8 +8,9 @@ from benchmarks import refine
 from demo import world
 from lucid_core.guidance.ism import PRESETS as METHODS
 from lucid_core.optimize.config import PRESETS, Task
+from lucid_core.optimize.gaussians import Gaussians
 from lucid_core.optimize.schedule import REPAINT, set_learning_rates
-from lucid_core.optimize.state import Run
+from lucid_core.rasterize import Renderer
 from lucid_core.starts.shapes import PointCloud
 
 
@@ -47,7 +48,7 @@ def test_the_measures_of_a_fitted_splat(tmp_path, monkeypatch):
 
 def test_frozen_geometry_repaints_boldly():
     config = refine.settings_of("restyle_splat").config
-    run = Run(PointCloud(count=10).splats(0), config, 0)
+    run = Gaussians(PointCloud(count=10).splats(0), config, Renderer("numba"))
     rate, rates = lambda: run.optimizers["sh0"].param_groups[0]["lr"], config.optimizer.rates
     assert set(run.optimizers) == {"sh0", "shN"}
     set_learning_rates(run.optimizers, rates, config.task, 0.0)

@@ -136,6 +136,36 @@ def test_pictures_are_no_gradient_to_add(client, mode):
         client.run(graph)
 
 
+def of_two_models(family, seed):
+    """Image targets of the demo's model and of a family's, made together."""
+    graph, other = FamilyGraph("demo"), FamilyGraph(family)
+    for one in (graph, other):
+        one.dream(steps=4, views=1, resolution=64, seed=seed)
+    moved = lambda value: [f"o{value[0]}", value[1]] if isinstance(value, list) else value
+    for name, node in other.items():
+        inputs = {key: moved(value) for key, value in node["inputs"].items()}
+        if node["class_type"] not in ("LucidDream", "LucidSave", "PreviewGaussianSplat"):
+            graph[f"o{name}"] = {**node, "inputs": inputs}
+    isms = node_of(graph, "LucidISM"), f"o{node_of(other, 'LucidISM')}"
+    for name, ism, t in zip(("first", "second"), isms, (0.3, 0.4)):
+        graph[name] = targets_of(graph, ism, t=t, t_last=t, t_spread=0.0)
+    mixed = {"first": ["first", 0], "second": ["second", 0], "mode": "add", "share": 0.25}
+    graph["mix"] = {"class_type": "LucidMix", "inputs": mixed}
+    graph[node_of(graph, "LucidDream")]["inputs"]["guidance"] = ["mix", 0]
+    return graph
+
+
+@pytest.mark.usefixtures("families")
+def test_two_models_of_the_same_latents_make_images_together(client):
+    """Both predict in each of the two sampling steps; the first inverts."""
+    entry = client.run(of_two_models("sd2_v", 211))
+    assert len(ply_of(client, entry)) > 100
+    rounds = 2  # in the first 3 of 4 steps
+    assert summary_of(entry)["evaluations"] == rounds * 2 * (1 + 2 * 2 * 2)
+    with fails("LucidMix", "BadInput", "second has a model with latents of SDXL"):
+        client.run(of_two_models("sdxl", 212))
+
+
 def test_a_run_that_is_cancelled_between_two_fits_goes_on_with_its_pictures(client, base):
     graph = alone(207, steps=600, fits=600)
     _, said = asyncio.run(cancelled(client, graph, when_step=20, wait_s=0.0))

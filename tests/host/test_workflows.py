@@ -45,6 +45,7 @@ SOCKETS_ONLY = {
     "LUCID_SELECTION",
     "LUCID_OPTIMIZER",
     "LUCID_VIEWS",
+    "LUCID_FIELD",
     "LOAD3D_CAMERA",
     "LOAD3D_MODEL_INFO",
 }
@@ -59,6 +60,12 @@ EXAMPLES = {
     "views_to_splat",
     "splat_to_textured_mesh",
     "text_to_textured_mesh",
+    "best_of_four",
+    "text_to_field_to_splat",
+    "image_to_splat",
+    "image_and_text_to_splat",
+    "text_to_image_to_splat",
+    "generated_views_to_splat",
 }
 TINY = {  # what a test changes: the demo's files in the place of the users', and little work
     "CheckpointLoaderSimple": {"ckpt_name": PRIOR},
@@ -69,6 +76,12 @@ TINY = {  # what a test changes: the demo's files in the place of the users', an
     "SplatToMesh": {"resolution": 64, "min_component": 0},
     "LucidBakeTexture": {"size": 64, "faces": 200, "views": 6},
     "SaveGLB": {"filename_prefix": "test/workflow"},
+    "LucidScore": {"views": 4, "max_evaluations": 32, "resolution": 64},
+    "LucidSeeds": {"count": 2},
+    "LucidField": {"resolution": 24, "fill": 8.0},
+    "LucidDreamField": {"steps": 2, "views": 1, "resolution": 64},
+    "LucidFieldToSplat": {"cells": 32, "fit_steps": 2},
+    "KSampler": {"steps": 2},
     "LucidSave": {"turntable_frames": 4, "turntable_size": 64, "filename_prefix": "test/workflow"},
 }
 OFFICIAL_NEGATIVE = (  # of LucidDreamer's configs/bagel.yaml
@@ -105,7 +118,8 @@ def widgets(described, values, prefix=""):
     inputs = {}
     for name, (kind, *options) in {**described.get("required", {}), **described.get("optional", {})}.items():
         sockets = set(kind.split(",")) if isinstance(kind, str) else set()
-        if sockets & SOCKETS_ONLY or any(s.startswith("FILE_3D") for s in sockets):
+        is_socket = sockets & SOCKETS_ONLY or any(s.startswith("FILE_3D") for s in sockets)
+        if is_socket or (options and options[0].get("forceInput")):
             continue
         inputs[prefix + name] = next(values)
         if options and options[0].get("control_after_generate"):
@@ -151,7 +165,7 @@ def test_nodes_of_the_ui_form_do_not_overlap(name):
 def test_a_note_says_what_to_change_first_and_the_result_is_shown(name):
     types = [node["type"] for node in load(name, "ui")["nodes"]]
     assert "MarkdownNote" in types
-    runs = types.count("LucidDream") + types.count("LucidFit")
+    runs = sum(types.count(name) for name in ("LucidDream", "LucidDreamField", "LucidFit"))
     assert types.count("PreviewGaussianSplat") == types.count("LucidSave") == runs
     assert types.count("SaveGLB") == types.count("LucidBakeTexture")
     assert runs or "SaveGLB" in types

@@ -27,6 +27,7 @@ from lucid_core.guidance.ism import ISM
 from lucid_core.guidance.mixing import GuidanceSource, Mix, MixedSource, Phase
 from lucid_core.optimize.config import DreamConfig
 from lucid_core.optimize.densify import Densify
+from lucid_core.optimize.gaussians import Gaussians
 from lucid_core.optimize.state import Run
 from lucid_core.optimize.step import Setup, backpropagate
 from lucid_core.rasterize import Render, Renderer, rasterize
@@ -199,8 +200,8 @@ def gradients(prior, **changes):
 
 def gradients_of(source, **changes):
     config = replace_settings(CONFIG, **changes)
-    run = Run(PointCloud(count=200, size=1.2).splats(0), config, seed=5)
-    backpropagate(run, Setup(config, CameraRanges(), Renderer("numba"), None), Phase(source, 0.4), 0)
+    run = Run(Gaussians(PointCloud(count=200, size=1.2).splats(0), config, Renderer("numba")), seed=5)
+    backpropagate(run, Setup(config, CameraRanges(), Renderer("numba")), Phase(source, 0.4), 0)
     return {name: param.grad for name, param in run.params.items()}
 
 

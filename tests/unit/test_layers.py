@@ -37,9 +37,9 @@ def test_the_core_knows_neither_host_nor_nodes(path):
 
 FLOORS = {  # of lucid_core: one imports from its own and from lower ones
     **dict.fromkeys(("errors", "splats", "cameras", "frames", "settings", "optional"), 0),
-    **dict.fromkeys(("rasterize", "starts", "diffusion"), 1),
+    **dict.fromkeys(("rasterize", "starts", "diffusion", "field"), 1),
     **dict.fromkeys(("io", "conditioning", "bake"), 2),
-    "guidance": 3,
+    **dict.fromkeys(("guidance", "score"), 3),
     "optimize": 4,
 }
 
@@ -91,6 +91,10 @@ def test_importing_the_core_loads_nothing_heavy():
         "bake.shade",
         "bake.solid",
         "bake.texture",
+        "score.chart",
+        "score.measures",
+        "score.sheet",
+        "score.views",
         "starts.points",
         "starts.shapes",
         "starts.mesh",

@@ -12,6 +12,7 @@ from lucid_core.errors import OutOfMemory
 from lucid_core.guidance.baselines import METHODS
 from lucid_core.guidance.ism import ISM
 from lucid_core.guidance.mixing import GuidanceSource, Phase
+from lucid_core.optimize.gaussians import Gaussians
 from lucid_core.optimize.state import Run
 from lucid_core.optimize.step import Setup, backpropagate
 from lucid_core.rasterize import Renderer
@@ -36,9 +37,9 @@ def prompts(perp_neg=0.0):
 def gradients(prior, method, views, perp_neg=0.0):
     """What one batch of views gives the parameters, and the state of the generator after it."""
     config = replace_settings(CONFIG, views=views, resolution=64, tv_weight=1.0, flip_share=0.5)
-    run = Run(PointCloud(count=200, size=1.2).splats(0), config, seed=5)
+    run = Run(Gaussians(PointCloud(count=200, size=1.2).splats(0), config, Renderer("numba")), seed=5)
     phase = Phase(GuidanceSource(prior, method, prompts(perp_neg)), 0.4)
-    backpropagate(run, Setup(config, CAMERAS, Renderer("numba"), None), phase, 0)
+    backpropagate(run, Setup(config, CAMERAS, Renderer("numba")), phase, 0)
     return {name: param.grad for name, param in run.params.items()}, run.generator.get_state()
 
 

@@ -246,10 +246,63 @@ def test_one_prior_behind_two_methods_is_counted_once():
     assert last.evaluations == prior.evaluations
 
 
-@pytest.mark.parametrize("mode", ["add", "alternate"])
-def test_pictures_cannot_share_a_step_with_a_gradient(mode):
+def three_views():
+    views = Views(turntable(3, 0.0, 5.3, 26.0, SIZE, SIZE), torch.tensor([0.1, 2.0, -1.0]), torch.zeros(3))
+    return batch_of(torch.rand(3, SIZE, SIZE, 3, generator=torch.Generator().manual_seed(5)), views)
+
+
+def wanting(color, **changes):
+    wish = normal(disc(color), 0.1)
+    targets = dataclasses.replace(TARGETS, t=1.0, t_last=1.0, t_spread=0.0, inversion_steps=0, **changes)
+    return GuidanceSource(WishPrior(), targets, Prompts((wish,) * 4, negative=ANYTHING, inverse=ANYTHING))
+
+
+@pytest.mark.parametrize("progress, share", [(0.0, 0.2), (0.5, 0.4), (1.0, 0.6)])
+def test_two_models_make_one_set_of_images_by_their_shares(progress, share):
+    """The mean of two Gaussian denoisers of one variance is that of the mean of their means."""
+    batch = three_views()
+    red, blue = torch.tensor([0.9, 0.2, 0.1]), torch.tensor([0.1, 0.2, 0.9])
+    mixed = MixedSource(wanting(red.tolist()), wanting(blue.tolist(), views=9), Mix("add", 0.2, 0.6))
+    one = wanting(((1 - share) * red + share * blue).tolist())
+    found, expected = (
+        asked.pictures(batch, progress, torch.Generator().manual_seed(0)) for asked in (mixed, one)
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert mixed.first.evaluations == mixed.second.evaluations == one.evaluations
+
+
+def test_the_second_model_works_below_its_own_noise_level():
+    """Of the sampling steps at t = 1, 0.75, 0.5 and 0.25, a model of t 0.6 to 0.3 does two, later one."""
+    first = wanting([0.9, 0.2, 0.1], sampling_steps=4)
+    second = dataclasses.replace(TARGETS, t=0.6, t_last=0.3, fall=1.0)
+    mixed = MixedSource(first, source(second), Mix("add", 1.0))
+    a_step = 3 * 2  # views, positive and negative prompt
+    for progress, counts in ((0.0, (2, 2)), (1.0, (3, 1))):
+        before = [prior.evaluations for prior in mixed.priors()]
+        mixed.pictures(three_views(), progress, torch.Generator().manual_seed(0))
+        asked = [prior.evaluations - count for prior, count in zip(mixed.priors(), before)]
+        assert asked == [a_step * count for count in counts]
+
+
+def test_a_run_of_two_models_that_make_images_together_is_resumed_bit_for_bit():
+    asked = MixedSource(wanting([0.9, 0.2, 0.1]), wanting([0.1, 0.2, 0.9]), Mix("add", 0.5))
+    done = list(steps(asked, 12))
+    assert asked.phase(0.0).target_source is asked and asked.second.evaluations > 0
+    *_, end = steps(asked, 12, resume=next(itertools.islice(steps(asked, 12), 7, None)).checkpoint())
+    assert same_end(end, done[-1])
+
+
+@pytest.mark.parametrize("mode, other", [("add", METHOD), ("alternate", METHOD), ("alternate", TARGETS)])
+def test_pictures_cannot_share_a_step_with_a_gradient(mode, other):
     with raises(BadSetting, name="mode", value=repr(mode)):
-        MixedSource(source(METHOD), source(), Mix(mode, 0.5))
+        MixedSource(source(other), source(), Mix(mode, 0.5))
+
+
+def test_images_are_made_by_two_models_at_most():
+    two = MixedSource(source(), source(), Mix("add", 0.5))
+    with raises(BadSetting, name="mode", value="'add'"):
+        MixedSource(two, source(), Mix("add", 0.5))
+    assert MixedSource(two, source(METHOD), Mix("sequence", 0.5)).phase(0.0).target_source is two
 
 
 def test_a_full_memory_asks_about_fewer_views_for_the_same_pictures():
@@ -297,9 +350,7 @@ def test_settings_out_of_their_meaning_are_refused_by_name(changes, name):
 
 
 def test_every_view_gets_a_picture_of_its_dtype():
-    views = Views(turntable(3, 0.0, 5.3, 26.0, SIZE, SIZE), torch.tensor([0.1, 2.0, -1.0]), torch.zeros(3))
-    batch = batch_of(torch.rand(3, SIZE, SIZE, 3), views)
-    found = source().pictures(batch, 0.0, torch.Generator().manual_seed(0))
+    found = source().pictures(three_views(), 0.0, torch.Generator().manual_seed(0))
     assert found.shape == (3, SIZE, SIZE, 3) and found.dtype == torch.float32
 
 

@@ -1,16 +1,14 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from demo import score as scoring
-from demo import shapes
 from demo.score import iou, maximise, psnr, render, score, truth
-from demo.words import KINDS
-from demo.world import Thing, parse
-from lucid_core.splats import SH_C0, Splats
+from demo.splats import splat_of
+from demo.world import parse
+from lucid_core.splats import Splats
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -21,29 +19,6 @@ def fewer_and_smaller_views():
         truth.cache_clear()
         yield
     truth.cache_clear()
-
-
-def splat_of(thing: Thing, n: int = 3000, seed: int = 0) -> Splats:
-    """The thing as small Gaussians under its surface, each in the colour that the world gives it there."""
-    kind, rng = KINDS.index(thing.kind), np.random.default_rng(seed)
-    points, colors = [], []
-    while len(points) < n:
-        for point in rng.uniform(-1, 1, (10_000, 3)).tolist():
-            distance, material = shapes.surface(kind, *point)
-            if (
-                -0.038 < distance < -0.022
-            ):  # 1.5 standard deviations deep: the silhouette is then the thing's own
-                albedo = thing.rgb if material == shapes.MAIN else shapes.MATERIALS[material]
-                points.append(point)
-                colors.append(np.minimum(np.array(albedo) * shapes.light_at(kind, *point), 1))
-    points, colors = np.array(points[:n]), np.array(colors[:n])
-    return Splats(
-        means=torch.tensor(points * [1, -1, -1], dtype=torch.float32),
-        quats=torch.tensor([1.0, 0, 0, 0]).repeat(n, 1),
-        scales=torch.full((n, 3), 0.02),
-        opacities=torch.full((n,), 0.95),
-        sh=(torch.tensor(colors, dtype=torch.float32)[:, None] - 0.5) / SH_C0,
-    )
 
 
 def rotate(splats: Splats, degrees: float) -> Splats:
@@ -81,7 +56,7 @@ def test_size_is_fitted_and_nothing_else():
 
 def test_score_leaves_the_splat_alone_and_needs_no_gradient():
     thing = parse("a green sphere")
-    splats = splat_of(thing, n=200).map(lambda x: x.requires_grad_())
+    splats = splat_of(thing, 200).map(lambda x: x.requires_grad_())
     before = splats.detach()
     score(splats, thing)
     assert torch.equal(splats.means, before.means) and splats.means.grad is None

@@ -1,0 +1,78 @@
+"""The cases of `python -m benchmarks nerf`: those of `benchmarks quality`, on splats or on a field."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from benchmarks.quality import cases as quality
+from benchmarks.quality.cases import Case, hash_of, key_of
+from demo import world
+from demo.checkpoint import PRIOR
+from demo.world import COLORS, Thing
+from lucid_core.field.grid import FieldStart
+from lucid_core.optimize.radiance import PRESETS, FieldConfig
+
+REPRESENTATIONS = ("field", "splats")
+KINDS_OF_PROMPT = ("closed", "open")
+THINGS = {"mug": "green", "house": "purple", "mushroom": "red", "snowman": "blue"}  # the colour if closed
+START = FieldStart(resolution=64, size=1.2, extent=2.4)  # the size of the splats' ball
+
+
+@dataclass(frozen=True)
+class FieldCase:
+    """A case of `benchmarks quality`; `field`: (start, settings) of a field in the place of its splat."""
+
+    case: Case
+    field: tuple[FieldStart, FieldConfig] | None
+
+    @property
+    def representation(self) -> str:
+        return "field" if self.field else "splats"
+
+    @property
+    def prompt_kind(self) -> str:
+        return "closed" if world.parse(self.case.prompt) else "open"
+
+    @property
+    def name(self) -> str:
+        return f"{self.representation} {self.case.label} {self.prompt_kind}"
+
+    @property
+    def key(self) -> str:
+        """A file name. Its hash covers all settings except the label, and the prior."""
+        settings = repr((replace(self.case, label=""), self.field)) + hash_of(PRIOR)
+        return key_of(self.case.prompt, self.case.seed, settings)
+
+    def things(self) -> list[Thing]:
+        """The right answers: one object, or for an open prompt that of each colour."""
+        closed = world.parse(self.case.prompt)
+        if closed:
+            return [closed]
+        kind = self.case.prompt.split()[-1]
+        return [Thing(kind, color, rgb) for color, rgb in COLORS.items()]
+
+
+def plan(
+    things: Sequence[str],
+    seeds: Sequence[int],
+    methods: Sequence[str],
+    representations: Sequence[str],
+    kinds: Sequence[str],
+    budget: float,
+) -> list[FieldCase]:
+    """All cases; a method with fewer model evaluations a step gets more steps. Raises ValueError."""
+    templates = quality.plan(["a green mug"], [0], methods, [budget])
+    prompts = [
+        f"a {THINGS[thing]} {thing}" if kind == "closed" else f"a {thing}"
+        for kind in kinds
+        for thing in things
+    ]
+    fields = {"field": (START, PRESETS["cpu"][1]), "splats": None}
+    return [
+        FieldCase(replace(case, prompt=prompt, seed=seed), fields[representation])
+        for seed in seeds
+        for prompt in prompts
+        for case in templates
+        for representation in representations
+    ]

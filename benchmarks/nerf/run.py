@@ -1,0 +1,107 @@
+"""Runs the cases, measures and keeps them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.quality import run as quality
+from benchmarks.quality.run import Result, measure
+from demo import score
+from lucid_core.field.grid import Field
+from lucid_core.io import ply, video
+from lucid_core.io.atomic import atomic_path
+from lucid_core.optimize.radiance import distil_field
+from lucid_core.splats import Splats
+
+from .cases import FieldCase
+
+VIEWS = 8  # images per row of a contact sheet
+DECIMALS = {"psnr": 2, "ssim": 3, "iou": 3, "sharpness": 2, "mud": 3, "evaluations": 0, "seconds": 0}
+
+
+def run(case: FieldCase, folder: Path) -> Result:
+    """Optimise and measure one case, and keep it in `folder`; the .json is written last."""
+    value, facts = distil(case)
+    answers = case.things()
+    nearest = max(answers, key=lambda thing: score.score(value, thing).psnr) if answers[1:] else answers[0]
+    result = measure(value, nearest, facts)
+    if isinstance(value, Field):
+        save_file({"grid": value.grid, "extent": torch.tensor(value.extent)}, folder / f"{case.key}.field")
+    else:
+        ply.write(folder / f"{case.key}.ply", value)
+    facts = asdict(result) | {"answer": nearest.color, "settings": repr(case)}
+    with atomic_path(folder / f"{case.key}.json") as part:
+        part.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def kept(case: FieldCase, folder: Path) -> Result | None:
+    """The kept result of a case; None if it has not been run."""
+    path = folder / f"{case.key}.json"
+    if not path.exists():
+        return None
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    return Result(**{name: facts[name] for name in Result.__dataclass_fields__})
+
+
+def distil(case: FieldCase) -> tuple[Splats | Field, dict[str, Any]]:
+    """As `benchmarks.quality.run.distil`, of a field or a splat."""
+    if case.field is None:
+        return quality.distil(case.case)
+    of, (start, settings) = case.case, case.field
+    source, begun = of.source(), time.perf_counter()
+    asked = source.evaluations
+    arguments = (source, of.cameras, of.config, settings, of.seed, "numba")
+    *_, done = distil_field(start.field(), *arguments)
+    return done.result, {
+        "evaluations": source.evaluations - asked,
+        "seconds": time.perf_counter() - begun,
+        "steps": done.step,
+        "stopped": None,
+    }
+
+
+def summaries(results: Mapping[FieldCase, Result]) -> list[dict[str, Any]]:
+    """The rows of --json: means over the cases of one representation, method and kind of prompt."""
+    groups: dict[tuple[str, str, str], list[Result]] = {}
+    for case, result in results.items():
+        key = case.representation, case.case.label, case.prompt_kind
+        groups.setdefault(key, []).append(result)
+    return [
+        {
+            **dict(zip(("representation", "method", "prompt_kind"), key)),
+            **{
+                name: round(sum(getattr(one, name) for one in many) / len(many), digits or None)
+                for name, digits in DECIMALS.items()
+            },
+            "cases": len(many),
+        }
+        for key, many in groups.items()
+    ]
+
+
+def write_sheets(results: Mapping[FieldCase, Result], folder: Path) -> None:
+    """Write a .png for each representation, method and kind of prompt: the truth, then each case."""
+    rows: dict[str, list[torch.Tensor]] = {}
+    for case, result in results.items():
+        path = folder / "cases" / case.key
+        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        (thing,) = (one for one in case.things() if one.color == facts["answer"])
+        if case.field:
+            tensors = load_file(path.with_suffix(".field"))
+            value: Splats | Field = Field(tensors["grid"], float(tensors["extent"]))
+        else:
+            value = ply.read(path.with_suffix(".ply"))
+        images = rows.setdefault(case.name, [])
+        images += [score.truth(thing, VIEWS).rgb, score.render(value, thing, result.scale, VIEWS)]
+    for name, images in rows.items():
+        sheet = video.contact_sheet(torch.cat(images), VIEWS)
+        video.write_png(folder / f"{name.replace(' ', '_')}.png", sheet)

@@ -1,0 +1,63 @@
+"""What differs where a run optimises a field: its result, its size, and what is saved on a stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...lucid_core.cameras import turntable
+from ...lucid_core.field.grid import Field
+from ...lucid_core.field.render import render
+from ...lucid_core.optimize.checkpoint import Checkpoint
+from ...lucid_core.optimize.loop import Step
+from ...lucid_core.rasterize import Renderer, to_device
+from .preview import SIZE
+from .session import Session
+
+TURNS = 36  # previews in one turn of the camera
+
+
+@dataclass(frozen=True)
+class FieldSubject:
+    """What a run optimises, in the place of a splat's Subject."""
+
+    start: Field
+
+    def kept(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint as it is written: a field has no fixed part."""
+        return checkpoint
+
+
+class FieldSession(Session):
+    """The Session of a field."""
+
+    noun = "field"
+    subject: FieldSubject
+
+    def field(self) -> Field:
+        """The field after the last step, on the CPU."""
+        return self.last.result.to("cpu") if self.last else self.subject.start
+
+    def size_of(self, step: Step) -> str:
+        """See Session."""
+        return f"{step.result.resolution} voxels a side"
+
+    def size(self) -> dict:
+        """See Session."""
+        return {"resolution": self.field().resolution}
+
+    def save_unfinished(self) -> list[str]:
+        """See Session: the checkpoint holds the field."""
+        if self.checkpoints.enabled:
+            return []
+        return ["The field is not saved: save_checkpoint is off."]
+
+
+def turned_field(field: Field, picture: int, renderer: Renderer) -> Tensor:
+    """As `preview.turned_view`, of a field: (SIZE, SIZE, 3) on white, the whole cube in view."""
+    around = turntable(TURNS, 15.0, 2.2 * field.extent, 26.0, SIZE, SIZE)
+    camera = to_device(around.map(lambda x: x[picture % TURNS, None]), field.grid.device)
+    with torch.no_grad():
+        return render(field, camera, SIZE, SIZE, field.grid.new_ones(3)).rgb[0].cpu()

@@ -1,0 +1,44 @@
+"""The cases and the rows of `python -m benchmarks nerf`."""
+
+import pytest
+import torch
+
+from benchmarks.nerf.cases import plan
+from benchmarks.nerf.run import kept, summaries
+from benchmarks.quality.cases import evaluations_a_step
+from benchmarks.quality.run import Result
+from demo import score, world
+from lucid_core.field.grid import FieldStart
+
+CASES = plan(["mug", "house"], [0], ["ism", "sds"], ["field", "splats"], ["closed", "open"], 0.5)
+RESULT = Result(20.0, 0.8, 0.9, 1.0, None, 0.1, 0.2, 0.3, 2000, 10.0, 5, 1.0, None)
+
+
+def test_cases_differ_and_ask_the_model_equally_often(tmp_path):
+    assert len({case.key for case in CASES}) == len(CASES) == 16
+    asked = [case.case.config.budget.steps * evaluations_a_step(case.case) for case in CASES[:4]]
+    assert asked == [pytest.approx(asked[0], rel=0.02)] * 4
+    assert not any(kept(case, tmp_path) for case in CASES)
+
+
+def test_an_open_prompt_has_an_answer_of_each_colour():
+    closed, opened = CASES[0], CASES[-1]
+    assert [thing.color for thing in closed.things()] == ["green"]
+    assert {thing.color for thing in opened.things()} == set(world.COLORS)
+    assert {thing.kind for thing in opened.things()} == {"house"}
+
+
+def test_rows_are_means_by_representation_method_and_kind_of_prompt():
+    rows = summaries(dict.fromkeys(CASES, RESULT))
+    names = ["representation", "method", "prompt_kind", "psnr", "ssim", "iou", "sharpness", "mud"]
+    assert [list(row) for row in rows] == [[*names, "evaluations", "seconds", "cases"]] * 8
+    assert all(row["cases"] == 2 and row["psnr"] == 20.0 and row["evaluations"] == 2000 for row in rows)
+
+
+def test_a_field_is_scored_as_a_splat_is():
+    field = FieldStart(resolution=32, size=1.2, fill=8.0, color=(0.1, 0.6, 0.2)).field()
+    truth = score.truth(world.parse("a green mug"), 2)
+    rgb, alpha = score.view(field, truth)
+    assert rgb.shape == truth.rgb.shape and alpha.shape == truth.mask.shape
+    assert torch.equal(score.view(field.scale_by(1.0), truth)[0], rgb)
+    assert (score.view(field.scale_by(0.5), truth)[1] > 0.5).sum() < (alpha > 0.5).sum() / 2
