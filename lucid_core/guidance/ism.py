@@ -109,8 +109,8 @@ PRESETS = {
     # For runs of minutes on a CPU with a small model, which needs another noise range than the official one.
     # ISM's gradient on an error in a view is the x0 prediction at s minus that at t. At t below 0.3 both
     # predictions contain the error, so the gradient is near zero and only the model's bias remains
-    # (docs/lab-notes.md); the range therefore rises above it. A high cfg forms the shape, then a low cfg removes
-    # exaggerations. One long inversion stride keeps most of the benefit of five.
+    # (docs/lab-notes.md); the range therefore rises above it. A high cfg forms the shape, then a low cfg
+    # removes exaggerations. One long inversion stride keeps most of the benefit of five.
     "cpu": ISM(
         cfg=2.0,
         cfg_start=5.0,
