@@ -98,31 +98,33 @@ def texels_of(mesh: Mesh, size: int) -> Texels:
 
     Raises BadInput if no texel lies in a face.
     """
-    assert mesh.uvs is not None
-    index, face = texels_in_faces(mesh, size, size)
-    centres = torch.stack([index % size + 0.5, index // size + 0.5], -1)
-    vertices = mesh.faces[face]
-    weights = barycentric(centres.double(), mesh.uvs.double()[vertices] * size).float()
+    index, vertices, weights = _texels_in_faces(mesh, size, size)
     points = _mix(weights, mesh.vertices[vertices])
     normals = _mix(weights, vertex_normals(mesh)[vertices])
     return Texels(size, index, points, torch.nn.functional.normalize(normals, dim=-1).contiguous())
 
 
-def texels_in_faces(mesh: Mesh, width: int, height: int) -> tuple[Tensor, Tensor]:
-    """The T texels of a (height, width) texture whose centres lie in the UVs of `mesh`, and their faces.
+def points_in_texels(mesh: Mesh, width: int, height: int) -> tuple[Tensor, Tensor]:
+    """`index` (T,) and `points` (T, 3) as of `texels_of`, of a (height, width) texture."""
+    index, vertices, weights = _texels_in_faces(mesh, width, height)
+    return index, _mix(weights, mesh.vertices[vertices])
 
-    Returns the index (T,) into the flattened texture and the face (T,). Raises BadInput if T is 0.
-    """
+
+def _texels_in_faces(mesh: Mesh, width: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Index (T,) of the texels, the vertices (T, 3) of their faces, and barycentric weights (T, 3)."""
     from .kernels import draw  # numba loads on first use
 
     assert mesh.uvs is not None
-    uvs = mesh.uvs.double() * torch.tensor([width, height])
+    size = torch.tensor([width, height])
+    uvs = mesh.uvs.double() * size
     corners = torch.cat([uvs, torch.ones_like(uvs[:, :1])], -1)[mesh.faces]
     face = torch.from_numpy(draw(corners.numpy(), width, height)[0]).flatten()
     index = (face >= 0).nonzero()[:, 0]
     if not len(index):
         raise BadInput("the mesh's uvs", f"cover no texel of {width} x {height}; unwrap the mesh anew")
-    return index, face[index].long()
+    vertices = mesh.faces[face[index].long()]
+    centres = torch.stack([index % width + 0.5, index // width + 0.5], -1)
+    return index, vertices, barycentric(centres.double(), uvs[vertices]).float()
 
 
 def _mix(weights: Tensor, values: Tensor) -> Tensor:

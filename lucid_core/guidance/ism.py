@@ -104,13 +104,13 @@ class ISM(Distillation):
 PRESETS = {
     "official": ISM(),
     # One inversion stride instead of up to five: 3.9 model evaluations per view on average instead of 4.5.
-    # With 2 views per step instead of 4 this is 44% of official's cost, for 0.2 dB less (BENCHMARKS.md).
+    # With 2 views per step instead of 4 this is 44% of official's cost, for 0.2 dB less (docs/lab-notes.md).
     "fast": ISM(delta_s=1.0, inversion_steps=1),
     # For runs of minutes on a CPU with a small model, which needs another noise range than the official one.
     # ISM's gradient on an error in a view is the x0 prediction at s minus that at t. At t below 0.3 both
     # predictions contain the error, so the gradient is near zero and only the model's bias remains
-    # (BENCHMARKS.md); the range therefore rises above it. A high cfg forms the shape, then a low cfg removes
-    # exaggerations. One long inversion stride keeps most of the benefit of five.
+    # (docs/lab-notes.md); the range therefore rises above it. A high cfg forms the shape, then a low cfg
+    # removes exaggerations. One long inversion stride keeps most of the benefit of five.
     "cpu": ISM(
         cfg=2.0,
         cfg_start=5.0,

@@ -20,7 +20,7 @@ from .memory import memory_errors
 
 log = logging.getLogger(__name__)
 # Memory of an encoder's activations kept for the backward pass, as a multiple of the host's estimate for a
-# forward pass (measured, see BENCHMARKS.md).
+# forward pass (measured, see docs/lab-notes.md).
 BACKWARD = 2
 # Encoder blocks of the VAEs of Stable Diffusion to Flux, of Wan, of Qwen-Image 2.1, and of tiny VAEs.
 BLOCKS = (ResnetBlock, AttnBlock, ResidualBlock, ResidualBlockOf22, Block, MemBlock)
