@@ -97,7 +97,7 @@ def test_the_gradient_is_cut_to_its_norm(monkeypatch):
             norms.append(sum(float(p.grad.square().sum()) for p in self.param_groups[0]["params"]))
             return super().step()
 
-    monkeypatch.setattr("lucid_core.optimize.state.Adam", Watched)
+    monkeypatch.setattr("lucid_core.optimize.gaussians.Adam", Watched)
     total = lambda: math.sqrt(sum(norms[:6]))  # of the six parameters in the first step
     run(replace_settings(CONFIG, steps=1), start=splats())
     free = total()
