@@ -89,7 +89,10 @@ def read(path: str | os.PathLike[str], kind: str = SPLAT) -> tuple[Checkpoint, S
     except safetensors.SafetensorError as error:
         raise BadFile(path, f"it is damaged or no checkpoint ({error}); use another file") from error
     if not header:
-        raise BadFile(path, "it is no checkpoint of Lucid Dream; use a file that Lucid Dream wrote")
+        raise BadFile(
+            path,
+            "it is no checkpoint of Lucid Dream, Lucid Dream Field or Lucid Fit Views; use one of theirs",
+        )
     try:
         header = json.loads(header)
         version = header["format"]
