@@ -105,7 +105,8 @@ def read(path: str | os.PathLike[str], kind: str = SPLAT) -> tuple[Checkpoint, S
         numbers = {name: header[name] for name in NUMBERS}
         checkpoint, settings = Checkpoint(**numbers, tensors=tensors), header["settings"]
         if checkpoint.kind != kind:
-            raise BadFile(path, f"it is a checkpoint of {checkpoint.kind}, but this run optimises {kind}")
+            problem = f"it is a checkpoint of {checkpoint.kind}, but this run optimises {kind}"
+            raise BadFile(path, f"{problem}; resume it in the node that wrote it")
         checkpoint.splats() if kind == SPLAT else checkpoint.field()
         tensors["generator"], settings.items()
     except (KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
@@ -116,10 +117,13 @@ def read(path: str | os.PathLike[str], kind: str = SPLAT) -> tuple[Checkpoint, S
 def settings_of(start: Splats | Field, seed: int, *configs: Any, **others: Any) -> Settings:
     """Everything that determines the result of a run, as JSON values.
 
-    These are a hash of the start, the seed, the fields of the dataclasses `configs`, and `others`.
+    These are a hash of the start, the extent of a field, the seed, the fields of the dataclasses `configs`,
+    and `others`.
     """
     tensors = [x for x in vars(start).values() if isinstance(x, Tensor)]
     found: Settings = {"start": digest(*tensors), "seed": seed}
+    if isinstance(start, Field):
+        found["extent"] = start.extent
     for config in configs:
         found |= fields_of(config)
     settings: Settings = json.loads(json.dumps({**found, **others}))

@@ -235,6 +235,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
     require_same(saved, settings_of(BALL.field(), 0, SETTINGS))
     with pytest.raises(OtherRun):
         require_same(saved, settings_of(BALL.field(), 0, replace(SETTINGS, levels=1)))
+    with pytest.raises(OtherRun):
+        require_same(saved, settings_of(BALL.field().scale_by(2.0), 0, SETTINGS))
     first, *rest = dream(resume=checkpoint)
     assert first.step == 5 and len(rest) == 7
     assert torch.equal(rest[-1].result.grid, whole[-1].result.grid)
