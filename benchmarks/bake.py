@@ -30,6 +30,7 @@ from devtools.tree import Tree
 from lucid_core.bake.shade import shade
 from lucid_core.bake.solid import Solid, solidify
 from lucid_core.bake.texture import Bake, Baked, bake
+from lucid_core.bake.views import GOLDEN_ANGLE
 from lucid_core.cameras import Cameras, orbit
 from lucid_core.io import glb, ply
 from lucid_core.io.video import contact_sheet, write_png
@@ -42,7 +43,7 @@ from lucid_core.starts.points import AXES, Start
 from .rasterize import find_host
 
 FOLDER = Tree(Path(__file__).resolve().parents[1]).root / "output" / "bake"
-FOVY, GOLDEN_ANGLE = math.radians(26), math.pi * (3 - math.sqrt(5))
+FOVY = math.radians(26)
 SPLATS, NEWTON = 12_000, 12
 HELD_OUT, SCORED_PX = 8, 256
 # The node's defaults but smooth and level: kernel, smooth, level, min_component, min_opacity, color_sharpen.

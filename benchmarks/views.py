@@ -84,15 +84,16 @@ def run(
 ) -> tuple[Splats, float, float]:
     """(splat, seconds of its steps, PSNR) after `most` steps, or once the PSNR is `wanted`.
 
-    most: None = all of `config`, scored at their end alone. The time of scoring does not count.
+    most: at most all of `config`; None = all, scored at their end alone. The time of scoring does not count.
     """
     seconds, steps = 0.0, fit_views(start, fitted, fit, config, 0, "numba")
+    end = min(most or config.budget.steps, config.budget.steps)
     score = lambda splats: score_views(splats, held_out, fit, "numba").psnr
     while True:
         begun = time.perf_counter()
         step = next(steps)
         seconds += time.perf_counter() - begun
-        if step.step == (most or config.budget.steps):
+        if step.step == end:
             return step.splats, seconds, score(step.splats)
         if most and step.step % SCORED_EVERY == 0 and (found := score(step.splats)) >= wanted:
             return step.splats, seconds, found

@@ -53,7 +53,7 @@ def build(root: Path, folder: Path) -> Archive:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in files:
             archive.write(root / name, name)
-    stems = lambda parent: frozenset(Path(name).stem for name in files if re.fullmatch(parent, name))
+    stems = lambda pattern: frozenset(Path(name).stem for name in files if re.fullmatch(pattern, name))
     return Archive(path, stems(r"nodes/web/docs/\w+\.md"), stems(r"workflows/\w+\.json"))
 
 
@@ -68,7 +68,7 @@ def project_of(root: Path) -> dict:
 
 def problems(archive: Archive, root: Path) -> list[str]:
     """What the registry or a user would object to; empty if nothing."""
-    changed = {line[3:] for line in git(root, "status", "--porcelain").splitlines()}
+    changed = {line[3:] for line in git(root, "status", "--porcelain", "--no-renames").splitlines()}
     found = [f"{name} is not committed" for name in files_of(root) if name in changed]
     with zipfile.ZipFile(archive.path) as file:
         names = file.namelist()
@@ -126,7 +126,7 @@ def main() -> int:
         archive = build(tree.root, folder)
         validate(tree)
         found = problems(archive, tree.root) + load(archive, comfyui)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
         found = [str(error)]
     for problem in found:
         say(f"error: {problem}")

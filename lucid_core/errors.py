@@ -77,7 +77,10 @@ class OtherRun(LucidError, ValueError):
 
     def sentence(self) -> str:
         listed = "; ".join(f"{name} was {then}, is {now}" for name, (then, now) in self.differences.items())
-        return f"the checkpoint is of another run: {listed}. Set them as they were, or take only its splat"
+        return (
+            f"the checkpoint is of another run: {listed}. Set them as they were, or take only its result "
+            f"(resume_splat_only, resume_field_only)"
+        )
 
 
 @dataclass(eq=False)

@@ -26,6 +26,7 @@ OPAQUE = 0.5  # opacity of a pixel from which on its ray meets the object
 WIDE = 1.5  # factor on the Gaussians' scales that closes the gaps between them
 GAP = 0.5  # in cells: a depth that lies farther behind that of the wide Gaussians is seen through a gap
 DOUBT = 0.1  # a cell that fewer of the views see is inside
+REACH = 0.25  # limit of how far a Gaussian widens the grid, as a share of the longest side
 SOLID = 0.05  # cells that are filled less are left out
 
 
@@ -82,7 +83,8 @@ def _occupancy(
     splats: Splats, cell: float, renderer: Renderer, on_view: Callable[[int], None] | None
 ) -> tuple[Tensor, Tensor]:
     """Centres (M, 3) of the cells in the box of `splats`, and how far each is filled (M,), in [0, 1]."""
-    reach = splats.scales.amax(-1, keepdim=True) + cell
+    low, high = box_of(splats.means)
+    reach = splats.scales.amax(-1, keepdim=True).clamp_max(REACH * float((high - low).max())) + cell
     ends = torch.stack([(splats.means - reach).amin(0), (splats.means + reach).amax(0)])
     cells = torch.cartesian_prod(*(torch.arange(a, b, cell) for a, b in ends.T.tolist())).reshape(-1, 3)
     move = Move.of(ends)

@@ -39,10 +39,6 @@ class Move:
         """Splats, moved."""
         return replace(splats, means=splats.means - self.centre).scale_by(self.factor)
 
-    def back(self, points: Tensor) -> Tensor:
-        """The inverse of `points`."""
-        return points / self.factor + self.centre
-
 
 def box_of(points: Tensor) -> tuple[Tensor, Tensor]:
     """The least and the greatest coordinates (3,) of points (N, 3)."""

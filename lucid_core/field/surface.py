@@ -77,12 +77,14 @@ def find_surface(field: Field, config: Surface) -> Skin:
     values = torch.nn.functional.pad(values, (1,) * 6, value=-1.0)  # closed at the border of the cube
     if not (values > 0).any():
         most = float(field.solidity().max())
-        raise BadInput(
-            "field",
-            f"is nowhere solid: a voxel's opacity is at most {most:.2g} of {config.solidity:g}; lower "
-            f"solidity, or optimise it again from a denser start (fill), with more steps or a lower "
-            f"sparsity_weight",
+        problem = (
+            f"is nowhere solid: the opacity of its voxels is at most {most:.2g}, below solidity "
+            f"{config.solidity:g}; lower solidity, or optimise it again from a denser start (fill), with "
+            f"more steps or a lower sparsity_weight"
         )
+        if most >= config.solidity:
+            problem = f"is solid only between the vertices of {config.cells} cells a side; raise cells"
+        raise BadInput("field", problem)
     sums, counts, cuts = cut_edges(close(values))
     passed = counts > 0
     places = sums[passed] / counts[passed][:, None]

@@ -89,7 +89,10 @@ def read(path: str | os.PathLike[str], kind: str = SPLAT) -> tuple[Checkpoint, S
     except safetensors.SafetensorError as error:
         raise BadFile(path, f"it is damaged or no checkpoint ({error}); use another file") from error
     if not header:
-        raise BadFile(path, "it is no checkpoint of Lucid Dream; use a file that Lucid Dream wrote")
+        raise BadFile(
+            path,
+            "it is no checkpoint of Lucid Dream, Lucid Dream Field or Lucid Fit Views; use one of theirs",
+        )
     try:
         header = json.loads(header)
         version = header["format"]
@@ -102,7 +105,8 @@ def read(path: str | os.PathLike[str], kind: str = SPLAT) -> tuple[Checkpoint, S
         numbers = {name: header[name] for name in NUMBERS}
         checkpoint, settings = Checkpoint(**numbers, tensors=tensors), header["settings"]
         if checkpoint.kind != kind:
-            raise BadFile(path, f"it is a checkpoint of {checkpoint.kind}, but this run optimises {kind}")
+            problem = f"it is a checkpoint of {checkpoint.kind}, but this run optimises {kind}"
+            raise BadFile(path, f"{problem}; resume it in the node that wrote it")
         checkpoint.splats() if kind == SPLAT else checkpoint.field()
         tensors["generator"], settings.items()
     except (KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
@@ -113,10 +117,13 @@ def read(path: str | os.PathLike[str], kind: str = SPLAT) -> tuple[Checkpoint, S
 def settings_of(start: Splats | Field, seed: int, *configs: Any, **others: Any) -> Settings:
     """Everything that determines the result of a run, as JSON values.
 
-    These are a hash of the start, the seed, the fields of the dataclasses `configs`, and `others`.
+    These are a hash of the start, the extent of a field, the seed, the fields of the dataclasses `configs`,
+    and `others`.
     """
     tensors = [x for x in vars(start).values() if isinstance(x, Tensor)]
     found: Settings = {"start": digest(*tensors), "seed": seed}
+    if isinstance(start, Field):
+        found["extent"] = start.extent
     for config in configs:
         found |= fields_of(config)
     settings: Settings = json.loads(json.dumps({**found, **others}))

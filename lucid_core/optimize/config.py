@@ -61,15 +61,16 @@ class Task:
         1.0,
         0.01,
         1,
-        "How far the splat may change, like denoise: scales the noise level range above its minimum and "
-        "all learning rates. 1 = full optimisation, 0.3 = refinement.",
+        "How far the splat or field may change, like denoise: scales the noise level range above its minimum "
+        "and all learning rates. 1 = full optimisation, 0.3 = refinement.",
         advanced=False,
     )
     freeze_geometry: bool = setting(
         False,
         0,
         1,
-        "Lock geometry (positions, scales, rotations, opacities, number); optimise colours only.",
+        "Lock geometry (of a splat positions, scales, rotations, opacities, number; of a field the density); "
+        "optimise colours only.",
     )
     freeze_color: bool = setting(False, 0, 1, "Lock all colours; optimise geometry only.")
 

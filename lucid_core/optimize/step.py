@@ -54,7 +54,7 @@ class Gradients:
 def backpropagate(run: Run, setup: Setup, phase: Phase, sh_degree: int) -> Gradients:
     """Backpropagate the guidance and the regularisers of a batch of views to the parameters.
 
-    Raises NotFinite for a loss that is not finite, BadSplats if no camera sees the splat.
+    Raises NotFinite for a loss that is not finite, BadInput if no camera sees the splat or field.
     """
     budget, optimizer, generator = setup.config.budget, setup.config.optimizer, run.generator
 
@@ -101,7 +101,7 @@ def fit(
 def fit_pictures(
     run: Run, setup: Setup, drawn: Replay, loss: PictureLoss, sh_degree: int, terms: Terms | None = None
 ) -> Gradients:
-    """Backpropagate the difference between `drawn` and the splat, seen by the same cameras.
+    """Backpropagate the difference between `drawn` and renders by the same cameras.
 
     terms: further losses by name, from the render. Raises NotFinite for a loss that is not finite.
     """

@@ -137,8 +137,7 @@ class LucidDreamField(IO.ComfyNode):
                 if resume_field_only:
                     start, checkpoint = checkpoint.field(), None
             require_memory(start.resolution, host.memory_of(Renderer(backend).device))
-            size = {"extent": start.extent}
-            depends_on = settings_of(start, seed, config, own, ranges, **size, **host.depends_on(guidance))
+            depends_on = settings_of(start, seed, config, own, ranges, **host.depends_on(guidance))
             if checkpoint:
                 require_same(saved, depends_on)
 

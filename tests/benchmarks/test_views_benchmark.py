@@ -42,3 +42,11 @@ def test_the_other_recipe_ends_once_it_scores_as_well(monkeypatch):
     start = views.PointCloud(count=200, size=1.6).splats(0)
     run = lambda wanted: views.run(start, fitted, held_out, views.GSPLAT_FIT, views.GSPLAT, 4, wanted)
     assert run(0.0)[2] < run(100.0)[2]  # after two steps, and after four
+
+
+def test_a_limit_beyond_the_steps_of_the_recipe_ends_with_them():
+    shots = views.pictures_of("a red ball", views=12, size=32)
+    fitted, held_out = shots.divide(6)
+    start = views.PointCloud(count=50, size=1.6).splats(0)
+    config = views.replace_settings(views.PRESETS["cpu"], steps=2)
+    assert len(views.run(start, fitted, held_out, views.FIT, config, most=5)[0])

@@ -345,8 +345,16 @@ def test_gaps_in_a_shell_do_not_shrink_it():
     assert float(solid.opacities.sum()) == pytest.approx(4 / 3 * math.pi / cell**3, rel=0.05)
 
 
+def test_a_huge_gaussian_does_not_widen_the_grid_beyond_memory():
+    splats = ball_of(RED, 12_000)
+    splats.scales[0] = 1e3
+    solidify(splats, Solid(cells=16, min_opacity=0.1), Renderer("numba"))
+
+
 def test_a_splat_without_an_inside_is_refused():
     splats = ball_of(RED, 300)
+    with raises(BadInput, name="the splat"):
+        solidify(splats.map(lambda x: x[:1]), Solid(cells=16), Renderer("numba"))
     with raises(BadInput, name="the splat's opacities"):
         solidify(replace(splats, opacities=splats.opacities * 0.05), Solid(cells=16), Renderer("numba"))
     with raises(BadSetting, name="cells"):

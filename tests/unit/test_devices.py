@@ -15,9 +15,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lucid_core import rasterize
 from lucid_core.conditioning.control_images import KINDS, Hint
 from lucid_core.conditioning.view_prompts import Prompts, ViewBlend
+from lucid_core.field.grid import FieldStart
 from lucid_core.guidance.baselines import METHODS
+from lucid_core.guidance.image_targets import ImageTargets
 from lucid_core.guidance.ism import ISM
+from lucid_core.guidance.mixing import GuidanceSource
 from lucid_core.optimize.densify import Densify
+from lucid_core.optimize.radiance import FieldConfig, distil_field
 from lucid_core.rasterize import reference
 from lucid_core.settings import replace_settings
 from lucid_core.starts.shapes import PointCloud
@@ -169,3 +173,22 @@ def test_the_device_changes_no_number():
         there = steps_of()
     for (step, _), (true, _) in zip(there, here, strict=True):
         assert step.losses == pytest.approx(true.losses, rel=1e-4)
+
+
+FIELD = FieldConfig(sparsity_weight=1.0, orient_weight=1.0)
+
+
+@pytest.mark.parametrize("method", [METHOD, ImageTargets(views=2, fits=2, kept=2)], ids=["SDS", "targets"])
+def test_a_field_is_optimised_there(gpu, method):
+    wish, anything = (normal(disc(color), 0.01).to(GPU) for color in ([0.9, 0.2, 0.1], [0.5, 0.5, 0.5]))
+    prompts = Prompts((wish,) * 4, anything, anything, ViewBlend())
+    source, start = GuidanceSource(PriorOnGpu(), method, prompts), FieldStart(resolution=12).field()
+    run = lambda resume=None: [
+        (step, step.checkpoint())
+        for step in distil_field(start, source, CAMERAS, config, FIELD, 0, "auto", resume)
+    ]
+    config = replace_settings(CONFIG, steps=3, clip_norm=1.0)
+    whole = run()
+    again = run(whole[1][1])
+    assert whole[-1][0].result.grid.device == gpu
+    assert torch.allclose(held(again[-1][0].result.grid), held(whole[-1][0].result.grid), atol=1e-4)

@@ -169,6 +169,11 @@ def test_the_splat_of_a_field_looks_like_the_field():
 def test_a_field_without_a_surface_says_what_helps():
     with raises(BadInput, name="field"):
         find_surface(FieldStart(resolution=64, fill=0.01).field(), Surface(solidity=0.9))
+    wall = torch.full((4, 80, 80, 80), -15.0)
+    wall[0, :, :, 41] = 20.0
+    with raises(BadInput, name="field") as caught:
+        find_surface(Field(wall, 2.4), Surface(cells=16))
+    assert "raise cells" in caught.value.problem
 
 
 # ---- runs
@@ -230,6 +235,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
     require_same(saved, settings_of(BALL.field(), 0, SETTINGS))
     with pytest.raises(OtherRun):
         require_same(saved, settings_of(BALL.field(), 0, replace(SETTINGS, levels=1)))
+    with pytest.raises(OtherRun):
+        require_same(saved, settings_of(BALL.field().scale_by(2.0), 0, SETTINGS))
     first, *rest = dream(resume=checkpoint)
     assert first.step == 5 and len(rest) == 7
     assert torch.equal(rest[-1].result.grid, whole[-1].result.grid)
