@@ -84,12 +84,20 @@ def compute(op, args, kwargs):
         return args[0]
     if not to_gpu:
         return out
-    made = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
-    assert all(x.dtype != torch.float64 for x in made), f"{op} needs float64, which Apple's GPUs do not have"
     wrapped = tree_map(lambda x: OnGpu(x) if isinstance(x, torch.Tensor) else x, out)
     return (
         wrapped if name == "_to_copy" or not there else return_and_correct_aliasing(op, args, kwargs, wrapped)
     )
+
+
+class AppleGpu(PretendedGpu):
+    """It has no float64."""
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        out = super().__torch_dispatch__(op, types, args, kwargs)
+        made = [x for x in tree_leaves(out) if isinstance(x, OnGpu)]
+        assert all(x.dtype != torch.float64 for x in made), f"{op} makes float64 on the GPU"
+        return out
 
 
 def held(x):
@@ -170,7 +178,7 @@ def test_the_judge_keeps_to_the_devices():
     """Its verdict lies on the CPU, with the numbers of a prior that is there."""
     found, images = [], torch.rand(4, *disc([0.0, 0, 0]).shape[2:], 3)
     for prior, device in ((WishPrior(), torch.device("cpu")), (PriorOnGpu(), GPU)):
-        with PretendedGpu():
+        with AppleGpu():
             texts = [normal(disc([0.2 * k, 0.2, 0.1]), 0.1).to(device) for k in range(5)]
             verdict = judge(
                 prior, images, Prompts(tuple(texts[:4]), texts[4], texts[4]), JudgeSettings(4, 32)
