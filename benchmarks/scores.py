@@ -15,6 +15,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,6 +42,7 @@ DEFECTS = ("mirrored", "turned", "squashed", "blurred", "fog", "wrong color", "w
 TWO_FACES = "two faces"
 EACH = 5  # splats of one object
 TRUE_VIEWS = 16
+HEADINGS = "object", "version", "PSNR", "faces", "score", "second face", "many faces", "evaluations"
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(as_json: bool, prompts: list[str], evaluations: int, finished: Path | None) -> None:
     torch.set_num_threads(1)
     settings, rows = JudgeSettings(max_evaluations=evaluations), []
+    show = partial(print, file=sys.stderr if as_json else sys.stdout, flush=True)
+    show(f"| {' | '.join(HEADINGS)} |\n|---|---|{'---:|' * (len(HEADINGS) - 2)}")
     for prompt, version, one in (*made(prompts), *(finished_in(finished) if finished else ())):
         rows.append(row_of(settings, prompt, version, one))
-        print(line(rows[-1]), file=sys.stderr if as_json else sys.stdout, flush=True)
+        show(line(rows[-1]))
     found = summary(rows)
     print(json.dumps(found) if as_json else "\n" + ", ".join(f"{k} {v}" for k, v in found.items()))
 
@@ -109,8 +113,11 @@ def version_of(thing: world.Thing, version: str) -> Splats:
 def finished_in(folder: Path) -> Iterator[tuple[str, str, Splats]]:
     """(prompt, version, splat) of the finished runs of `benchmarks quality` in a folder."""
     for path in sorted(folder.glob("*.ply")):
-        words, seed, _ = path.stem.rsplit("-", 2)
-        yield words.replace("-", " "), f"finished, seed {seed}", ply.read(path)
+        words, _, seed = path.stem.rpartition("-")[0].rpartition("-")
+        prompt = words.replace("-", " ")
+        if world.parse(prompt) is None:
+            raise SystemExit(f"error: {path} is not named like a-green-mug-1-0123456789ab.ply")
+        yield prompt, f"finished, seed {seed}", ply.read(path)
 
 
 def row_of(settings: JudgeSettings, prompt: str, version: str, one: Splats) -> Row:
@@ -134,14 +141,18 @@ def summary(rows: list[Row]) -> dict[str, float | int]:
         is_two: [row.second_face for row in rows if (row.version == TWO_FACES) == is_two]
         for is_two in (True, False)
     }
-    correlation = lambda pairs: round(float(spearmanr(*zip(*pairs)).statistic), 3)
     return {
-        "spearman": correlation([(row.score, row.psnr) for row in rows]),
+        "spearman": rank_correlation([(row.score, row.psnr) for row in rows]),
         "auc": round(area_under_roc(margins[True], margins[False]), 3),
         "evaluations": max(row.evaluations for row in rows),
         "splats": len(rows),
-        "spearman_faces": correlation([(row.second_face, row.faces) for row in faced]),
+        "spearman_faces": rank_correlation([(row.second_face, row.faces) for row in faced]),
     }
+
+
+def rank_correlation(pairs: list[tuple[float, float]]) -> float:
+    """Spearman's; NaN for fewer than two pairs."""
+    return round(float(spearmanr(*zip(*pairs)).statistic), 3) if len(pairs) > 1 else float("nan")
 
 
 def area_under_roc(positive: list[float], negative: list[float]) -> float:

@@ -204,7 +204,7 @@ class LucidCompare(IO.ComfyNode):
                     progress.update(i * frames + done, picture)
 
                 views, alpha = turntable_views(item, frames, size, ELEVATION_DEG, Renderer(backend), show)
-                measures = {**measure_views(views, alpha), **measure_splats(item)}
+                measures = {**measure_views(views, alpha), **measure_splats(item, alpha)}
                 lines = numbers_of(names[i], measures, found[i] if found else None, i == best)
                 columns.append(caption(views, lines, i == best))
             return IO.NodeOutput(side_by_side(columns), "" if best is None else names[best])

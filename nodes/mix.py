@@ -26,7 +26,8 @@ class LucidMix(IO.ComfyNode):
             inputs=[
                 LucidGuidanceType.Input(
                     "first",
-                    tooltip="First guidance source: Lucid ISM, Lucid Baseline or another Lucid Mix Guidance.",
+                    tooltip="First guidance source: Lucid ISM, Lucid Baseline, Lucid Image Targets or "
+                    "another Lucid Mix Guidance.",
                 ),
                 LucidGuidanceType.Input(
                     "second",

@@ -12,7 +12,7 @@ from ..lucid_core.errors import BadInput
 from ..lucid_core.rasterize import Renderer
 from ..lucid_core.score.chart import chart
 from ..lucid_core.score.classifier import TOGETHER, WORDS, JudgeSettings, judge, require_turntable
-from ..lucid_core.score.measures import measure_splats, measure_views, silhouette_of, similarity
+from ..lucid_core.score.measures import Numbers, measure_splats, measure_views, silhouette_of, similarity
 from ..lucid_core.score.report import Report
 from ..lucid_core.score.views import turntable_views
 from ..lucid_core.settings import require
@@ -123,8 +123,6 @@ class LucidScore(IO.ComfyNode):
         cls,
         views,
         max_evaluations,
-        splat=None,
-        image=None,
         model=None,
         vae=None,
         prompt=None,
@@ -134,7 +132,9 @@ class LucidScore(IO.ComfyNode):
         with errors_of(cls):
             texts = texts_of(other_texts)
             JudgeSettings(views, max_evaluations).levels(views, number_of_texts(texts))
-            if texts and "clip" not in rest:  # ComfyUI passes None for what is connected and not there yet
+            # ComfyUI passes None for what is connected and not there yet
+            require_one("splat" in rest, "image" in rest)
+            if texts and "clip" not in rest:
                 raise BadInput("clip", NO_CLIP)
             wanted = {"model": model, "vae": vae, "prompt": prompt}
             return missing({**wanted, "clip": rest["clip"]} if texts else wanted)
@@ -160,17 +160,24 @@ class LucidScore(IO.ComfyNode):
         with errors_of(cls):
             settings, names = JudgeSettings(views, max_evaluations), texts_of(other_texts)
             texts = LucidTexts(prompt_of(model, vae, prompt), others_of(clip, names))
-            pictures, alpha, found = views_of(splat, image, settings, resolution, elevation, backend)
+            require_one(splat is not None, image is not None)
+            if splat is not None:
+                pictures, measures = measure_splat(splat, views, resolution, elevation, backend)
+                azimuth_deg = None
+            else:
+                pictures, azimuth_deg = pictures_of(image, views, resolution)
+                measures = measure_views(pictures, silhouette_of(pictures))
             asked = len(pictures) * number_of_texts(names)
             progress = host.Progress(settings.levels(len(pictures), number_of_texts(names)) * asked)
 
             def body(prior, prompts):
                 own, others = prompts
-                return judge(prior, pictures, own, settings, others, fold_seed(seed), progress.update)
+                return judge(
+                    prior, pictures, own, settings, others, fold_seed(seed), progress.update, azimuth_deg
+                )
 
             data = LucidJudgeData(model, vae, texts)
             verdict = host.with_prior(data, min(TOGETHER, len(pictures)), pictures.shape[1], body)
-            measures = {**measure_views(pictures, alpha), **found}
             cosines = similarity(host.embed_images(clip_vision, pictures)).tolist() if clip_vision else None
             report = Report(verdict, prompt.text, measures, cosines)
             said = "\n".join(report.lines())
@@ -215,26 +222,37 @@ def prompt_of(model: Any, vae: Any, prompt: LucidPromptData | LucidPictureData) 
     return prompt
 
 
-def views_of(
-    splat: Any, image: Any, settings: JudgeSettings, resolution: int, elevation: float, backend: str
-) -> tuple[torch.Tensor, torch.Tensor, dict]:
-    """The views (V, S, S, 3) to judge, their silhouettes (V, S, S), and the measures of the splat."""
-    if (splat is None) == (image is None):
-        both = "are both connected" if splat is not None else "are both missing"
+def require_one(has_splat: bool, has_image: bool) -> None:
+    """Raise BadInput unless one of `splat` and `image` is connected."""
+    if has_splat == has_image:
+        both = "are both connected" if has_splat else "are both missing"
         raise BadInput("splat and image", f"{both}; connect one of them")
-    if splat is not None:
-        one = host.one_splat(splat)
-        check = lambda done, picture: host.check_interrupt()
-        pictures = turntable_views(one, settings.views, resolution, elevation, Renderer(backend), check)
-        return *pictures, measure_splats(one)
+
+
+def measure_splat(
+    splat: Any, views: int, size: int, elevation: float, backend: str
+) -> tuple[torch.Tensor, Numbers]:
+    """The views (V, size, size, 3) of a SPLAT, and all measures."""
+    one, check = host.one_splat(splat), lambda done, picture: host.check_interrupt()
+    pictures, alpha = turntable_views(one, views, size, elevation, Renderer(backend), check)
+    return pictures, {**measure_views(pictures, alpha), **measure_splats(one, alpha)}
+
+
+def pictures_of(image: torch.Tensor, views: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """At most `views` pictures (V, size, size, 3) of the turntable `image`, and their azimuths (V,) in
+    degrees.
+
+    Raises BadInput for pictures that are not square, and what `require_turntable` raises.
+    """
     with torch.inference_mode(False):
         pictures = torch.clone(image[..., :3].cpu().float())
-    require_turntable(pictures)
-    if pictures.shape[1] != pictures.shape[2]:
-        height, width = pictures.shape[1:3]
-        raise BadInput("image", f"is {width} x {height} pixels; render square views, of the model's size")
-    count = min(settings.views, len(pictures))
-    pictures = pictures[[round(i * len(pictures) / count) for i in range(count)]].clamp(0, 1)
-    resized = torch.nn.functional.interpolate(pictures.movedim(-1, 1), (resolution,) * 2, mode="area")
-    pictures = pictures if pictures.shape[1] == resolution else resized.movedim(1, -1)
-    return pictures, silhouette_of(pictures), {}
+        require_turntable(pictures)
+        count, height, width = pictures.shape[:3]
+        if height != width:
+            raise BadInput("image", f"is {width} x {height} pixels; render square views, of the model's size")
+        chosen = torch.arange(min(views, count)) * count // min(views, count)
+        pictures = pictures[chosen].clamp(0, 1)
+        if height != size:
+            planes = torch.nn.functional.interpolate(pictures.movedim(-1, 1), (size, size), mode="area")
+            pictures = planes.movedim(1, -1)
+        return pictures, chosen * (360 / count)

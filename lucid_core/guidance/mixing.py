@@ -23,9 +23,8 @@ MODES = {
     "surface)",
     "sequence": "as switch, but each guidance runs through its full learning-rate and noise schedules",
     "alternate": "one guidance per step, drawn at random",
-    "add": "both guidances in each step, with their gradients added at twice the cost; of two image targets, "
-    "both models in each sampling step whose noise level is at most that of the second, as in every set of "
-    "images of the first",
+    "add": "both guidances in each step, with their gradients added at twice the cost; two image targets "
+    "draw each image together: above the noise level of the second, the first predicts alone",
 }
 
 IN_TURN = ("switch", "sequence")

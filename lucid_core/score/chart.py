@@ -63,8 +63,8 @@ class Canvas:
     def box(self, x: float, y: float, x_end: float, y_end: float, color: Any) -> None:
         self.cv2.rectangle(self.pixels, at(x, y), at(x_end, y_end), color, -1)
 
-    def line(self, x: float, y: float, x_end: float, y_end: float, color: Any, thickness: int = 1) -> None:
-        self.cv2.line(self.pixels, at(x, y), at(x_end, y_end), color, thickness * FINE, self.cv2.LINE_AA)
+    def line(self, x: float, y: float, x_end: float, y_end: float, color: Any) -> None:
+        self.cv2.line(self.pixels, at(x, y), at(x_end, y_end), color, FINE, self.cv2.LINE_AA)
 
     def picture(self) -> NDArray[np.uint8]:
         """(H, W, 3), of the final size."""
@@ -156,12 +156,12 @@ def draw_numbers(canvas: Canvas, report: Report) -> None:
     rows = [
         ("many-faces rate", f"{verdict.many_faces_rate:.0%} of {len(verdict.away)} views"),
         ("right word", f"{float((verdict.word == verdict.best_word).float().mean()):.0%} of the views"),
-        ("fog", f"{found['fog']:.2f} of 255"),
         ("saturation 10 50 90%", joined(found, "saturation")),
         ("brightness 10 50 90%", joined(found, "brightness")),
         ("high frequency", f"{found['high_frequency']:.2%}"),
     ]
     if "splats" in found:
+        rows.append(("fog", f"{found['fog']:.2f} of 255"))
         rows.append(("splats", f"{found['splats']:,}, aspect 50 95%: {joined(found, 'aspect')}"))
         rows.append(("floaters", f"{found['floaters']:.2%} of the opacity"))
     if report.similarity:

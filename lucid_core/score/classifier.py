@@ -194,13 +194,15 @@ def judge(
     others: dict[str, Prompts] | None = None,
     seed: int = 0,
     report: Callable[[int], None] = lambda evaluations: None,
+    azimuth_deg: Tensor | None = None,
 ) -> Verdict:
     """Ask the model about a turntable of the object.
 
-    images: (V, H, W, 3) in [0, 1] on a plain background, equally spaced over a full turn that begins at the
-    front. prompts: the texts of the views and the negative one. others: other texts by name, compared at each
-    view by the word that describes it. seed: of the noise, the same for all texts; it does not depend on how
-    many views are asked about together. report: called with the number of evaluations so far.
+    images: (V, H, W, 3) in [0, 1] on a plain background, over a full turn that begins at the front. prompts:
+    the texts of the views and the negative one. others: other texts by name, compared at each view by the
+    word that describes it. seed: of the noise, the same for all texts; it does not depend on how many views
+    are asked about together. report: called with the number of evaluations so far. azimuth_deg: of the views
+    (V,); None = equally spaced.
 
     Raises BadInput for fewer than 4 views, images that are not finite, and prompts whose front, side and back
     texts are the same to the model; BadSetting if `settings` allow too few evaluations.
@@ -210,7 +212,8 @@ def judge(
     texts = len(WORDS) + 1 + len(others)
     times = noise_levels(settings.levels(len(images), texts))
     generator, before = Generator().manual_seed(seed), prior.evaluations
-    azimuth_deg = torch.arange(len(images)) * (360 / len(images))
+    if azimuth_deg is None:
+        azimuth_deg = torch.arange(len(images)) * (360 / len(images))
     errors = []
     for part, at in zip(images.split(TOGETHER), azimuth_deg.split(TOGETHER)):
         z0 = prior.encode(part)
@@ -229,8 +232,9 @@ def judge(
 def errors_of(prior: Prior, z0: Tensor, noise: Tensor, sigma: float, conds: list[Cond]) -> Tensor:
     """ln e (B, T) on the CPU, in float64, of T conditionings for the latents z0 (B, C, h, w)."""
     answers = prior.denoise(z0 + sigma * noise, sigma, conds)
-    errors = [(answer - z0).double().square().mean((1, 2, 3)) for answer in answers]
-    return torch.stack(errors, -1).clamp_min(1e-30).log().cpu()
+    # on the CPU, as Apple's GPUs have no float64
+    errors = [(answer - z0).cpu().double().square().mean((1, 2, 3)) for answer in answers]
+    return torch.stack(errors, -1).clamp_min(1e-30).log()
 
 
 def cond_at(prior: Prior, prompts: Prompts, azimuth_deg: Tensor) -> Cond:
@@ -248,7 +252,9 @@ def require_turntable(images: Tensor) -> None:
         )
     bad = int((~torch.isfinite(images)).flatten(1).any(1).sum())
     if bad:
-        raise BadInput("image", f"has values that are not finite in {bad} of {len(images)} views; mend these")
+        raise BadInput(
+            "image", f"has values that are not finite in {bad} of {len(images)} views; render it again"
+        )
 
 
 def require_words(log_errors: Tensor) -> None:

@@ -23,9 +23,11 @@ PLAIN = 0.02  # largest difference of a pixel from the background
 Numbers = dict[str, float | list[float]]
 
 
-def measure_splats(splats: Splats) -> Numbers:
-    """splats: their number. aspect: median and 95% quantile of longest / middle axis; 1 = round or a disc.
-    floaters: see `floaters`.
+def measure_splats(splats: Splats, alpha: Tensor) -> Numbers:
+    """Measures of splats, rendered with opacity `alpha` (V, H, W).
+
+    splats: their number. aspect: median and 95% quantile of longest / middle axis; 1 = round or a disc.
+    floaters: see `floaters`. fog: see `fog`.
     """
     _, middle, longest = splats.scales.detach().cpu().sort(-1).values.unbind(-1)
     aspect = longest / middle.clamp_min(1e-8)
@@ -33,6 +35,7 @@ def measure_splats(splats: Splats) -> Numbers:
         "splats": len(splats),
         "aspect": quantiles(aspect, (0.5, 0.95)),
         "floaters": floaters(splats),
+        "fog": fog(1 - alpha[..., None], alpha),
     }
 
 
@@ -69,14 +72,13 @@ def _extent(values: NDArray[Any], weight: NDArray[Any]) -> float:
 def measure_views(images: Tensor, alpha: Tensor) -> Numbers:
     """Measures of views (V, H, W, 3) in [0, 1] with opacity `alpha` (V, H, W).
 
-    fog: see `fog`. saturation, brightness: 10%, 50% and 90% quantiles over the object's pixels, of HSV's S
-    and V. high_frequency: see `high_frequency`.
+    saturation, brightness: 10%, 50% and 90% quantiles over the object's pixels, of HSV's S and V.
+    high_frequency: see `high_frequency`.
     """
     seen = images[alpha > 0.5]
     brightness, lowest = (seen.amax(-1), seen.amin(-1)) if len(seen) else (torch.zeros(1), torch.zeros(1))
     saturation = (brightness - lowest) / brightness.clamp_min(1e-6)
     return {
-        "fog": fog(1 - alpha[..., None], alpha),
         "saturation": quantiles(saturation, QUANTILES),
         "brightness": quantiles(brightness, QUANTILES),
         "high_frequency": high_frequency(images),

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from .chart import INK, PLUS, Canvas
 
 LINE = 20  # height of a line of text in pixels
-LETTER = 0.55  # size of the letters in OpenCV's units, at a width of LETTERS letters or less
+LETTER = 0.55  # largest size of the letters, in OpenCV's units
 LETTERS_PX = 8.6  # width of a letter at this size, in pixels, with room to spare
 
 

@@ -1,13 +1,24 @@
 """The benchmark of the score: its splats, and how they are summed up."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks import scores
-from benchmarks.scores import DEFECTS, PROMPTS, TWO_FACES, Row, area_under_roc, finished_in, made, summary
+from benchmarks.scores import (
+    DEFECTS,
+    HEADINGS,
+    PROMPTS,
+    TWO_FACES,
+    Row,
+    area_under_roc,
+    finished_in,
+    made,
+    summary,
+)
 from demo import splats, world
 from lucid_core.io import ply
 
@@ -55,6 +66,11 @@ def test_the_summary_ranks():
     }
 
 
+def test_one_object_without_a_front_has_no_rank_correlation():
+    found = summary([replace(ROW, faces=None)])
+    assert all(math.isnan(found[name]) for name in ("spearman", "spearman_faces", "auc"))
+
+
 @pytest.mark.parametrize(
     "positive, negative, area", [([1, 2], [0, 0.5], 1.0), ([0], [1], 0.0), ([1, 0], [0], 0.75)]
 )
@@ -68,14 +84,20 @@ def test_finished_runs_are_named_by_their_prompt(tmp_path):
     assert (prompt, version, len(one)) == ("a green mug", "finished, seed 1", 50)
 
 
-def test_the_command_prints_one_line(monkeypatch, capsys):
+def test_the_command_prints_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(scores, "EACH", 2)
     monkeypatch.setattr(scores, "TRUE_VIEWS", 8)
     threads = torch.get_num_threads()
     scores.main(True, ["a green mug"], 96, None)
     torch.set_num_threads(threads)
-    found = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    headings, rule, *rows = printed.err.splitlines()
+    assert len(rows) == 2 and {one.count("|") for one in (headings, rule, *rows)} == {len(HEADINGS) + 1}
     assert {"spearman", "auc", "evaluations", "splats"} <= found.keys()
     assert found["splats"] == 2 and found["evaluations"] == 96
+    (tmp_path / "splat-1-0.ply").touch()
+    with pytest.raises(SystemExit, match="splat-1-0"):
+        list(finished_in(tmp_path))
     with pytest.raises(SystemExit, match="a grey elephant"):
         scores.main(True, ["a grey elephant"], 96, None)

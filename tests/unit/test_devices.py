@@ -23,6 +23,7 @@ from lucid_core.guidance.mixing import GuidanceSource
 from lucid_core.optimize.densify import Densify
 from lucid_core.optimize.radiance import FieldConfig, distil_field
 from lucid_core.rasterize import reference
+from lucid_core.score.classifier import JudgeSettings, judge
 from lucid_core.settings import replace_settings
 from lucid_core.starts.shapes import PointCloud
 
@@ -91,6 +92,16 @@ def compute(op, args, kwargs):
     return (
         wrapped if name == "_to_copy" or not there else return_and_correct_aliasing(op, args, kwargs, wrapped)
     )
+
+
+class AppleGpu(PretendedGpu):
+    """It has no float64."""
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        out = super().__torch_dispatch__(op, types, args, kwargs)
+        made = [x for x in tree_leaves(out) if isinstance(x, OnGpu)]
+        assert all(x.dtype != torch.float64 for x in made), f"{op} makes float64 on the GPU"
+        return out
 
 
 def held(x):
@@ -165,6 +176,19 @@ def test_hints_and_fixed_splats_come_along(gpu):
     other = PointCloud(count=20, size=0.5).splats(1)
     hints = tuple(Hint(kind, guide) for kind in KINDS for guide in (None, other))
     assert len(steps_of(hints=hints, fixed=other)) == 4
+
+
+def test_the_judge_keeps_to_the_devices():
+    """Its verdict lies on the CPU, with the numbers of a prior that is there."""
+    found, images = [], torch.rand(4, *disc([0.0, 0, 0]).shape[2:], 3)
+    for prior, device in ((WishPrior(), torch.device("cpu")), (PriorOnGpu(), GPU)):
+        with AppleGpu():
+            texts = [normal(disc([0.2 * k, 0.2, 0.1]), 0.1).to(device) for k in range(5)]
+            verdict = judge(
+                prior, images, Prompts(tuple(texts[:4]), texts[4], texts[4]), JudgeSettings(4, 32)
+            )
+        found.append(verdict.log_errors)
+    assert not isinstance(found[1], OnGpu) and torch.equal(*found)
 
 
 def test_the_device_changes_no_number():

@@ -114,6 +114,12 @@ def test_other_texts_are_compared_by_the_word_of_each_view():
     )
 
 
+def test_views_may_be_spaced_unequally():
+    azimuth_deg = torch.tensor([0.0, 72, 144, 288])
+    verdict = judge(GaussianPrior(), turntable([0, 1, 2, 1]), prompts_of(), SMALL, azimuth_deg=azimuth_deg)
+    assert verdict.word.tolist() == verdict.best_word.tolist() == [0, 1, 2, 1]
+
+
 @pytest.mark.parametrize("views, most, texts, levels", [(12, 300, 4, 6), (12, 300, 7, 3), (4, 32, 4, 2)])
 def test_evaluations_are_limited(views, most, texts, levels):
     settings, prior, seen = JudgeSettings(views, most), GaussianPrior(), []
@@ -168,6 +174,8 @@ def test_the_report_is_json_and_its_chart_shows_a_second_face():
     pictures = [chart(report) for report in reports]
     assert all(picture.shape == (HEIGHT, WIDTH, 3) for picture in pictures)
     assert not torch.equal(*pictures) and pictures[0].min() >= 0 and pictures[0].max() <= 1
+    of_pictures = {name: MEASURES[name] for name in ("saturation", "brightness", "high_frequency")}
+    assert not torch.equal(chart(Report(true, "a mug", of_pictures)), pictures[0])
     assert "no second face" in reports[0].lines()[0] and "a second face" in reports[1].lines()[0]
 
 

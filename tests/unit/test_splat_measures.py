@@ -54,7 +54,7 @@ def test_floaters_are_the_opacity_outside_the_largest_part():
 
 
 def test_splats_are_counted_and_their_aspect_is_longest_by_middle():
-    found = measure_splats(ball(500))
+    found = measure_splats(ball(500), torch.zeros(1, 8, 8))
     assert found["splats"] == 500 and found["aspect"] == pytest.approx([3, 3])
 
 
@@ -74,6 +74,7 @@ def test_colours_of_the_object_alone():
     assert found["saturation"] == pytest.approx([0.75] * 3) and found["brightness"] == pytest.approx(
         [0.8] * 3
     )
+    assert "fog" not in found  # a silhouette of pictures has none
     empty = measure_views(images, torch.zeros_like(alpha))
     assert empty["saturation"] == [0, 0, 0]
 
