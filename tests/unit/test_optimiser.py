@@ -10,7 +10,7 @@ from raising import raises
 from lucid_core import rasterize as rasterizers
 from lucid_core.errors import BadSetting, NotFinite
 from lucid_core.optimize import augment, losses, schedule
-from lucid_core.optimize import step as module
+from lucid_core.optimize import gaussians as module
 from lucid_core.optimize.config import Augmentation, DreamConfig, LearningRates, Task
 from lucid_core.settings import replace_settings
 from lucid_core.splats import parameters
