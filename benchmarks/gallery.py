@@ -34,11 +34,14 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=COLUMNS)
     args = parser.parse_args()
     turning = torch.stack([turn(ply.read(file)) for file in args.files], 1)  # (FRAMES, files, S, S, 3)
-    first, *others = (Image.fromarray(contact_sheet(frame, args.columns)) for frame in turning)
-    colors = first.quantize(256)  # one palette: frames that differ by their palettes flicker
+    sheets = [contact_sheet(frame, args.columns) for frame in turning]
+    # One palette of all sides: frames that differ by their palettes flicker.
+    colors = Image.fromarray(np.concatenate(sheets[::6])).quantize(256)
     palette = np.array(colors.getpalette()).reshape(-1, 3)
     palette[palette.min(1) > 255 * ALMOST_WHITE - 5] = 255  # the mean of the white and its neighbours
-    images = [image.quantize(palette=colors, dither=Image.Dither.NONE) for image in (first, *others)]
+    images = [
+        image.quantize(palette=colors, dither=Image.Dither.NONE) for image in map(Image.fromarray, sheets)
+    ]
     for image in images:
         image.putpalette(palette.ravel().tolist())
     first, *others = images
