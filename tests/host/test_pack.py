@@ -7,7 +7,7 @@ import sys
 from .graphs import ROOT
 
 SCRIPT = """
-import asyncio, importlib.util, json, sys, time
+import asyncio, gc, importlib.util, json, sys, time
 
 def load(name, path, **location):
     spec = importlib.util.spec_from_file_location(name, path, **location)
@@ -23,6 +23,7 @@ if launch.needs_repair():
 import comfy.options
 comfy.options.enable_args_parsing()
 import comfy.controlnet, comfy.samplers, comfy.sd, comfy_api.latest, folder_paths  # as the host's nodes do
+gc.freeze()  # a collection would walk over all that the host has loaded, and be counted as ours
 before, begun = set(sys.modules), time.process_time()
 module = load("lucid_ism", pack + "/__init__.py", submodule_search_locations=[pack])
 nodes = asyncio.run(asyncio.run(module.comfy_entrypoint()).get_node_list())
