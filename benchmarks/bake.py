@@ -71,8 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(as_json: bool, prompt: str, splat: Path | None, size: int, resolution: int) -> None:
+    try:
+        thing = world.thing_of(prompt)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
     FOLDER.mkdir(parents=True, exist_ok=True)
-    thing = world.parse(prompt)
     name = splat.stem if splat else prompt.replace(" ", "-")
     splats = ply.read(splat) if splat else cover(thing)
     mesh = mesh_of(solidify(splats, Solid(), Renderer("numba")), resolution)

@@ -57,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(as_json: bool, prompts: list[str]) -> None:
+    try:
+        for prompt in prompts:
+            world.thing_of(prompt)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
     rows = {prompt: run(prompt) for prompt in prompts}
     if as_json:
         print(json.dumps({prompt: vars(row) for prompt, row in rows.items()}))
@@ -69,9 +74,7 @@ def main(as_json: bool, prompts: list[str]) -> None:
 
 def run(prompt: str, **budget: int) -> Row:
     """Generate, fit and refine as the workflow does; `budget` replaces steps of both runs."""
-    thing = world.parse(prompt)
-    if thing is None:
-        raise SystemExit(f"error: {prompt!r} names no object of the demo world; demo/README.md lists them")
+    thing = world.thing_of(prompt)
     inputs = {node["class_type"]: node["inputs"] for node in json.loads(WORKFLOW.read_text("utf-8")).values()}
     preset = lambda node, names: {name: inputs[node][f"preset.{name}"] for name in names}
     fit, targets, dream = (

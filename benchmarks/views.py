@@ -110,8 +110,7 @@ def pictures_of(prompt: str, views: int = VIEWS, size: int = SIZE) -> PosedImage
 
 def _look(prompt: str, azimuth: torch.Tensor, elevation: torch.Tensor, size: int) -> PosedImages:
     """True pictures of the object from angles (V,), on white with masks."""
-    thing = world.parse(prompt)
-    assert thing is not None
+    thing = world.thing_of(prompt)
     fovy, radius = torch.full_like(azimuth, math.radians(FOVY_DEG)), torch.full_like(azimuth, RADIUS)
     rgb, mask = world.render(thing, azimuth, elevation, fovy, size, radius=radius, supersample=4)
     cameras = orbit(azimuth, elevation, radius, fovy, size, size)

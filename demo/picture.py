@@ -26,9 +26,7 @@ def draw(prompt: str = PROMPT, azimuth_deg: float = AZIMUTH_DEG, size: int = SIZ
 
     Raises ValueError unless the prompt names one object and one colour of the world.
     """
-    thing = world.parse(prompt)
-    if thing is None:
-        raise ValueError(f"{prompt!r} names no object of the demo world; demo/README.md lists them")
+    thing = world.thing_of(prompt)
     angles = (math.radians(x) for x in (azimuth_deg, score.ELEVATION_DEG, score.FOVY_DEG))
     rgb, alpha = world.render(thing, *angles, size, fill=score.FILL, background=0.0, supersample=4)
     color = rgb[0] / np.maximum(alpha[0, ..., None], 1e-6)

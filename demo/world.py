@@ -35,6 +35,14 @@ class Thing:
             raise ValueError(f"the demo world has no {self.kind!r}; choose one of {', '.join(KINDS)}")
 
 
+def thing_of(prompt: str) -> Thing:
+    """The object that `prompt` names. Raises ValueError unless `parse` finds one."""
+    thing = parse(prompt)
+    if thing is None:
+        raise ValueError(f"{prompt!r} names no object of the demo world; demo/README.md lists them")
+    return thing
+
+
 def parse(prompt: str) -> Thing | None:
     """The object that `prompt` names; None unless it names exactly one object and one colour of the world
     (synonyms count).

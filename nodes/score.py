@@ -11,10 +11,10 @@ from ..lucid_core.conditioning.view_prompts import VIEWS
 from ..lucid_core.errors import BadInput
 from ..lucid_core.rasterize import Renderer
 from ..lucid_core.score.chart import chart
-from ..lucid_core.score.classifier import TOGETHER, WORDS, JudgeSettings, judge, require_turntable
+from ..lucid_core.score.classifier import TOGETHER, WORDS, JudgeSettings, judge
 from ..lucid_core.score.measures import Numbers, measure_splats, measure_views, silhouette_of, similarity
 from ..lucid_core.score.report import Report
-from ..lucid_core.score.views import turntable_views
+from ..lucid_core.score.views import pick_views, turntable_views
 from ..lucid_core.settings import require
 from . import host
 from .guidance import missing
@@ -165,7 +165,7 @@ class LucidScore(IO.ComfyNode):
                 pictures, measures = measure_splat(splat, views, resolution, elevation, backend)
                 azimuth_deg = None
             else:
-                pictures, azimuth_deg = pictures_of(image, views, resolution)
+                pictures, azimuth_deg = pick_views(image, views, resolution)
                 measures = measure_views(pictures, silhouette_of(pictures))
             asked = len(pictures) * number_of_texts(names)
             progress = host.Progress(settings.levels(len(pictures), number_of_texts(names)) * asked)
@@ -236,23 +236,3 @@ def measure_splat(
     one, check = host.one_splat(splat), lambda done, picture: host.check_interrupt()
     pictures, alpha = turntable_views(one, views, size, elevation, Renderer(backend), check)
     return pictures, {**measure_views(pictures, alpha), **measure_splats(one, alpha)}
-
-
-def pictures_of(image: torch.Tensor, views: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """At most `views` pictures (V, size, size, 3) of the turntable `image`, and their azimuths (V,) in
-    degrees.
-
-    Raises BadInput for pictures that are not square, and what `require_turntable` raises.
-    """
-    with torch.inference_mode(False):
-        pictures = torch.clone(image[..., :3].cpu().float())
-        require_turntable(pictures)
-        count, height, width = pictures.shape[:3]
-        if height != width:
-            raise BadInput("image", f"is {width} x {height} pixels; render square views, of the model's size")
-        chosen = torch.arange(min(views, count)) * count // min(views, count)
-        pictures = pictures[chosen].clamp(0, 1)
-        if height != size:
-            planes = torch.nn.functional.interpolate(pictures.movedim(-1, 1), (size, size), mode="area")
-            pictures = planes.movedim(1, -1)
-        return pictures, chosen * (360 / count)

@@ -21,7 +21,7 @@ START = FieldStart(resolution=64, size=1.2, extent=2.4)  # the size of the splat
 
 @dataclass(frozen=True)
 class FieldCase:
-    """A case of `benchmarks quality`; `field`: (start, settings) of a field in the place of its splat."""
+    """A case of `benchmarks quality`. field: start and settings of a field; None = optimise a splat."""
 
     case: Case
     field: tuple[FieldStart, FieldConfig] | None

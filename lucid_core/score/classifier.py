@@ -129,8 +129,8 @@ class Verdict:
     def score(self) -> float:
         """`fit` plus the margin against the negative prompt.
 
-        With -ln e in the place of the log-likelihood, this is that of the model with a classifier-free
-        guidance scale of 2: log p(x) + 2 (log p(x | text) - log p(x)).
+        Where -ln e stands for the log-likelihood, this is the log-likelihood under classifier-free guidance
+        with scale 2: log p(x) + 2 (log p(x | text) - log p(x)).
         """
         return self.fit + self.margin_against(NEGATIVE).mean
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ..cameras import frame_splats, rotate
+from ..errors import BadInput
 from ..rasterize import Renderer, to_device
 from ..splats import Splats
+from .classifier import require_turntable
 
 FOVY_DEG = 30.0
 
@@ -41,3 +43,26 @@ def turntable_views(
         alphas.append(view.alpha[..., 0].cpu())
         report(len(images), images[-1][0])
     return torch.cat(images), torch.cat(alphas)
+
+
+def pick_views(image: Tensor, views: int, size: int) -> tuple[Tensor, Tensor]:
+    """At most `views` pictures (V, size, size, 3) of a turntable (B, H, W, 3 or 4), and their azimuths (V,)
+    in degrees. Transparent pictures are put on white.
+
+    Raises BadInput for pictures that are not square, and what `require_turntable` raises.
+    """
+    with torch.inference_mode(False):
+        pictures = torch.clone(image.cpu().float())
+        if pictures.shape[-1] == 4:
+            alpha = pictures[..., 3:]
+            pictures = pictures[..., :3] * alpha + 1 - alpha
+        require_turntable(pictures)
+        count, height, width = pictures.shape[:3]
+        if height != width:
+            raise BadInput("image", f"is {width} x {height} pixels; render square views, of the model's size")
+        chosen = torch.arange(min(views, count)) * count // min(views, count)
+        pictures = pictures[chosen].clamp(0, 1)
+        if height != size:
+            planes = torch.nn.functional.interpolate(pictures.movedim(-1, 1), (size, size), mode="area")
+            pictures = planes.movedim(1, -1)
+        return pictures, chosen * (360 / count)

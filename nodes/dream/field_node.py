@@ -22,10 +22,10 @@ from ..inputs import (
     replace_from_widgets,
     seed_input,
 )
-from ..types import LucidCamerasType, LucidFieldType, LucidGuidanceType
+from ..types import LucidFieldType
 from .checkpoints import CheckpointWriter
 from .field_session import FieldSession, FieldSubject, turned_field
-from .inputs import checkpoint_inputs, preview_input, resume_inputs
+from .inputs import checkpoint_inputs, guidance_inputs, preview_input, resume_inputs, x0_preview_input
 from .node import OF_PRESET
 from .preview import Preview
 
@@ -45,15 +45,7 @@ class LucidDreamField(IO.ComfyNode):
             "Lucid Dream does a splat. A field forms holes and handles that a splat's start lacks.",
             inputs=[
                 LucidFieldType.Input("field", tooltip="Field to start from, from Lucid Field."),
-                LucidGuidanceType.Input(
-                    "guidance",
-                    lazy=True,
-                    tooltip="Guidance method with its model and prompt, from Lucid ISM, Lucid Image "
-                    "Targets, Lucid Baseline or Lucid Mix Guidance.",
-                ),
-                LucidCamerasType.Input(
-                    "cameras", optional=True, tooltip="Training cameras. Empty = the official ranges."
-                ),
+                *guidance_inputs(),
                 IO.DynamicCombo.Input(
                     "preset",
                     options=[
@@ -82,14 +74,7 @@ class LucidDreamField(IO.ComfyNode):
                     optional=True,
                 ),
                 preview_input(),
-                IO.Boolean.Input(
-                    "preview_wanted",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Also show the x0 prediction of the model for one view, to find problems with "
-                    "the prompt. Off = show the field only.",
-                ),
+                x0_preview_input("field"),
                 *checkpoint_inputs("is lost"),
             ],
             outputs=[LucidFieldType.Output(display_name="field", tooltip="The optimised field.")],

@@ -21,7 +21,7 @@ TURNS = 36  # previews in one turn of the camera
 
 @dataclass(frozen=True)
 class FieldSubject:
-    """What a run optimises, in the place of a splat's Subject."""
+    """The field that a run optimises; for fields what `Subject` is for splats."""
 
     start: Field
 

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from comfy_api.latest import IO
 
-from ..types import LucidOptimizerType, LucidSelectionType
+from ..types import LucidCamerasType, LucidGuidanceType, LucidOptimizerType, LucidSelectionType
+
+
+def guidance_inputs() -> list[IO.Input]:
+    """What guides a run, and from where."""
+    return [
+        # lazy, so that `check_lazy_status` can check the settings before a model is loaded
+        LucidGuidanceType.Input(
+            "guidance",
+            lazy=True,
+            tooltip="Guidance method with its model and prompt, from Lucid ISM, Lucid Image Targets, Lucid "
+            "Baseline or Lucid Mix Guidance.",
+        ),
+        LucidCamerasType.Input(
+            "cameras", optional=True, tooltip="Training cameras. Empty = the official ranges."
+        ),
+    ]
 
 
 def setting_inputs() -> list[IO.Input]:
@@ -93,3 +109,15 @@ def checkpoint_inputs(stopped: str = "saves only its splat") -> list[IO.Input]:
             "older ones are deleted when a run ends. Renamed files are never deleted.",
         ),
     ]
+
+
+def x0_preview_input(shown: str) -> IO.Input:
+    """Whether previews show the model's prediction beside `shown`."""
+    return IO.Boolean.Input(
+        "preview_wanted",
+        default=False,
+        optional=True,
+        advanced=True,
+        tooltip="Also show the x0 prediction of the model for one view, to find problems with the prompt. "
+        f"Off = show the {shown} only.",
+    )

@@ -22,9 +22,15 @@ from ..inputs import (
     replace_from_widgets,
     seed_input,
 )
-from ..types import LucidCamerasType, LucidGuidanceType
 from .checkpoints import CheckpointWriter, start_of
-from .inputs import checkpoint_inputs, preview_input, resume_inputs, setting_inputs
+from .inputs import (
+    checkpoint_inputs,
+    guidance_inputs,
+    preview_input,
+    resume_inputs,
+    setting_inputs,
+    x0_preview_input,
+)
 from .preview import Preview
 from .session import Session
 
@@ -51,16 +57,7 @@ class LucidDream(IO.ComfyNode):
                 IO.Splat.Input(
                     "splat", tooltip="Splat to start from: Lucid Point Cloud, or any other splat."
                 ),
-                # lazy, so that `check_lazy_status` can check the settings before a model is loaded
-                LucidGuidanceType.Input(
-                    "guidance",
-                    lazy=True,
-                    tooltip="Guidance method with its model and prompt, from Lucid ISM, Lucid Image "
-                    "Targets, Lucid Baseline or Lucid Mix Guidance.",
-                ),
-                LucidCamerasType.Input(
-                    "cameras", optional=True, tooltip="Training cameras. Empty = the official ranges."
-                ),
+                *guidance_inputs(),
                 *setting_inputs(),
                 IO.DynamicCombo.Input(
                     "preset",
@@ -87,14 +84,7 @@ class LucidDream(IO.ComfyNode):
                     "origin.",
                 ),
                 preview_input(),
-                IO.Boolean.Input(
-                    "preview_wanted",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Also show the x0 prediction of the model for one view, to find problems with "
-                    "the prompt. Off = show the splat only.",
-                ),
+                x0_preview_input("splat"),
                 *checkpoint_inputs(),
             ],
             outputs=[

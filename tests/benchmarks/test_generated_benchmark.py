@@ -12,4 +12,4 @@ def test_it_measures_what_was_generated_fitted_and_refined():
 
 def test_an_unknown_object_is_refused():
     with pytest.raises(SystemExit, match="a teapot"):
-        generated.run("a teapot")
+        generated.main(False, ["a teapot"])

@@ -17,7 +17,7 @@ START = {"shape": "ball", "size": 1.2, "extent": 2.4, "resolution": 24, "color":
 
 
 def dream(steps=3, **inputs):
-    """text_to_splat with a small field in the place of the splat: (graph, id of Lucid Dream Field)."""
+    """text_to_splat, but with a small field as the start: (graph, id of Lucid Dream Field)."""
     graph = Graph(workflow())
     run, old = node_of(graph, "LucidDream"), graph[node_of(graph, "LucidDream")]["inputs"]
     for name in ("LucidPointCloud", "LucidSave", "PreviewGaussianSplat"):

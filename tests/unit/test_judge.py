@@ -14,6 +14,7 @@ from lucid_core.score.chart import HEIGHT, WIDTH, chart
 from lucid_core.score.classifier import NEGATIVE, WORDS, JudgeSettings, Verdict, judge, noise_levels
 from lucid_core.score.report import Report
 from lucid_core.score.sheet import caption, contact_sheet, side_by_side
+from lucid_core.score.views import pick_views
 
 from .priors import GaussianPrior
 
@@ -112,6 +113,13 @@ def test_other_texts_are_compared_by_the_word_of_each_view():
     assert verdict.margin_against(NEGATIVE + 2).mean == pytest.approx(
         verdict.margin_against(NEGATIVE).mean, abs=1e-5
     )
+
+
+def test_transparent_pictures_are_put_on_white():
+    clear = torch.cat([torch.full((4, 8, 8, 3), 0.2), torch.full((4, 8, 8, 1), 0.25)], -1)
+    pictures, azimuth_deg = pick_views(clear, 4, 8)
+    assert pictures.shape == (4, 8, 8, 3) and torch.allclose(pictures, torch.tensor(0.25 * 0.2 + 0.75))
+    assert azimuth_deg.tolist() == [0, 90, 180, 270]
 
 
 def test_views_may_be_spaced_unequally():
