@@ -19,6 +19,7 @@ if not compat.missing_parts():
     from .compare import LucidBestOf, LucidCompare, LucidSeeds
     from .control import LucidControlNet
     from .dream import LucidDream, LucidDreamField
+    from .edit import LucidEditImage
     from .export import LucidSave
     from .field import LucidField, LucidFieldToMesh, LucidFieldToSplat, LucidRenderField
     from .fit import LucidFit
@@ -77,6 +78,7 @@ def node_list() -> list[type]:
         LucidMix,
         LucidOptimizer,
         LucidTargets,
+        LucidEditImage,
         LucidFit,
         LucidField,
         LucidDreamField,

@@ -85,6 +85,7 @@ NODES = {  # id -> display name
     "LucidControlNet": "Lucid ControlNet",
     "LucidDream": "Lucid Dream",
     "LucidDreamField": "Lucid Dream Field",
+    "LucidEditImage": "Lucid Edit Image",
     "LucidField": "Lucid Field",
     "LucidFieldToMesh": "Lucid Field to Mesh",
     "LucidFieldToSplat": "Lucid Field to Splat",
