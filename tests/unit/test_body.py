@@ -71,7 +71,7 @@ def test_the_body_is_one_closed_surface_around_its_joints(pose):
 @pytest.mark.parametrize("pose", ["A pose", "T pose"])
 def test_a_pose_that_stands_is_symmetric(pose):
     across = Body(pose).mesh().vertices[:, 0]
-    assert -across.min() == pytest.approx(across.max(), abs=0.005)
+    assert float(-across.min()) == pytest.approx(float(across.max()), abs=0.005)
 
 
 def test_the_height_scales_both():
