@@ -128,6 +128,20 @@ def test_sockets_that_fit_are_connected_and_others_are_refused(editor):
     assert editor.links() == [("LucidPointCloud", "splat", "LucidDream", "splat")]
 
 
+def test_a_link_dropped_on_the_canvas_suggests_our_nodes(editor):
+    """The page knows them by the types of their sockets. The one that is chosen is connected."""
+    editor.add("LucidDream", 700, 150)
+    entries = editor.page.locator(".litecontextmenu .litemenu-entry")
+    for socket, node in [("cameras", "LucidCameras"), ("guidance", "LucidISM")]:
+        editor.page.keyboard.press("Escape")
+        editor.drag(editor.socket("LucidDream", socket), (300, 700))
+        entries.get_by_text(node, exact=True).wait_for()
+    assert {"LucidISM", "LucidBaseline", "LucidMix", "LucidTargets"} <= {*entries.all_inner_texts()}
+    entries.get_by_text("LucidISM", exact=True).click()
+    editor.page.wait_for_function("() => app.canvas.graph.nodes.length === 2")
+    assert editor.links() == [("LucidISM", "guidance", "LucidDream", "guidance")]
+
+
 def test_lucid_controlnet_takes_both_kinds_of_controlnet(editor):
     editor.add("LucidControlNet", 600, 100)
     for y, (kind, output) in enumerate(
