@@ -285,7 +285,7 @@ class CameraRanges:
         radius = torch.lerp(*radii, u_radius)
         fovy = torch.lerp(*fovys, u_fovy).deg2rad()
         cameras = self._jitter(orbit(azimuth, elevation, radius, fovy, width, height), generator)
-        if self.close_up:
+        if self.close_up and self.close_up.share:
             cameras = self.close_up.apply(cameras, generator)
         return Views(cameras, azimuth, elevation)
 
