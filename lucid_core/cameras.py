@@ -382,10 +382,21 @@ def rotate(camera: Cameras, azimuth_rad: Tensor, centre: Tensor) -> Cameras:
 def frame_splats(
     splats: Splats, elevation_rad: float, fovy_rad: float, width: int, height: int
 ) -> tuple[Splats, Cameras]:
-    """Centre and rescale `splats`, and return them with a camera (1) at their front that frames them.
+    """Centre and rescale `splats`, and return them with a camera (1) at their front that frames them, as
+    `framing` says.
+    """
+    centre, distance = framing(splats, fovy_rad)
+    factor = VIEWING_DISTANCE / distance
+    one = torch.ones(1)
+    camera = orbit(0 * one, elevation_rad * one, VIEWING_DISTANCE * one, fovy_rad * one, width, height)
+    return replace(splats, means=(splats.means - centre) * factor, scales=splats.scales * factor), camera
 
-    The frame contains the nearest 99% of the visible Gaussians, to three standard deviations. The others are
-    taken as outliers.
+
+def framing(splats: Splats, fovy_rad: float) -> tuple[Tensor, float]:
+    """The point (3,) in the middle of `splats`, and the distance from which a view of it contains the nearest
+    99% of the visible Gaussians, to three standard deviations.
+
+    The others are taken as outliers.
     """
     solid = (
         splats.map(lambda x: x[splats.opacities >= 1 / 255])
@@ -395,10 +406,7 @@ def frame_splats(
     centre = torch.from_numpy(np.median(solid.means.numpy(), axis=0))
     reach = ((solid.means - centre).norm(dim=-1) + 3 * solid.scales.amax(-1)).sort().values
     extent = float(reach[math.ceil(0.99 * len(reach)) - 1].clamp_min(1e-12))
-    factor = VIEWING_DISTANCE * 0.95 * math.sin(fovy_rad / 2) / extent
-    one = torch.ones(1)
-    camera = orbit(0 * one, elevation_rad * one, VIEWING_DISTANCE * one, fovy_rad * one, width, height)
-    return replace(splats, means=(splats.means - centre) * factor, scales=splats.scales * factor), camera
+    return centre, extent / (0.95 * math.sin(fovy_rad / 2))
 
 
 def from_viewing_distance(splats: Splats, camera: Cameras, target: Tensor) -> tuple[Splats, Cameras]:
