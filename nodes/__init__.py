@@ -15,7 +15,8 @@ log = logging.getLogger(__name__)
 
 if not compat.missing_parts():
     from .bake import LucidBakeTexture, LucidSolidSplat
-    from .cameras import LucidCameras
+    from .body import LucidBody
+    from .cameras import LucidCameras, LucidCloseUp
     from .compare import LucidBestOf, LucidCompare, LucidSeeds
     from .control import LucidControlNet
     from .dream import LucidDream, LucidDreamField
@@ -90,4 +91,6 @@ def node_list() -> list[type]:
         LucidSeeds,
         LucidBestOf,
         LucidCompare,
+        LucidBody,
+        LucidCloseUp,
     ]
