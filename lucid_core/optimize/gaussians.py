@@ -24,6 +24,7 @@ from .selection import join_splats
 
 COLORS = ("sh0", "shN")
 EPS = 1e-15  # of Adam
+DARKEST = 0.5 / 255  # base colour
 
 
 class Gaussians(Representation[Splats]):
@@ -168,5 +169,8 @@ def of_first(n: int, info: RenderInfo) -> RenderInfo:
 
 @torch.no_grad()
 def clamp_colors(params: dict[str, Parameter]) -> None:
-    """Clamp the base colours to [0, 1]; a guidance at high cfg drives them beyond what an image can show."""
-    params["sh0"].clamp_(-0.5 / SH_C0, 0.5 / SH_C0)
+    """Clamp the base colours to what an image can show; a guidance at high cfg drives them beyond.
+
+    They stay above 0: renderers cut colours off at 0, where they have no gradient and would stay black.
+    """
+    params["sh0"].clamp_((DARKEST - 0.5) / SH_C0, 0.5 / SH_C0)
