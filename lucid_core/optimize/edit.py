@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -104,7 +105,7 @@ def edit_picture(
             g = guidance.gradient(prior, latents, conds, progress, generator)
             latents = latents - config.rate * (1 - progress) * allowed * g / guidance.weight
             require_finite({"the gradient": g}, step + 1, config.steps)
-            yield Edited(step + 1, lambda z=latents: compose(prior, z, picture, seen), seen)
+            yield Edited(step + 1, partial(compose, prior, latents, picture, seen), seen)
     except RuntimeError as error:
         if isinstance(error, OutOfMemory) or not is_out_of_memory(error):
             raise
