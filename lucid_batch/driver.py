@@ -124,28 +124,28 @@ def go_on(options: Options) -> str:
     return f"python -m lucid_batch {shlex.join(options.words)}"
 
 
-def dry_run(options: Options, plan: Plan, stream: Any = None) -> int:
+def dry_run(options: Options, plan: Plan) -> int:
     """Print what would be done; nothing is started and nothing is written."""
     store = Store(options.out)
     known = local_hashes(options, plan.jobs)
     jobs = with_keys(plan.jobs, known)
-    done = [job for job in jobs if store.is_done(job.key)]
-    say = lambda line: print(line, file=stream or sys.stdout)
-    for job in jobs:
-        say(f"{'done' if job in done else 'run ':4}  {job.key}  line {job.line}: {job.label}")
-    for row in plan.bad:
-        say(f"skip  {row}")
-    unknown = [name for name, digest in known.items() if not digest]
+    done = {job.key for job in jobs if store.is_done(job.key)}
+    lines = [
+        f"{'done' if job.key in done else 'run '}  {job.key}  line {job.line}: {job.label}" for job in jobs
+    ]
+    lines += [f"skip  {row}" for row in plan.bad]
     where = f"servers {', '.join(options.servers)}" if options.servers else f"Ray at {options.address}"
     repeated = len(plan.jobs) - len(jobs)
-    say(
+    lines.append(
         f"{len(jobs) - len(done)} to run, {len(done)} done, {repeated} repeated, {len(plan.bad)} bad rows; "
         f"workers: {where}; results: {options.out}"
     )
+    unknown = [name for name, digest in known.items() if not digest]
     if unknown and not options.servers:
-        say(
-            f"Not on this machine, and so hashed by the workers, which changes the keys: {', '.join(unknown)}"
+        lines.append(
+            f"Not on this machine, so the workers hash them, which changes the keys: {', '.join(unknown)}"
         )
+    print("\n".join(lines))
     return 0
 
 

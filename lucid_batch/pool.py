@@ -79,7 +79,8 @@ def room(nodes: list[tuple[int, int]], workers: int) -> tuple[int, int, int]:
             raise Mistake(f"there are {gpus} GPUs; --workers {wanted} is more")
     else:
         able = [(cpu, sys.maxsize) for cpu, _ in nodes]
-    for cpus in range(max((cpu for cpu, _ in able), default=0), 0, -1):
+    most = max if workers else min  # the default puts a worker on every machine
+    for cpus in range(most((cpu for cpu, _ in able), default=0), 0, -1):
         if sum(min(cpu // cpus, gpu) for cpu, gpu in able) >= wanted:
             return wanted, cpus, 1 if gpus else 0
     raise Mistake(f"there are {sum(cpu for cpu, _ in able)} CPUs; --workers {wanted} is more")
@@ -108,7 +109,10 @@ class RayPool:
     ) -> None:
         self.ray, self.clock, self._wanted = ray, clock, wanted
         self._specs = {spec.name: spec for spec in specs}
-        self._options = {"num_cpus": cpus, "num_gpus": gpus, "max_concurrency": THREADS}
+        self._options = {
+            **{"num_cpus": cpus, "num_gpus": gpus, "max_concurrency": THREADS},
+            "scheduling_strategy": "SPREAD",
+        }
         self._actors: dict[str, Any] = {}
         self._refs: dict[Any, tuple[str, str]] = {}  # reference -> ("start" or "run", worker)
         self._asked: dict[str, Any] = {}  # worker -> reference of its progress

@@ -114,12 +114,12 @@ class Scheduler:
 
     def _pull(self, worker: str) -> Job | None:
         """The next job for a worker, claimed; one that it has not tried yet if there is any."""
-        tried = lambda job: any(one["worker"] == worker for one in self.attempts.get(job.key, []))
+        tried = {key for key, made in self.attempts.items() if any(one["worker"] == worker for one in made)}
         for again in (False, True):
             place = 0
             while place < len(self.waiting):
                 job = self.waiting[place]
-                if worker in self.unfit.get(job.key, {}) or tried(job) != again:
+                if worker in self.unfit.get(job.key, {}) or (job.key in tried) != again:
                     place += 1
                     continue
                 del self.waiting[place]
@@ -206,7 +206,9 @@ class Scheduler:
     def _drop_unfit(self, alive: Iterable[str]) -> None:
         """Give up the jobs that no living worker can do."""
         names = set(alive)
-        for job in [job for job in self.waiting if names and names <= set(self.unfit.get(job.key, {}))]:
+        if not (self.unfit and names):
+            return
+        for job in [job for job in self.waiting if names <= set(self.unfit.get(job.key, {}))]:
             self.waiting.remove(job)
             if self._claim(job):
                 self._give_up(job, "; ".join(dict.fromkeys(self.unfit[job.key].values())))

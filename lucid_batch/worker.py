@@ -148,8 +148,13 @@ class Worker:
             )
         self.output.mkdir(parents=True, exist_ok=True)
         server = Server(
-            *(Path(spec.comfyui), base, self.output / "server.log"),
-            **{"timeout_s": spec.start_s, "flags": spec.flags, "output": self.output, "python": spec.python},
+            Path(spec.comfyui),
+            base,
+            self.output / "server.log",
+            timeout_s=spec.start_s,
+            flags=spec.flags,
+            output=self.output,
+            python=spec.python,
         )
         server.launcher = Path(spec.launcher) if spec.launcher else None
         self.server = server
@@ -239,8 +244,10 @@ class Worker:
 
     def _resumable(self, graph: Graph) -> list[str]:
         """The nodes of a graph that can go on from a checkpoint."""
-        optional = lambda node: self._info[node["class_type"]].get("input", {}).get("optional", {})
-        return [name for name, node in graph.items() if "resume" in optional(node)]
+        inputs = {kind: one.get("input", {}) for kind, one in self._info.items()}
+        return [
+            name for name, node in graph.items() if "resume" in inputs[node["class_type"]].get("optional", {})
+        ]
 
     def _tidy(self, key: str) -> None:
         """Delete the checkpoints of the job before, and note the new one."""
