@@ -190,9 +190,20 @@ def run(options: Options) -> int:
     stop = Stop()
     try:
         checkpoints.rescue_all(store)
+        if all_done(options, plan, store):
+            Gallery(store).write()
+            print(f"all {len(plan.jobs)} jobs are done; {store.root / 'index.html'}", file=sys.stderr)
+            return 0
         return run_on_ray(options, plan, store, stop)
     finally:
         store.close()
+
+
+def all_done(options: Options, plan: Plan, store: Store) -> bool:
+    """Whether there is nothing to do, as far as this machine knows; False if it does not."""
+    hashes = local_hashes(options, plan.jobs)
+    known = bool(options.servers) or all(hashes.values())
+    return known and all(store.is_done(job.key) for job in with_keys(plan.jobs, hashes))
 
 
 def require_comfyui(options: Options) -> None:

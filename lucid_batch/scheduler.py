@@ -90,6 +90,7 @@ class Scheduler:
         of all, whether they are ready or not.
         """
         alive = dict.fromkeys(workers)
+        known = set(alive)
         while alive and not stopping() and (self.waiting or self.running or self.elsewhere):
             self._look_elsewhere()
             self._hand_out()
@@ -99,8 +100,10 @@ class Scheduler:
                 if event.kind == "gone":
                     alive.pop(event.worker, None)
                 self.take(event)
-            self._drop_unfit(alive)
+            self._drop_unfit(known)
             self.changed("")
+            if not (self.running or self.elsewhere) and self._are_unfit(self.waiting, set(alive)):
+                break  # those who could do the rest are gone
 
     def _hand_out(self) -> None:
         for worker in list(self.idle):
@@ -194,7 +197,7 @@ class Scheduler:
             self._give_up(job, reason)
         else:
             (self.waiting.appendleft if first else self.waiting.append)(job)
-            self.changed(f"{worker}: {job.label}: {reason}; it is tried again")
+            self.changed(f"{worker}: {job.label}: {reason.rstrip('.')}; it is tried again")
 
     def _give_up(self, job: Job, reason: str) -> None:
         self.failed[job.key] = reason
@@ -203,12 +206,15 @@ class Scheduler:
         self.store.give_up(job.key, {**facts, "reason": reason, "attempts": attempts})
         self.changed(f"failed: line {job.line}, {job.label}: {reason}")
 
-    def _drop_unfit(self, alive: Iterable[str]) -> None:
-        """Give up the jobs that no living worker can do."""
-        names = set(alive)
-        if not (self.unfit and names):
+    def _are_unfit(self, jobs: Iterable[Job], workers: set[str]) -> bool:
+        """Whether none of `workers` can do any of the jobs."""
+        return bool(self.unfit) and all(workers <= set(self.unfit.get(job.key, {})) for job in jobs)
+
+    def _drop_unfit(self, workers: set[str]) -> None:
+        """Give up the jobs that no worker can do, not even those that died."""
+        if not self.unfit:
             return
-        for job in [job for job in self.waiting if names <= set(self.unfit.get(job.key, {}))]:
+        for job in [job for job in self.waiting if self._are_unfit([job], workers)]:
             self.waiting.remove(job)
             if self._claim(job):
                 self._give_up(job, "; ".join(dict.fromkeys(self.unfit[job.key].values())))

@@ -27,7 +27,7 @@ from .store import FULL
 STEMS = {".ply": "splat", ".mp4": "video", ".webm": "video", ".glb": "mesh", ".png": "image", ".jpg": "image"}
 NO_SPACE = ("No space left on device", "Disk quota exceeded")
 PAUSES_S = (2.0, 10.0)  # between attempts to start a server
-INTERRUPT_S = 30.0
+INTERRUPT_S = 15.0
 REFUSED_CHECKPOINT = ("OtherRun", "BadFile")
 
 

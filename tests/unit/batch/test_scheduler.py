@@ -132,6 +132,14 @@ def test_a_model_that_no_machine_has_fails_the_job():
     assert len(made.done) == 2
 
 
+def test_jobs_stay_that_only_a_dead_machine_could_do():
+    def answer(worker, key, attempt):
+        return Result("unfit", "no x") if worker == "w0" else Result("down", "it hangs")
+
+    made = scheduled(3, Scripted(2, answer))
+    assert len(made.waiting) == 3 and not made.failed and made.lost_workers == {"w1": "it hangs"}
+
+
 def test_without_workers_the_jobs_stay():
     made = scheduled(3, Scripted(2, lambda *_: Result("down", "no GPU")))
     assert len(made.waiting) == 3 and not made.failed and not made.store.failures
