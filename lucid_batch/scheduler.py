@@ -164,39 +164,43 @@ class Scheduler:
         self.lost_workers[event.worker] = event.reason
         self.changed(f"{event.worker}: {event.reason}")
         if job is not None:
-            self._fail(event.worker, job, f"the worker died: {event.reason}", first=True)
+            self._fail(event.worker, job, f"the worker died: {event.reason}", soon=True)
 
     def _finish(self, worker: str, job: Job, result: Result) -> None:
-        if result.outcome != "down":
-            self.idle[worker] = None
+        if result.outcome == "down":  # not the job's fault; "gone" follows
+            self._put_back(job)
+            return
+        self.idle[worker] = None
         if result.outcome == "done":
             report = {**(result.report or {}), "attempts": self.attempts.get(job.key, [])}
             try:
                 self.made += self.store.publish(job.key, result.files or {}, report)
             except OSError:
-                self.waiting.appendleft(job)
+                self._put_back(job)
                 raise
             self.done.add(job.key)
             self.changed(f"{worker}: done: {job.label}")
         elif result.outcome == "unfit":
+            if not any(reasons.get(worker) == result.reason for reasons in self.unfit.values()):
+                self.changed(f"{worker}: {result.reason}")
             self.unfit.setdefault(job.key, {})[worker] = result.reason
-            self.waiting.appendleft(job)
-            self.changed(f"{worker}: {result.reason}")
-        elif result.outcome == "down":  # not the job's fault
-            self.waiting.appendleft(job)
-            self.lost_workers[worker] = result.reason
-            self.changed(f"{worker}: {result.reason}")
+            self._put_back(job)
         else:
             self._fail(worker, job, result.reason, result.outcome == "lost", result.outcome == "refused")
 
-    def _fail(self, worker: str, job: Job, reason: str, first: bool, last: bool = False) -> None:
-        """Note a failed attempt; the job waits again, as the `first` one, or is given up."""
+    def _put_back(self, job: Job) -> None:
+        """Let a job wait at the place of its row."""
+        later = (place for place, other in enumerate(self.waiting) if other.line > job.line)
+        self.waiting.insert(next(later, len(self.waiting)), job)
+
+    def _fail(self, worker: str, job: Job, reason: str, soon: bool, last: bool = False) -> None:
+        """Note a failed attempt; the job waits again, at its place (`soon`) or as the last one, or is given up."""
         attempts = self.attempts.setdefault(job.key, [])
         attempts.append({"worker": worker, "reason": reason})
         if last or len(attempts) >= self.tries:
             self._give_up(job, reason)
         else:
-            (self.waiting.appendleft if first else self.waiting.append)(job)
+            (self._put_back if soon else self.waiting.append)(job)
             self.changed(f"{worker}: {job.label}: {reason.rstrip('.')}; it is tried again")
 
     def _give_up(self, job: Job, reason: str) -> None:

@@ -186,7 +186,7 @@ class Worker:
         try:
             self._ensure_server()
         except (RuntimeError, ValueError, OSError) as error:
-            return Result("down", f"{self._where()}: {last_line(error)}")
+            return Result("down", f"{last_line(error)} ({socket.gethostname()})")
         try:
             return self._run(job, uploads, begun)
         except ComfyError as error:

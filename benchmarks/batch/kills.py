@@ -46,13 +46,16 @@ class Kills:
 
 @dataclass(frozen=True)
 class Batch:
-    """A command line of lucid_batch on this machine. words: its options."""
+    """A command line of lucid_batch on this machine. words: its options. table: the rows, in place of `jobs`
+    rows of `steps` steps.
+    """
 
     folder: Path
     jobs: int
     steps: int
     words: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
+    table: str = ""
 
     @property
     def out(self) -> Path:
@@ -62,7 +65,7 @@ class Batch:
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = [f"a {number} of clay,{number},{self.steps}" for number in range(self.jobs)]
         head = "LucidPrompt.text,LucidDream.seed,LucidDream.steps"
-        (self.folder / "jobs.csv").write_text("\n".join([head, *rows]) + "\n")
+        (self.folder / "jobs.csv").write_text(self.table or "\n".join([head, *rows]) + "\n")
 
     def start(self) -> subprocess.Popen[bytes]:
         files = (str(WORKFLOW), str(self.folder / "jobs.csv"), "--out", str(self.out))

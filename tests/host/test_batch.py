@@ -81,20 +81,11 @@ def test_a_batch_on_a_running_comfyui(server, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
 def test_a_batch_survives_the_death_of_its_real_host_worker_and_driver(host_path, base, tmp_path):
     launcher = ROOT / "devtools" / "launch.py"
-    batch = Batch(
-        tmp_path,
-        2,
-        25,
-        (
-            *("--comfyui", str(host_path), "--base", str(base), "--launcher", str(launcher)),
-            *("--workers", "1", "--tries", "9"),
-        ),
-        {"XDG_CACHE_HOME": str(tmp_path / "cache")},
-    )
+    words = ("--comfyui", str(host_path), "--base", str(base), "--launcher", str(launcher))
     rows = [{**TINY, "LucidPrompt.text": text, "LucidDream.steps": 25} for text in ("a mug", "a cone")]
-    rows = [{**row, "LucidDream.checkpoint_minutes": 0.005} for row in rows]
-    write_rows(tmp_path, *rows)
-    batch.prepare = lambda: (tmp_path / "jobs.csv").write_text(table_of(rows))
+    table = table_of([{**row, "LucidDream.checkpoint_minutes": 0.005} for row in rows])
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    batch = Batch(tmp_path, 2, 25, (*words, "--workers", "1", "--tries", "9"), environment, table)
     found = kill_at_random(batch, 1, {"host": 1, "worker": 1, "driver": 1}, (3.0, 5.0))
     assert Counter(found.kills) == {"host": 1, "worker": 1, "driver": 1}, (tmp_path / "log").read_text()
     assert (found.lost, found.double) == (0, 0)
