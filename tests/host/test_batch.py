@@ -125,21 +125,20 @@ def test_a_server_that_hangs_one_without_the_model_and_a_poison_job(tmp_path):
     try:
         while not all(answers(f"http://{address}") for address in addresses):
             time.sleep(0.1)
-        texts = ["a mug", "a cup", "a pot", "poison", "it will hang"]
+        texts = ["a mug", "poison", "a cup", "it will hang", "a pot"]
         write_rows(tmp_path, *({"LucidPrompt.text": text, "LucidDream.steps": 5} for text in texts))
-        code, text = run(tmp_path, "--servers", ",".join(addresses), "--hang-minutes", "0.05", "--tries", "2")
+        code, text = run(tmp_path, "--servers", ",".join(addresses), "--hang-minutes", "0.05", "--tries", "1")
     finally:
         for server in servers:
             server.kill()
             server.wait()
-    assert code == 1 and "3 done, 1 failed" in text, text
-    assert set(reports(tmp_path)) == {"a mug", "a cup", "a pot"}
+    assert code == 1 and "1 waiting, 0 running, 2 done, 2 failed" in text, text
+    assert set(reports(tmp_path)) == {"a mug", "a cup"}
     missing = "the model file lucid_demo_prior.safetensors is missing (CheckpointLoaderSimple.ckpt_name)"
     assert f"{missing} on {addresses[1]}" in text
     assert f"the ComfyUI at {addresses[0]} hangs; restart it" in text and "To go on: " in text
-    (record,) = [json.loads(path.read_text()) for path in tmp_path.glob("out/failed/*.json")]
-    assert record["label"] == "poison" and len(record["attempts"]) == 2
-    assert "this prompt always fails" in (tmp_path / "out" / "index.html").read_text()
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "this prompt always fails" in page and "has died or does not answer" in page
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
