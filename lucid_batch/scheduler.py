@@ -194,7 +194,7 @@ class Scheduler:
         self.waiting.insert(next(later, len(self.waiting)), job)
 
     def _fail(self, worker: str, job: Job, reason: str, soon: bool, last: bool = False) -> None:
-        """Note a failed attempt. The job is given up, or waits again: at its place (`soon`) or as the last."""
+        """Note a failed attempt. The job is given up, or waits again: at its place (`soon`) or at the end."""
         attempts = self.attempts.setdefault(job.key, [])
         attempts.append({"worker": worker, "reason": reason})
         if last or len(attempts) >= self.tries:
