@@ -227,6 +227,9 @@ def run_on_ray(options: Options, plan: Plan, store: Store, stop: Stop) -> int:
             workers = pool.RayPool(ray, specs_of(options, count, store), cpus, gpus, (plan.graph, names))
             try:
                 return run_jobs(options, plan, store, stop, workers)
+            except KeyboardInterrupt:
+                workers.stop(0)
+                raise
             finally:
                 workers.stop()
     finally:
@@ -270,7 +273,7 @@ def run_jobs(options: Options, plan: Plan, store: Store, stop: Stop, workers: po
     events = first_ready(workers, view, stop)
     ready = next((event.worker for event in events if event.kind == "ready"), None)
     if ready is None:
-        return ended(options, None, view, store)
+        return ended(options, None, view, True)
     about = workers.about[ready]
     hashes = {name: digest for name, digest in about["hashes"].items() if digest}
     hashes |= {name: digest for name, digest in local_hashes(options, plan.jobs).items() if digest}
@@ -289,25 +292,22 @@ def run_jobs(options: Options, plan: Plan, store: Store, stop: Stop, workers: po
         scheduler.take(event)
     try:
         scheduler.run(alive, stop)
+        gallery.write()
     except OSError as error:
         view.say(f"error: {store.root} takes no more results: {error}")
-        return ended(options, scheduler, view, store)
-    gallery.write()
+        return ended(options, scheduler, view, False)
     view.say(f"{counts(scheduler)} in {duration(time.monotonic() - begun)}; {store.root / 'index.html'}")
-    return ended(options, scheduler, view, store, stop())
+    return ended(options, scheduler, view, stop())
 
 
-def ended(
-    options: Options, scheduler: Scheduler | None, view: View, store: Store, stopped: bool = True
-) -> int:
-    """Say how to go on; the exit code."""
-    left = scheduler is None or bool(scheduler.waiting or scheduler.running or scheduler.elsewhere)
-    if scheduler is not None and not left:
-        for key, reason in scheduler.failed.items():
-            view.say(f"failed: {key}: {reason}")
+def ended(options: Options, scheduler: Scheduler | None, view: View, stopped: bool) -> int:
+    """Say how to go on where jobs are left; the exit code."""
+    if scheduler and not (scheduler.waiting or scheduler.running or scheduler.elsewhere):
         return TROUBLE if scheduler.failed else 0
     for name, reason in (scheduler.lost_workers if scheduler else {}).items():
         view.say(f"{name}: {reason}")
+    if stopped:
+        view.say("The workers end; a job that runs saves its checkpoint. Ctrl-C again ends them at once.")
     view.say(f"To go on: {go_on(options)}")
     return INTERRUPTED if stopped else TROUBLE
 

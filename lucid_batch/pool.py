@@ -118,7 +118,7 @@ class RayPool:
         self._asked: dict[str, Any] = {}  # worker -> reference of its progress
         self._heard: dict[str, float] = {}  # worker -> when it last answered
         self._deaths = dict.fromkeys(self._specs, 0)
-        self._generation = 0
+        self._created = dict.fromkeys(self._specs, 0)
         self.progress: dict[str, dict[str, Any]] = {}
         self.about: dict[str, dict[str, Any]] = {}
         for name in self._specs:
@@ -129,10 +129,10 @@ class RayPool:
         return list(self._specs)
 
     def _create(self, name: str) -> None:
-        self._generation += 1
+        self._created[name] += 1
         spec = self._specs[name]
-        # A folder of its own: the one of a worker that died is read by the next one.
-        spec = replace(spec, name=f"{spec.name}-{self._generation}") if self._generation > 1 else spec
+        if self._created[name] > 1:  # a folder of its own: the one of the dead worker is read by others
+            spec = replace(spec, name=f"{name}-{self._created[name]}")
         actor = self.ray.remote(Worker).options(**self._options).remote(spec)
         self._actors[name] = actor
         self._heard[name] = self.clock()

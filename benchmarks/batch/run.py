@@ -75,8 +75,9 @@ def real_batches(folder: Path, workers: tuple[int, ...]) -> dict[str, float]:
     """overhead_s, and with two counts of workers also speedup_2, ceiling_2 and the seconds of both."""
     seconds = {}
     found: dict[str, float] = {}
+    run_batch(folder / "warm", 1, 1)  # compiles the renderer, once for each checkout
     for count in workers:
-        reports = run_batch(folder / f"workers_{count}", count)
+        reports = run_batch(folder / f"workers_{count}", count, JOBS)
         begun = min(one["begun"] for one in reports)
         ended = max(one["begun"] + one["seconds"] for one in reports)
         seconds[count] = ended - begun
@@ -89,8 +90,8 @@ def real_batches(folder: Path, workers: tuple[int, ...]) -> dict[str, float]:
     return found
 
 
-def run_batch(folder: Path, workers: int) -> list[dict]:
-    """Run the small jobs on so many ComfyUIs, each with one thread; the reports."""
+def run_batch(folder: Path, workers: int, jobs: int) -> list[dict]:
+    """Run small jobs on so many ComfyUIs, each with one thread; the reports."""
     comfyui = find_host(TREE, os.environ.get("COMFYUI_PATH"))
     if comfyui is None:
         raise RuntimeError("no ComfyUI is set up; run `python dev.py test`")
@@ -98,10 +99,10 @@ def run_batch(folder: Path, workers: int) -> list[dict]:
     launcher = ROOT / "devtools" / "launch.py"
     host = ("--comfyui", str(comfyui), "--base", str(TREE.base), "--launcher", str(launcher))
     head = ["LucidPrompt.text", "LucidDream.seed", *SMALL]
-    rows = [[f"a red mug {number}", number, *SMALL.values()] for number in range(JOBS)]
+    rows = [[f"a red mug {number}", number, *SMALL.values()] for number in range(jobs)]
     lines = "\n".join(",".join(map(str, row)) for row in [head, *rows]) + "\n"
     one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")}
-    batch = Batch(folder, JOBS, STEPS, (*host, "--workers", str(workers)), one_thread, lines)
+    batch = Batch(folder, jobs, STEPS, (*host, "--workers", str(workers)), one_thread, lines)
     batch.prepare()
     if code := batch.start().wait():
         raise RuntimeError(f"the batch ended with code {code}; see {folder / 'log'}")
