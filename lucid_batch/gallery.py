@@ -140,15 +140,16 @@ def card(one: dict[str, Any]) -> str:
     facts += ["continued from a checkpoint"] if one["resumed"] else []
     facts += [f"attempt {len(one['attempts']) + 1}"] if one.get("attempts") else []
     scores = ", ".join(f"{html.escape(name)} {number(value)}" for name, value in one["scores"].items())
-    values = html.escape(", ".join(f"{name} = {value}" for name, value in one["values"].items()))
-    links = " ".join(f'<a href="{folder}/{html.escape(name)}">{html.escape(name)}</a>' for name in files)
+    given = {name: value for name, value in one["values"].items() if value != one["label"]}
+    values = html.escape(", ".join(f"{name} = {value}" for name, value in given.items()))
+    named = [html.escape(name) for name in [*files, "report.json"] if name != "thumb.jpg"]
+    links = " ".join(f'<a href="{folder}/{name}">{name}</a>' for name in named)
     return (
         f'<div class="card" data-text="{html.escape(label.lower())} {values.lower()}">'
         f'<a class="picture" href="{folder}/{large}">{picture}</a><div class="text">'
         f'<div class="label">{label}</div><div class="facts">{html.escape(", ".join(facts))}</div>'
         + (f'<div class="facts"><b>{scores}</b></div>' if scores else "")
-        + f'<div class="facts">{values}</div><div class="links">{links}'
-        f'<a href="{folder}/report.json">report.json</a></div></div></div>'
+        + f'<div class="facts">{values}</div><div class="links">{links}</div></div></div>'
     )
 
 

@@ -27,7 +27,7 @@ from lucid_batch.simulate import simulate
 from .kills import ROOT, Batch, kill_at_random, with_stand_in
 
 TREE = Tree(ROOT)
-JOBS, STEPS = 24, 20
+JOBS, STEPS = 24, 5
 WORKERS, JOBS_EACH = (8, 16, 32, 64, 128, 256, 512), 20
 SMALL = {
     **{"LucidPointCloud.count": 500, "LucidISM.surface_share": 0.0, "LucidDream.resolution": 64},
