@@ -1,7 +1,7 @@
 """Batches of lucid_batch: overhead of a job, two workers against one, random kills, and simulated workers.
 
-overhead_s: time of a job beside ComfyUI's own work on it, from one result to the next, one worker. speedup_2:
-24 small jobs on two workers against one, each a real ComfyUI with one thread; ceiling_2: the same for plain
+overhead_s: time from a job to the next beside the client's run of it, the median of one worker. speedup_2: 24
+small jobs on two workers against one, each a real ComfyUI with one thread, without each worker's first job; ceiling_2: the same for plain
 loops of numpy, the most that this machine gives a second process. kills, lost, double: see kills.py, 20 kills
 with stand-in hosts. efficiency_64: work per worker and second beside the ideal until the last job is handed
 out, 64 simulated workers; with_tail_64 counts the time after it too.
@@ -10,9 +10,11 @@ out, 64 simulated workers; with_tail_64 counts the time after it too.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -72,22 +74,34 @@ def main(as_json: bool, parts: str, seed: int, folder: Path) -> None:
 
 
 def real_batches(folder: Path, workers: tuple[int, ...]) -> dict[str, float]:
-    """overhead_s, and with two counts of workers also speedup_2, ceiling_2 and the seconds of both."""
-    seconds = {}
-    found: dict[str, float] = {}
+    """overhead_s, and with two counts of workers also speedup_2 and ceiling_2."""
+    rates, found = {}, {}
     run_batch(folder / "warm", 1, 1)  # compiles the renderer, once for each checkout
     for count in workers:
         reports = run_batch(folder / f"workers_{count}", count, JOBS)
-        begun = min(one["begun"] for one in reports)
-        ended = max(one["begun"] + one["seconds"] for one in reports)
-        seconds[count] = ended - begun
+        rates[count] = rate(reports)
+        found[f"jobs_a_minute_{count}"] = round(60 * rates[count], 2)
         if count == 1:
-            found["overhead_s"] = round((ended - begun - sum(r["run_seconds"] for r in reports)) / JOBS, 3)
-        found[f"seconds_{count}"] = round(seconds[count], 1)
-    if 2 in seconds:
-        found["speedup_2"] = round(seconds[1] / seconds[2], 3)
+            found["overhead_s"] = round(overhead(reports), 3)
+    if 2 in rates:
+        found["speedup_2"] = round(rates[2] / rates[1], 3)
         found["ceiling_2"] = round(ceiling(), 3)
     return found
+
+
+def overhead(reports: list[dict]) -> float:
+    """Seconds from the begin of a job to that of the next, beside the run; the median of one worker."""
+    begun = sorted((one["begun"], one["run_seconds"]) for one in reports)
+    return statistics.median(b - a - ran for (a, ran), (b, _) in itertools.pairwise(begun))
+
+
+def rate(reports: list[dict]) -> float:
+    """Jobs per second once every worker has ended its first job, in which it loads models, to the end."""
+    spans = [(one["worker"], one["begun"], one["begun"] + one["seconds"]) for one in reports]
+    firsts = {worker: min(end for name, _, end in spans if name == worker) for worker, _, _ in spans}
+    since, until = max(firsts.values()), max(end for _, _, end in spans)
+    jobs = sum((end - max(begun, since)) / (end - begun) for _, begun, end in spans if end > since)
+    return jobs / (until - since)
 
 
 def run_batch(folder: Path, workers: int, jobs: int) -> list[dict]:

@@ -71,7 +71,7 @@ def test_a_batch_on_a_running_comfyui(server, tmp_path):
         assert {"splat.ply", "video.mp4", "sheet.jpg", "thumb.jpg", "workflow.json"} <= set(report["files"])
         assert all((folder / name).stat().st_size for name in report["files"])
         assert len(ply.read(folder / "splat.ply")) == 300 == report["result"]["splats"]
-        assert report["seconds"] - report["run_seconds"] < 5
+        assert 0 < report["run_seconds"] <= report["seconds"]
     with sqlite3.connect(tmp_path / "out" / "index.sqlite") as table:
         states = table.execute("SELECT label, state, reason FROM jobs ORDER BY line").fetchall()
     assert [state for _, state, _ in states] == ["done", "done", "failed"]
