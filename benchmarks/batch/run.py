@@ -1,10 +1,10 @@
 """Batches of lucid_batch: overhead of a job, two workers against one, random kills, and simulated workers.
 
 overhead_s: time from a job to the next beside the client's run of it, the median of one worker. speedup_2: 24
-small jobs on two workers against one, each a real ComfyUI with one thread, without each worker's first job; ceiling_2: the same for plain
-loops of numpy, the most that this machine gives a second process. kills, lost, double: see kills.py, 20 kills
-with stand-in hosts. efficiency_64: work per worker and second beside the ideal until the last job is handed
-out, 64 simulated workers; with_tail_64 counts the time after it too.
+small jobs on two workers against one, each a real ComfyUI with one thread, without each worker's first job;
+ceiling_2: the same for plain loops of numpy, the most that this machine gives a second process. kills, lost,
+double: see kills.py, 20 kills with stand-in hosts. efficiency_64: work per worker and second beside the ideal
+until the last job is handed out, 64 simulated workers; with_tail_64 counts the time after it too.
 """
 
 from __future__ import annotations
