@@ -27,7 +27,7 @@ from demo import measures, score, world
 from demo.prior import DemoPrior
 from lucid_core.cameras import CameraRanges
 from lucid_core.conditioning.view_prompts import ViewBlend
-from lucid_core.guidance.ism import ISM
+from lucid_core.guidance.image_targets import ImageTargets
 from lucid_core.guidance.mixing import GuidanceSource
 from lucid_core.io import ply, video
 from lucid_core.optimize import loop
@@ -102,7 +102,7 @@ def refine(steps: int | None, show: Show) -> Rows:
 class Settings:
     """The settings of a run in a workflow."""
 
-    guidance: ISM
+    guidance: ImageTargets
     config: DreamConfig
     cameras: CameraRanges
     blend: ViewBlend
@@ -115,9 +115,11 @@ def settings_of(workflow: str) -> Settings:
         name: inputs[node][prefix + name] for name in bounds_of(kind) if prefix + name in inputs[node]
     }
     return Settings(
-        ISM(**of(ISM, "LucidISM", "preset.")),
+        ImageTargets(**of(ImageTargets, "LucidTargets", "preset.")),
         replace_settings(
-            PRESETS[inputs["LucidDream"]["preset"]], **of(Budget, "LucidDream"), **of(Task, "LucidDream")
+            PRESETS[inputs["LucidDream"]["preset"]],
+            **of(Budget, "LucidDream", "preset."),
+            **of(Task, "LucidDream"),
         ),
         CameraRanges(**of(CameraRanges, "LucidCameras")),
         ViewBlend(**of(ViewBlend, "LucidPrompt")),

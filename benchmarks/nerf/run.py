@@ -32,11 +32,11 @@ def run(case: FieldCase, folder: Path) -> Result:
     value, facts = distil(case)
     answers = case.things()
     nearest = max(answers, key=lambda thing: score.score(value, thing).psnr) if answers[1:] else answers[0]
-    result = measure(value, nearest, facts)
     if isinstance(value, Field):
         save_file({"grid": value.grid, "extent": torch.tensor(value.extent)}, folder / f"{case.key}.field")
     else:
         ply.write(folder / f"{case.key}.ply", value)
+    result = measure(value, nearest, facts)
     facts = asdict(result) | {"answer": nearest.color, "settings": repr(case)}
     with atomic_path(folder / f"{case.key}.json") as part:
         part.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

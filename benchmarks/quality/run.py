@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from demo import measures, score, world
+from lucid_core.field.grid import Field
 from lucid_core.io import ply
 from lucid_core.io.atomic import atomic_path
 from lucid_core.optimize import loop as dream
@@ -102,9 +103,12 @@ def distil(case: Case) -> tuple[Splats, dict[str, Any]]:
     }
 
 
-def measure(splats: Splats, thing: world.Thing, facts: dict[str, Any]) -> Result:
+def measure(splats: Splats | Field, thing: world.Thing, facts: dict[str, Any]) -> Result:
+    """All measures; a field has no `score`, which is of splats alone."""
     truth = score.truth(thing, VIEWS)
     scale, rgb, alpha = score.best_view(splats, truth)
+    prompt = f"a {thing.color} {thing.kind}"
+    verdict = verdict_of(splats, prompt).score if isinstance(splats, Splats) else None
     return Result(
         psnr=score.psnr(rgb, truth.rgb),
         ssim=measures.ssim(rgb, truth.rgb),
@@ -115,7 +119,7 @@ def measure(splats: Splats, thing: world.Thing, facts: dict[str, Any]) -> Result
         mud=measures.mud(rgb, alpha, truth.rgb, truth.mask),
         fog=measures.fog(rgb, truth.mask),
         scale=scale,
-        score=verdict_of(splats, f"a {thing.color} {thing.kind}").score,
+        score=verdict,
         **facts,
     )
 

@@ -6,7 +6,7 @@ import torch
 from benchmarks.nerf.cases import plan
 from benchmarks.nerf.run import kept, summaries
 from benchmarks.quality.cases import evaluations_a_step
-from benchmarks.quality.run import Result
+from benchmarks.quality.run import Result, measure
 from demo import score, world
 from lucid_core.field.grid import FieldStart
 
@@ -42,3 +42,10 @@ def test_a_field_is_scored_as_a_splat_is():
     assert rgb.shape == truth.rgb.shape and alpha.shape == truth.mask.shape
     assert torch.equal(score.view(field.scale_by(1.0), truth)[0], rgb)
     assert (score.view(field.scale_by(0.5), truth)[1] > 0.5).sum() < (alpha > 0.5).sum() / 2
+
+
+def test_all_measures_of_a_field_except_the_score_of_splats():
+    field = FieldStart(resolution=32, size=1.2, fill=8.0, color=(0.1, 0.6, 0.2)).field()
+    facts = {"evaluations": 8, "seconds": 1.0, "steps": 2, "stopped": None}
+    result = measure(field, world.parse("a green mug"), facts)
+    assert result.score is None and result.psnr > 5 and 0 < result.iou < 1 and result.evaluations == 8

@@ -56,6 +56,7 @@ EXAMPLES = {
     "text_to_splat_lora",
     "refine_splat",
     "restyle_splat",
+    "edit_splat",
     "ism_against_sds",
     "views_to_splat",
     "splat_to_textured_mesh",
@@ -194,7 +195,7 @@ def test_the_host_offers_the_blueprint_and_inside_it_is_text_to_splat_sd(client)
 
 @pytest.fixture(scope="module")
 def saved_splat(base):
-    """What refine_splat, restyle_splat and splat_to_textured_mesh load: the first result of text_to_splat."""
+    """What the workflows that change a splat load: the first result of text_to_splat."""
     path = base / "output" / "lucid" / "splat_00001_.ply"
     path.parent.mkdir(exist_ok=True)
     ply.write(path, PointCloud(count=310).splats(0))
