@@ -113,6 +113,13 @@ class Server:
     def is_alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    def has_ended(self, wait_s: float) -> bool:
+        """Whether the process ends within `wait_s` seconds."""
+        try:
+            return self.process is None or self.process.wait(wait_s) is not None
+        except subprocess.TimeoutExpired:
+            return False
+
     def log_tail(self) -> str:
         """The last lines of the log without colour codes, under a heading; empty without a log."""
         if self.log is None or not self.log.exists():

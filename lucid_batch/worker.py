@@ -28,6 +28,7 @@ STEMS = {".ply": "splat", ".mp4": "video", ".webm": "video", ".glb": "mesh", ".p
 NO_SPACE = ("No space left on device", "Disk quota exceeded")
 PAUSES_S = (2.0, 10.0)  # between attempts to start a server
 INTERRUPT_S = 15.0
+ENDING_S = 2.0  # a process closes its sockets before it is gone
 REFUSED_CHECKPOINT = ("OtherRun", "BadFile")
 
 
@@ -322,7 +323,7 @@ class Worker:
             refused = bool(error.input) or error.kind.startswith(("value_", "required_", "prompt_"))
             return Result("refused" if refused else "failed", reason)
         if self.server is not None:
-            died = not self.server.is_alive()
+            died = self.server.has_ended(ENDING_S)
             tail = self.server.log_tail().splitlines()[-1:] if died else []
             self._stop_server()
             silence = f"gave no sign of life for {self.spec.silence_s:.0f} s"
