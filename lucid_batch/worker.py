@@ -324,7 +324,7 @@ class Worker:
             return Result("refused" if refused else "failed", reason)
         if self.server is not None:
             died = self.server.has_ended(ENDING_S)
-            tail = self.server.log_tail().splitlines()[-1:] if died else []
+            tail = self.server.log_tail().splitlines()[1:][-1:] if died else []
             self._stop_server()
             silence = f"gave no sign of life for {self.spec.silence_s:.0f} s"
             why = "died" if died else silence
