@@ -33,7 +33,7 @@ def load_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise Mistake('Ray is not installed; run: python -m pip install "ray>=2.9"') from error
+        raise Mistake('Ray is not installed; run: python -m pip install "ray[client]>=2.9"') from error
     return ray
 
 
@@ -60,7 +60,7 @@ def connect(address: str, workers: int) -> Any:
             raise Mistake(f"no Ray answers at {address} within {CONNECT_S:.0f} s: {error}") from error
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError, ImportError) as error:
         raise Mistake(f"no Ray answers at {address}: {last_line(error)}") from error
     return ray
 

@@ -72,7 +72,7 @@ def test_an_output_folder_that_cannot_be_written(jobs, capsys):
 def test_no_ray_is_one_line_with_the_command(jobs, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     given = words(jobs, "--on-bad-row", "skip", "--address", "auto")
-    fails(capsys, given, 'Ray is not installed; run: python -m pip install "ray>=2.9"')
+    fails(capsys, given, 'Ray is not installed; run: python -m pip install "ray[client]>=2.9"')
 
 
 def test_an_address_that_does_not_answer_is_named(jobs, capsys, monkeypatch):
