@@ -1,6 +1,6 @@
 """Batches of lucid_batch: overhead of a job, two workers against one, random kills, and simulated workers.
 
-overhead_s: time from a job to the next beside the client's run of it, the median of one worker. speedup_2: 24
+overhead_s: time from a job to the next beside the client's run of it, the mean of one worker. speedup_2: 24
 small jobs on two workers against one, each a real ComfyUI with one thread, without each worker's first job;
 ceiling_2: the same for plain loops of numpy, the most that this machine gives a second process. kills, lost,
 double: see kills.py, 20 kills with stand-in hosts. efficiency_64: work per worker and second beside the ideal
@@ -90,9 +90,9 @@ def real_batches(folder: Path, workers: tuple[int, ...]) -> dict[str, float]:
 
 
 def overhead(reports: list[dict]) -> float:
-    """Seconds from the begin of a job to that of the next, beside the run; the median of one worker."""
+    """Seconds from the begin of a job to that of the next, beside the run; the mean of one worker."""
     begun = sorted((one["begun"], one["run_seconds"]) for one in reports)
-    return statistics.median(b - a - ran for (a, ran), (b, _) in itertools.pairwise(begun))
+    return statistics.mean(b - a - ran for (a, ran), (b, _) in itertools.pairwise(begun))
 
 
 def rate(reports: list[dict]) -> float:
