@@ -29,8 +29,9 @@ def draw(prompt: str = PROMPT, azimuth_deg: float = AZIMUTH_DEG, size: int = SIZ
     thing = world.thing_of(prompt)
     angles = (math.radians(x) for x in (azimuth_deg, score.ELEVATION_DEG, score.FOVY_DEG))
     rgb, alpha = world.render(thing, *angles, size, fill=score.FILL, background=0.0, supersample=4)
-    color = rgb[0] / np.maximum(alpha[0, ..., None], 1e-6)
-    rgba = np.concatenate([color, alpha[0, ..., None]], -1)
+    cover = alpha[0, ..., None]
+    color = np.where(cover > 0, rgb[0] / np.maximum(cover, 1e-6), 1.0)  # white for readers that drop the alpha
+    rgba = np.concatenate([color, cover], -1)
     return (255 * rgba.clip(0, 1)).round().astype(np.uint8)
 
 

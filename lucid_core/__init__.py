@@ -11,7 +11,7 @@ from typing import Any
 _HOMES = {
     "errors": ["LucidError", "OutOfMemory"],
     "splats": ["Splats"],
-    "cameras": ["CameraRanges", "Cameras", "orbit", "turntable"],
+    "cameras": ["CameraRanges", "Cameras", "CloseUp", "orbit", "turntable"],
     "diffusion.prior": ["Conds", "Prior"],
     "diffusion.diffusers_prior": ["DiffusersPrior"],
     "guidance.base": ["Guidance"],
@@ -33,6 +33,7 @@ _HOMES = {
     "optimize.radiance": ["FieldConfig", "distil_field", "fit_field"],
     "field.grid": ["Field", "FieldStart"],
     "starts.shapes": ["PointCloud"],
+    "starts.body": ["Body"],
     "starts.points": ["Start"],
     "io.ply": ["read_ply", "write_ply"],
 }

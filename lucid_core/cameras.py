@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from .errors import BadInput
-from .settings import bounds_of, check_bounds, choice, require, setting
+from .settings import BoundedSettings, bounds_of, check_bounds, choice, require, setting
 from .splats import Splats
 
 
@@ -136,6 +136,46 @@ _FOVY = "vertical field of view in degrees"
 
 
 @dataclass(frozen=True)
+class CloseUp(BoundedSettings):
+    """A share of the views that orbit another point than the origin, at a smaller field of view.
+
+    Raises BadSetting for a value out of bounds.
+    """
+
+    share: float = setting(
+        0.3, 0, 1, "Fraction of the views that look at the point; 1 = all, 0 = none.", advanced=False
+    )
+    zoom: float = setting(
+        3.0,
+        0.1,
+        100,
+        "Magnification of these views, by a smaller field of view; 1 = none.",
+        step=0.1,
+        advanced=False,
+    )
+    x: float = setting(0.0, -1000, 1000, "The point along x (to the right), in world units.", advanced=False)
+    y: float = setting(
+        0.0,
+        -1000,
+        1000,
+        "The point along y (down), in world units; a head is at a negative y.",
+        advanced=False,
+    )
+    z: float = setting(
+        0.0, -1000, 1000, "The point along z (from front to back), in world units.", advanced=False
+    )
+
+    def apply(self, cameras: Cameras, generator: Generator) -> Cameras:
+        """The cameras, of which those that `generator` chooses are moved and zoomed."""
+        near = torch.rand(len(cameras), generator=generator) < self.share
+        shift = cameras.viewmats[:, :3, :3] @ cameras.viewmats.new_tensor([self.x, self.y, self.z])
+        viewmats, Ks = cameras.viewmats.clone(), cameras.Ks.clone()
+        viewmats[near, :3, 3] -= shift[near]
+        Ks[near, :2, :2] *= self.zoom
+        return Cameras(viewmats, Ks)
+
+
+@dataclass(frozen=True)
 class CameraRanges:
     """Ranges from which training cameras are drawn uniformly. Defaults: the official ranges.
 
@@ -144,7 +184,8 @@ class CameraRanges:
     values. `angle_factor` widens the azimuth range about its middle, up to 360 degrees, and the polar angles
     of the elevation range, up to its `_end` values. Source: LucidDreamer's train.py; its configs for heads
     start with azimuths of -80 to 80 degrees and a factor of 1.5. schedule "linear": radius and field of view
-    change linearly from their initial to their `_end` ranges over the first `widen` of the run.
+    change linearly from their initial to their `_end` ranges over the first `widen` of the run. close_up: a
+    share of the views that look closer at one point; None = none.
 
     Raises BadSetting for a value out of bounds or a minimum above its maximum.
     """
@@ -215,6 +256,7 @@ class CameraRanges:
     elevation_max_end_deg: float = setting(
         45, -90, 90, "Maximum elevation that `angle_factor` may reach, in degrees.", step=1
     )
+    close_up: CloseUp | None = None
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -242,8 +284,10 @@ class CameraRanges:
             azimuth = torch.where(spread, around, azimuth)
         radius = torch.lerp(*radii, u_radius)
         fovy = torch.lerp(*fovys, u_fovy).deg2rad()
-        cameras = orbit(azimuth, elevation, radius, fovy, width, height)
-        return Views(self._jitter(cameras, generator), azimuth, elevation)
+        cameras = self._jitter(orbit(azimuth, elevation, radius, fovy, width, height), generator)
+        if self.close_up and self.close_up.share:
+            cameras = self.close_up.apply(cameras, generator)
+        return Views(cameras, azimuth, elevation)
 
     def ranges(self, progress: float) -> tuple[tuple[Tensor, Tensor], ...]:
         """(minimum, maximum) of azimuth, elevation, radius and field of view at `progress`, in degrees."""
@@ -338,10 +382,21 @@ def rotate(camera: Cameras, azimuth_rad: Tensor, centre: Tensor) -> Cameras:
 def frame_splats(
     splats: Splats, elevation_rad: float, fovy_rad: float, width: int, height: int
 ) -> tuple[Splats, Cameras]:
-    """Centre and rescale `splats`, and return them with a camera (1) at their front that frames them.
+    """Centre and rescale `splats`, and return them with a camera (1) at their front that frames them, as
+    `framing` says.
+    """
+    centre, distance = framing(splats, fovy_rad)
+    factor = VIEWING_DISTANCE / distance
+    one = torch.ones(1)
+    camera = orbit(0 * one, elevation_rad * one, VIEWING_DISTANCE * one, fovy_rad * one, width, height)
+    return replace(splats, means=(splats.means - centre) * factor, scales=splats.scales * factor), camera
 
-    The frame contains the nearest 99% of the visible Gaussians, to three standard deviations. The others are
-    taken as outliers.
+
+def framing(splats: Splats, fovy_rad: float) -> tuple[Tensor, float]:
+    """The point (3,) in the middle of `splats`, and the distance from which a view of it contains the nearest
+    99% of the visible Gaussians, to three standard deviations.
+
+    The others are taken as outliers.
     """
     solid = (
         splats.map(lambda x: x[splats.opacities >= 1 / 255])
@@ -351,10 +406,7 @@ def frame_splats(
     centre = torch.from_numpy(np.median(solid.means.numpy(), axis=0))
     reach = ((solid.means - centre).norm(dim=-1) + 3 * solid.scales.amax(-1)).sort().values
     extent = float(reach[math.ceil(0.99 * len(reach)) - 1].clamp_min(1e-12))
-    factor = VIEWING_DISTANCE * 0.95 * math.sin(fovy_rad / 2) / extent
-    one = torch.ones(1)
-    camera = orbit(0 * one, elevation_rad * one, VIEWING_DISTANCE * one, fovy_rad * one, width, height)
-    return replace(splats, means=(splats.means - centre) * factor, scales=splats.scales * factor), camera
+    return centre, extent / (0.95 * math.sin(fovy_rad / 2))
 
 
 def from_viewing_distance(splats: Splats, camera: Cameras, target: Tensor) -> tuple[Splats, Cameras]:

@@ -15,10 +15,12 @@ log = logging.getLogger(__name__)
 
 if not compat.missing_parts():
     from .bake import LucidBakeTexture, LucidSolidSplat
-    from .cameras import LucidCameras
+    from .body import LucidBody
+    from .cameras import LucidCameras, LucidCloseUp
     from .compare import LucidBestOf, LucidCompare, LucidSeeds
     from .control import LucidControlNet
     from .dream import LucidDream, LucidDreamField
+    from .edit import LucidEditImage
     from .export import LucidSave
     from .field import LucidField, LucidFieldToMesh, LucidFieldToSplat, LucidRenderField
     from .fit import LucidFit
@@ -77,6 +79,7 @@ def node_list() -> list[type]:
         LucidMix,
         LucidOptimizer,
         LucidTargets,
+        LucidEditImage,
         LucidFit,
         LucidField,
         LucidDreamField,
@@ -88,4 +91,6 @@ def node_list() -> list[type]:
         LucidSeeds,
         LucidBestOf,
         LucidCompare,
+        LucidBody,
+        LucidCloseUp,
     ]

@@ -186,6 +186,10 @@ class LucidCompare(IO.ComfyNode):
                     display_name="preferred",
                     tooltip="Label of the splat with the highest score; empty without reports.",
                 ),
+                IO.Image.Output(
+                    display_name="sheet",
+                    tooltip="Contact sheet: front, right, back and left of every splat, with its numbers.",
+                ),
             ],
         )
 
@@ -196,7 +200,8 @@ class LucidCompare(IO.ComfyNode):
             names = labels_of(labels, len(items))
             found = reports_of(reports, len(items))
             best = preferred(found)
-            progress, columns = host.Progress(len(items) * frames), []
+            progress, columns, rows = host.Progress(len(items) * frames), [], []
+            shown = min(SHEET_VIEWS, frames)
             for i, item in enumerate(items):
 
                 def show(done, picture, i=i):
@@ -207,7 +212,10 @@ class LucidCompare(IO.ComfyNode):
                 measures = {**measure_views(views, alpha), **measure_splats(item, alpha)}
                 lines = numbers_of(names[i], measures, found[i] if found else None, i == best)
                 columns.append(caption(views, lines, i == best))
-            return IO.NodeOutput(side_by_side(columns), "" if best is None else names[best])
+                row = side_by_side([views[[k * frames // shown]] for k in range(shown)])
+                rows.append(caption(row, lines, i == best))
+            label = "" if best is None else names[best]
+            return IO.NodeOutput(side_by_side(columns), label, contact_sheet(rows))
 
 
 def labels_of(labels: str, count: int) -> list[str]:

@@ -47,8 +47,8 @@ class LucidControlNet(IO.ComfyNode):
                     options=list(KINDS),
                     tooltip="Type of control image. depth: white = near (MiDaS). normal: red = left, green "
                     "= up, blue = towards the viewer (NormalBae). canny: edges. image: the render itself, "
-                    "for tile ControlNets or a guide in DensePose or segmentation colours. Poses and line "
-                    "art are not supported.",
+                    "for tile ControlNets, or a guide: the skeleton of Lucid Body, or a splat in DensePose "
+                    "or segmentation colours.",
                 ),
                 IO.Float.Input(
                     "strength",

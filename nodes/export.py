@@ -4,7 +4,7 @@ import math
 import torch
 from comfy_api.latest import IO, Types
 
-from ..lucid_core.cameras import frame_splats, rotate, why_unseen
+from ..lucid_core.cameras import frame_splats, framing, orbit, rotate, why_unseen
 from ..lucid_core.io import ply, video
 from ..lucid_core.rasterize import device_for, rasterize, to_device
 from ..lucid_core.splats import Splats
@@ -14,6 +14,7 @@ from .inputs import CATEGORY, errors_of
 log = logging.getLogger(__name__)
 FPS = 24
 ELEVATION_DEG, FOV_DEG = 15.0, 30.0
+VIEWER_FOV_DEG, VIEWER_AZIMUTH_DEG = 35.0, 20.0  # the field of view is the one of the host's viewer
 
 
 class LucidSave(IO.ComfyNode):
@@ -25,7 +26,7 @@ class LucidSave(IO.ComfyNode):
             category=CATEGORY,
             search_aliases=["save splat", "export splat", "save ply", "turntable video"],
             description="Saves a splat to the output folder as a standard 3DGS .ply file with a turntable "
-            "video. Connect model_3d to Preview Splat to view it.",
+            "video. Connect model_3d and camera_info to Preview Splat to view it from the front.",
             is_output_node=True,
             inputs=[
                 IO.Splat.Input("splat", tooltip="Splat to save. Each splat of a batch gets its own files."),
@@ -54,7 +55,11 @@ class LucidSave(IO.ComfyNode):
             outputs=[
                 IO.File3DSplatAny.Output(
                     display_name="model_3d", tooltip="The saved .ply file; the first one for a batch."
-                )
+                ),
+                IO.Load3DCamera.Output(
+                    display_name="camera_info",
+                    tooltip="A camera that shows the whole splat from the front, for Preview Splat.",
+                ),
             ],
             hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
         )
@@ -79,7 +84,15 @@ class LucidSave(IO.ComfyNode):
                     video.write_mp4(path, frames, FPS)
                     videos.append(entry)
             ui = {"3d": files, "images": videos, "animated": (True,)} if videos else {"3d": files}
-            return IO.NodeOutput(Types.File3D(paths[0], file_format="ply"), ui=ui)
+            return IO.NodeOutput(Types.File3D(paths[0], file_format="ply"), front_camera(items[0]), ui=ui)
+
+
+def front_camera(splats: Splats) -> dict:
+    """The camera_info of a view of all of `splats` from the front, a little from the left and above."""
+    target, distance = framing(splats, math.radians(VIEWER_FOV_DEG))
+    angles = (torch.tensor([math.radians(deg)]) for deg in (VIEWER_AZIMUTH_DEG, ELEVATION_DEG))
+    camera = orbit(*angles, torch.tensor([distance]), torch.ones(1), 1, 1)
+    return host.camera_info_of(target + camera.positions()[0], target, VIEWER_FOV_DEG)
 
 
 def turntable_of(splats: Splats, frames: int, size: int) -> tuple[torch.Tensor, bool]:

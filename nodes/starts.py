@@ -128,7 +128,8 @@ class LucidPointsFromDepth(IO.ComfyNode):
             splats, camera = relief.splats(picture, grey, kept, start, fold_seed(seed))
             position = -camera.viewmats[0, :3, 3]
             distance = float((splats.means - position)[:, 2].mean())
-            return IO.NodeOutput(host.from_splats(splats), host.camera_info_of(position, distance, fov_deg))
+            target = position + torch.tensor([0.0, 0.0, distance])
+            return IO.NodeOutput(host.from_splats(splats), host.camera_info_of(position, target, fov_deg))
 
 
 class LucidPointsFromFile(IO.ComfyNode):

@@ -148,13 +148,11 @@ def posed_images(image: Tensor, mask: Tensor | None, depth: Tensor | None, camer
         return PosedImages(images, cameras, masks, None if depths is None else depths[..., 0])
 
 
-def camera_info_of(position: Tensor, distance: float, fov_deg: float) -> dict:
-    """The host's camera_info of a camera at `position` (3,) in the splat frame.
-
-    It looks along +z at the point at `distance` (splat units), with a field of view of `fov_deg` degrees.
+def camera_info_of(position: Tensor, target: Tensor, fov_deg: float) -> dict:
+    """The host's camera_info of an upright camera at `position` (3,) that looks at `target` (3,), both in the
+    splat frame, with a field of view of `fov_deg` degrees.
     """
     point = lambda at: dict(zip("xyz", (at * FLIP).tolist()))
-    target = position + torch.tensor([0.0, 0.0, distance])
     return {
         "position": point(position),
         "target": point(target),

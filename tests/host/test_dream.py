@@ -242,3 +242,17 @@ def test_only_the_selection_changes_through_the_node(client):
         "resume_splat_only": True,
     }
     assert len(ply_of(client, client.run(workflow(LucidDream=part)))) == len(after)
+
+
+def test_a_close_up_changes_the_run_and_a_second_one_is_refused(client):
+    def run(close_ups):
+        graph = Graph(workflow())
+        link = [node_of(graph, "LucidCameras"), 0]
+        for _ in range(close_ups):
+            link = [graph.add("LucidCloseUp", cameras=link, share=1.0, zoom=3.0, x=0.0, y=-0.3, z=0.0), 0]
+        graph[node_of(graph, "LucidDream")]["inputs"]["cameras"] = link
+        return ply_of(client, client.run(graph))
+
+    assert not torch.equal(run(0).means, run(1).means)
+    with fails("LucidCloseUp", "BadInput", "cameras have a close-up already"):
+        run(2)

@@ -188,11 +188,17 @@ def test_splats_are_compared_side_by_side_and_the_model_prefers_one(client, snow
         "LucidCompare", labels="", frames=2, size=96, **{f"splats.splat{i}": p for i, p in enumerate(parts)}
     )
     nothing, two = graph.show([alone, 1]), graph.save_image([alone, 0])
+    sheet, short = graph.save_image([node, 2]), graph.save_image([alone, 2])
     entry = client.run(graph)
     assert text_of(entry, preferred) == ["truth"] and text_of(entry, nothing) == [""]
     frames = image(client, entry, pictures)
     assert frames.shape[0] == 3 and frames.shape[2] == 2 * 96 and frames.shape[1] > 96
     assert image(client, entry, two).shape[0] == 2
+    rows, frame = image(client, entry, sheet), frames[0]
+    assert rows.shape == (1, 2 * frame.shape[0], 3 * 96, 3)  # a row of its three views for each splat
+    np.testing.assert_allclose(rows[0, :96, :96], frame[:96, :96])
+    np.testing.assert_allclose(rows[0, frame.shape[0] :][:96, 96:192], frames[1][:96, 96:])
+    assert image(client, entry, short).shape[2] == 2 * 96
 
 
 @pytest.mark.parametrize(

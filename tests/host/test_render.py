@@ -1,5 +1,7 @@
 """Lucid Render beside the host's own renderer: frames, turntable, mask and depth."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -90,3 +92,20 @@ def test_turntable_mask_and_depth(client, landmarks):
     assert mask[0, 80, 96].min() > 0.95 and mask[0, 2, 2].max() == 0 == depth[0, 2, 2].max()
     x, y = centroid(pictures[0], (1, 0, 0)).astype(int)
     assert depth[0, y, x, 0] > depth[0][mask[0].min(-1) > 0.9].mean()  # the red part is the nearest
+
+
+def test_lucid_save_gives_a_camera_at_the_front_that_shows_the_whole_splat(client):
+    graph = Graph()
+    ball = {"shape": "ball", "count": 500, "size": 7.0, "color": "#ffffff", "seed": 0}
+    cloud = [graph.add("LucidPointCloud", **ball, color_noise=0.0, opacity=0.9), 0]
+    save = graph.add(
+        "LucidSave", splat=cloud, filename_prefix="test/framed", turntable_frames=0, turntable_size=64
+    )
+    picture = graph.save_image([our_render(graph, cloud, camera_info=[save, 1], width=128, height=128), 0])
+    text = graph.add("PreviewAny", source=[save, 1])
+    entry = client.run(graph)
+    seen = image(client, entry, picture)[0].max(-1) > 0.2
+    assert seen.mean() > 0.25
+    assert not (seen[[0, -1]].any() or seen[:, [0, -1]].any())
+    position = json.loads(entry["outputs"][text]["text"][0])["position"]
+    assert position["z"] > 2 * abs(position["x"]) and position["y"] > 0  # the viewer's axes: y up

@@ -232,3 +232,21 @@ def test_every_start_can_be_dreamt_on(client, base, model, start):
     graph[node_of(graph, "LucidDream")]["inputs"]["splat"] = [name, 0]
     entry = client.run(graph)
     assert summary_of(entry)["steps"] == 2 and ply_of(client, entry).means.isfinite().all()
+
+
+def test_a_body_and_its_skeleton_are_at_one_place(client):
+    """The body of points with `size` 0; every Gaussian of the skeleton is in it or at its face."""
+    body = lambda graph: graph.add("LucidBody", pose="walking", height=2.0)
+    points = splats_of(client, lambda graph: from_mesh(graph, [body(graph), 0], size=0.0))
+    graph = Graph()
+    save = {"filename_prefix": "test/start", "turntable_frames": 0, "turntable_size": 64}
+    graph.add("LucidSave", splat=[body(graph), 1], **save)
+    skeleton = ply_of(client, client.run(graph))
+    low, high = points.means.amin(0), points.means.amax(0)
+    assert low[1] == pytest.approx(-1.0, abs=0.02) and high[1] == pytest.approx(0.97, abs=0.03)  # y is down
+    assert ((skeleton.means > low - 0.05) & (skeleton.means < high + 0.05)).all()
+    colors = skeleton.sh[:, 0] * SH_C0 + 0.5
+    red = (colors - torch.tensor([1.0, 0.0, 0.0])).abs().amax(-1) < 0.01  # the nose
+    torch.testing.assert_close(
+        skeleton.means[red].mean(0), torch.tensor([0.0, -0.85, -0.144]), atol=0.01, rtol=0
+    )

@@ -14,15 +14,16 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.quality.cases import evaluations_a_step, workflow
 from devtools.base import PACK, PRIOR
+from lucid_core.guidance.baselines import METHODS
 from lucid_core.guidance.image_targets import PRESETS as TARGETS
 from lucid_core.guidance.ism import PRESETS
-from lucid_core.guidance.sds import SDS
 from lucid_core.io import ply
 from lucid_core.optimize.config import PRESETS as DREAMS
 from lucid_core.settings import replace_settings
 from lucid_core.starts.shapes import PointCloud
 from workflows.api.client import input_of
 
+from . import controlnets
 from .failing import fails
 from .views import write_views
 
@@ -32,6 +33,7 @@ SOCKETS_ONLY = {
     "MODEL",
     "CLIP",
     "CLIP_VISION",
+    "CONTROL_NET",
     "VAE",
     "CONDITIONING",
     "LATENT",
@@ -48,16 +50,19 @@ SOCKETS_ONLY = {
     "LUCID_FIELD",
     "LOAD3D_CAMERA",
     "LOAD3D_MODEL_INFO",
+    "COMFY_AUTOGROW_V3",
 }
 NO_API_FORM = {"MarkdownNote", "Note"}
 EXAMPLES = {
     "text_to_splat",
     "text_to_splat_sd",
-    "text_to_splat_lora",
+    "personalised",
+    "avatar",
     "refine_splat",
     "restyle_splat",
     "edit_splat",
-    "ism_against_sds",
+    "edit_image",
+    "compare_methods",
     "views_to_splat",
     "splat_to_textured_mesh",
     "text_to_textured_mesh",
@@ -70,7 +75,9 @@ EXAMPLES = {
 }
 TINY = {  # what a test changes: the demo's files in the place of the users', and little work
     "CheckpointLoaderSimple": {"ckpt_name": PRIOR},
+    "ControlNetLoader": {"control_net_name": "test_plain.safetensors"},
     "LucidPointCloud": {"count": 300},
+    "LucidPointsFromMesh": {"count": 300},
     "LucidDream": {"steps": 2, "views": 1, "resolution": 64},
     "LucidFit": {"steps": 2, "views": 1},
     "LucidSolidSplat": {"cells": 16, "min_opacity": 0.0},
@@ -83,6 +90,8 @@ TINY = {  # what a test changes: the demo's files in the place of the users', an
     "LucidDreamField": {"steps": 2, "views": 1, "resolution": 64},
     "LucidFieldToSplat": {"cells": 32, "fit_steps": 2},
     "KSampler": {"steps": 2},
+    "LucidRender": {"width": 64, "height": 64, "frames": 1},
+    "LucidCompare": {"frames": 4, "size": 64},
     "LucidSave": {"turntable_frames": 4, "turntable_size": 64, "filename_prefix": "test/workflow"},
 }
 OFFICIAL_NEGATIVE = (  # of LucidDreamer's configs/bagel.yaml
@@ -220,8 +229,14 @@ def other_checkpoint(base):
     return name
 
 
+@pytest.fixture(scope="module")
+def control_nets(base):
+    """What avatar loads: small random weights."""
+    controlnets.write(base / "models" / "checkpoints" / PRIOR, base / "models" / "controlnet")
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_workflow_runs(name, client, saved_splat, other_checkpoint, views_folder):
+def test_every_workflow_runs(name, client, saved_splat, other_checkpoint, views_folder, control_nets):
     graph = load(name, "api")
     for node in graph.values():
         node["inputs"] |= {
@@ -278,18 +293,28 @@ def test_text_to_splat_sd_has_the_official_settings_but_one_view_and_image_targe
     assert inputs["LucidPrompt"]["negative"] == OFFICIAL_NEGATIVE
 
 
-def test_ism_against_sds_asks_the_model_as_often_on_both_sides():
-    nodes = load("ism_against_sds", "api")
+def test_compare_methods_asks_the_model_as_often_by_every_method():
+    nodes = load("compare_methods", "api")
     runs = [node["inputs"] for node in nodes.values() if node["class_type"] == "LucidDream"]
-    by_method = {nodes[run["guidance"][0]]["class_type"]: run for run in runs}
-    case = workflow()
-    asked = evaluations_a_step(case) * by_method["LucidISM"]["preset.steps"]
-    asked_by_sds = (
-        evaluations_a_step(dataclasses.replace(case, guidance=SDS()))
-        * by_method["LucidBaseline"]["preset.steps"]
-    )
-    assert asked_by_sds == pytest.approx(asked, rel=0.01)
+    asked = [asked_by(nodes[run["guidance"][0]], run["preset.steps"]) for run in runs]
+    assert len(runs) == 4 and asked == pytest.approx([asked[0]] * 4, rel=0.01)
     same = lambda run: {
         name: value for name, value in run.items() if name not in ("guidance", "preset.steps")
     }
-    assert same(runs[0]) == same(runs[1])
+    assert all(same(run) == same(runs[0]) for run in runs)
+    (compare,) = (node["inputs"] for node in nodes.values() if node["class_type"] == "LucidCompare")
+    assert [nodes[compare[f"splats.splat{i}"][0]]["inputs"] for i in range(4)] == runs
+    assert compare["labels"].count("|") == 3
+
+
+def asked_by(node, steps):
+    """Evaluations of the model in `steps` steps of one view by a Lucid ISM or Lucid Baseline."""
+    inputs = node["inputs"]
+    if node["class_type"] == "LucidBaseline":
+        guidance, targets = METHODS[inputs["method"]](), 0
+    else:
+        guidance, targets = PRESETS[inputs["preset"]], round(inputs["surface_share"] * steps)
+    a_step = evaluations_a_step(dataclasses.replace(workflow(), guidance=guidance))
+    pictures = TARGETS["cpu"]
+    a_round = pictures.views * (pictures.inversion_steps + 2 * pictures.sampling_steps)
+    return (steps - targets) * a_step + (pictures.rounds(1.0, targets) * a_round if targets else 0)

@@ -7,6 +7,7 @@ from raising import raises
 from lucid_core.cameras import (
     CameraRanges,
     Cameras,
+    CloseUp,
     frame_splats,
     from_viewing_distance,
     intrinsics,
@@ -392,3 +393,37 @@ def test_a_small_splat_is_seen_by_a_camera_of_its_own_size_as_a_large_one_is():
 def test_bad_ranges_are_refused_by_name(bad):
     with raises(BadSetting, name=next(iter(bad))):
         CameraRanges(**bad)
+
+
+def drawn(close_up, views=400):
+    ranges = CameraRanges(**STILL, close_up=close_up)
+    return ranges.sample(views, 0.0, 64, 64, torch.Generator().manual_seed(3))
+
+
+def test_a_close_up_orbits_its_point_and_zooms():
+    """The point is in the middle of the image, as far away as the origin was; the angles stay."""
+    point, plain, near = torch.tensor([0.1, -0.4, 0.2]), drawn(None), drawn(CloseUp(1.0, 3.0, 0.1, -0.4, 0.2))
+    seen = (near.cameras.viewmats[:, :3, :3] @ point) + near.cameras.viewmats[:, :3, 3]
+    torch.testing.assert_close(seen[:, :2], torch.zeros(400, 2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen[:, 2], position(plain.cameras.viewmats).norm(dim=-1))
+    focal, centre = near.cameras.Ks[:, [0, 1], [0, 1]], near.cameras.Ks[:, :2, 2]
+    torch.testing.assert_close(focal, 3 * plain.cameras.Ks[:, [0, 1], [0, 1]])
+    torch.testing.assert_close(centre, torch.full((400, 2), 32.0))
+    assert torch.equal(near.azimuth_rad, plain.azimuth_rad)
+    assert torch.equal(near.elevation_rad, plain.elevation_rad)
+
+
+def test_a_close_up_takes_its_share_of_the_views_and_leaves_the_others():
+    plain, some = drawn(None).cameras, drawn(CloseUp(share=0.25, y=-0.4)).cameras
+    same = (plain.Ks == some.Ks).all(-1).all(-1)
+    assert 0.18 < 1 - same.float().mean() < 0.32  # 3 standard deviations
+    assert torch.equal(plain.viewmats[same], some.viewmats[same])
+    none = drawn(CloseUp(share=0.0, y=-0.4)).cameras
+    assert torch.equal(plain.viewmats, none.viewmats) and torch.equal(plain.Ks, none.Ks)
+
+
+def test_a_close_up_out_of_bounds_is_refused():
+    with raises(BadSetting, name="share", value=1.5):
+        CloseUp(share=1.5)
+    with raises(BadSetting, name="zoom", value=0.0):
+        CloseUp(zoom=0.0)
