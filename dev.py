@@ -6,6 +6,7 @@ server.
     python dev.py demo --image picture.png
     python dev.py test            (python dev.py test unit: without ComfyUI, saves minutes; test types: mypy)
     python dev.py serve
+    python dev.py batch text_to_splat.json jobs.csv --out DIR    (what follows goes to lucid_batch)
     python dev.py release         (builds and checks the archive for ComfyUI's registry)
 
 Needs Python 3.10+ and a package registry. All files are created in .venv, .host and output; remove these
@@ -119,11 +120,11 @@ def check_types(tree: Tree) -> int:
 
 
 def test(tree: Tree, options: argparse.Namespace) -> int:
-    if options.pytest == [TYPES]:
+    if options.rest == [TYPES]:
         prepare_venv(tree)
         install_packages(tree, None)
         return check_types(tree)
-    words = [f"tests/{word}" if word in LAYERS else word for word in options.pytest]
+    words = [f"tests/{word}" if word in LAYERS else word for word in options.rest]
     paths = [word for word in words if (tree.root / word.split("::")[0]).exists()]
     comfyui = None
     if paths and all(Path(path).parts[:2] == ("tests", "unit") for path in paths):
@@ -148,6 +149,14 @@ def serve(tree: Tree, options: argparse.Namespace) -> int:
         setup.comfyui,
         ["-m", "devtools.host", "--comfyui", setup.comfyui, "--base", tree.base, "--port", options.port],
     )
+
+
+def batch(tree: Tree, options: argparse.Namespace) -> int:
+    """Run lucid_batch on ComfyUIs with the demo's checkpoints."""
+    setup = set_up(tree, options.comfyui)
+    words = [options.workflow, Path(options.jobs).absolute(), "--out", Path(options.out).absolute()]
+    host = ["--comfyui", setup.comfyui, "--base", tree.base, "--launcher", tree.root / "devtools/launch.py"]
+    return hand_over(tree, setup.comfyui, ["-m", "lucid_batch", *words, *host, *options.rest])
 
 
 def release(tree: Tree, options: argparse.Namespace) -> int:
@@ -209,6 +218,13 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--port", type=int, metavar="N", default=8188, help="default: %(default)s")
     command.set_defaults(command=serve)
 
+    help = "run a workflow once for each row of a file (python -m lucid_batch), with the demo's models"
+    command = commands.add_parser("batch", parents=[comfyui], help=help, description=help)
+    command.add_argument("workflow", help="one of workflows/api, or a path")
+    command.add_argument("jobs", help="a .csv or .jsonl file; its columns are NODE.INPUT")
+    command.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    command.set_defaults(command=batch)
+
     help = "build the archive for ComfyUI's registry, check it and load it in a fresh ComfyUI"
     command = commands.add_parser("release", parents=[comfyui], help=help, description=help)
     command.set_defaults(command=release)
@@ -217,9 +233,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(words: list[str]) -> int:
     options, rest = parser().parse_known_args(words)
-    if rest and options.command is not test:
+    if rest and options.command not in (test, batch):
         parser().error(f"unknown arguments: {' '.join(rest)}")
-    options.pytest = rest
+    options.rest = rest
     try:
         return options.command(Tree(Path(__file__).resolve().parent), options)
     except (ValueError, RuntimeError, OSError) as error:

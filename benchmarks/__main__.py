@@ -4,6 +4,7 @@ import argparse
 
 from . import (
     bake,
+    batch,
     families,
     generated,
     gpu,
@@ -30,6 +31,7 @@ BENCHMARKS = {
     "families": families.main,
     "taesd": taesd.main,
     "bake": bake.main,
+    "batch": batch.main,
     "views": views.main,
     "scores": scores.main,
     "nerf": nerf.main,
@@ -51,6 +53,7 @@ def main() -> None:
     image.add_arguments(names.choices["image"])
     refine.add_arguments(names.choices["refine"])
     bake.add_arguments(names.choices["bake"])
+    batch.add_arguments(names.choices["batch"])
     taesd.add_arguments(names.choices["taesd"])
     nerf.add_arguments(names.choices["nerf"])
     views.add_arguments(names.choices["views"])

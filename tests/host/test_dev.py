@@ -18,6 +18,7 @@ from devtools import base as bases
 from devtools import chromium, fetch, venv
 from devtools.host import Server, check_port
 from devtools.tree import Tree
+from lucid_batch.__main__ import options_of
 from workflows.api import client as client_module
 from workflows.api.client import Client, ComfyError, Printer, Progress, output_files
 
@@ -377,6 +378,18 @@ def test_the_demo_takes_the_time_of_each_phase(monkeypatch):
         reporter(progress)
     reporter.node_ends()
     assert reporter.seconds == {"load": 1.0, "distil": 59.0, "save": 20.0}
+
+
+def test_a_batch_is_handed_over_with_the_demo_host(dev, monkeypatch):
+    handed = []
+    monkeypatch.setattr(dev, "set_up", lambda tree, *_: dev.Setup(tree, tree.comfyui, bases.PRIOR))
+    monkeypatch.setattr(dev, "hand_over", lambda tree, comfyui, words: handed.extend(words) or 0)
+    assert dev.main(["batch", "text_to_splat.json", "jobs.csv", "--out", "results", "--workers", "2"]) == 0
+    words = [str(word) for word in handed]
+    assert words[:3] == ["-m", "lucid_batch", "text_to_splat.json"] and words[-2:] == ["--workers", "2"]
+    options = options_of(words[2:])
+    assert options.jobs.is_absolute() and options.out == Path.cwd() / "results" and options.workers == 2
+    assert Path(options.launcher) == ROOT / "devtools" / "launch.py"
 
 
 def test_the_demo_of_a_prompt():

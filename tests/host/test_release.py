@@ -16,6 +16,7 @@ def archive(tmp_path_factory, pytestconfig):
 def test_the_archive_holds_the_pack_and_nothing_of_its_development(archive):
     names = zipfile.ZipFile(archive.path).namelist()
     assert {name.split("/")[0] for name in names if "/" in name} == {
+        "lucid_batch",
         "lucid_core",
         "nodes",
         "subgraphs",

@@ -72,6 +72,18 @@ def test_only_nodes_host_touches_the_hosts_internals(path):
     ]
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "lucid_batch").rglob("*.py")), ids=lambda p: p.name)
+def test_batches_know_neither_host_nor_pack(path):
+    others = HOST | {"lucid_core", "demo", "devtools", "benchmarks", "lucid_batch"}
+    assert not [(name, line) for name, line in imports(path) if name in others]
+
+
+@pytest.mark.parametrize("folder", ["nodes", "lucid_core"])
+def test_the_pack_knows_nothing_of_batches(folder):
+    for path in [ROOT / "__init__.py", *(ROOT / folder).rglob("*.py")]:
+        assert not {name for name, _ in imports(path)} & {"ray", "lucid_batch"}, path
+
+
 def test_importing_the_core_loads_nothing_heavy():
     modules = [
         "cameras",

@@ -20,7 +20,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ PLAIN_SECONDS = 10  # least time between two lines of progress if stderr is not 
 @dataclass(frozen=True)
 class Progress:
     """Progress of the running node: `step` of `steps` (both 0 at its start), its last text, and its preview
-    image.
+    image. `node` is its class, `id` its id.
     """
 
     node: str
@@ -43,6 +43,7 @@ class Progress:
     steps: int
     text: str = ""
     picture: bytes = b""  # a JPEG or PNG file; empty except when a new preview has arrived
+    id: str = field(default="", compare=False)
 
 
 OnProgress = Callable[[Progress], None]
@@ -67,12 +68,16 @@ class ComfyError(RuntimeError):
 class Client:
     """A client of the server at `address`, host:port or a URL.
 
-    `log_tail` returns the end of the server's log, for the error message if it stops.
+    `log_tail` returns the end of the server's log, for the error message if it stops. A server that sends
+    nothing for `silence_s` seconds counts as one that does not answer; None = wait for ever.
     """
 
-    def __init__(self, address: str = SERVER, log_tail: Callable[[], str] = str):
+    def __init__(
+        self, address: str = SERVER, log_tail: Callable[[], str] = str, silence_s: float | None = None
+    ):
         self.address = address
         self.log_tail = log_tail
+        self.silence_s = silence_s
         self.prompt_id: str | None = None  # of the graph that was queued last
 
     def run(self, graph: Graph, on_progress: OnProgress = lambda progress: None) -> dict:
@@ -127,7 +132,7 @@ class Client:
 
     def _session(self) -> aiohttp.ClientSession:
         url = self.address if "://" in self.address else f"http://{self.address}"
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=self.silence_s)
         return aiohttp.ClientSession(url, timeout=timeout)
 
     async def _fetch(self, method: str, path: str, *, data=None, params=None) -> bytes:
@@ -142,8 +147,11 @@ class Client:
     async def _run(self, graph: Graph, on_progress: OnProgress) -> dict:
         client_id = uuid.uuid4().hex
         async with self._session() as session:
+            silence = aiohttp.ClientWSTimeout(ws_receive=self.silence_s)
             # Previews are larger than aiohttp's default limit for one message.
-            async with session.ws_connect("/ws", params={"clientId": client_id}, max_msg_size=0) as events:
+            async with session.ws_connect(
+                "/ws", params={"clientId": client_id}, max_msg_size=0, timeout=silence
+            ) as events:
                 self.prompt_id = await _queue(session, graph, client_id)
                 await _follow(events, graph, self.prompt_id, on_progress)
             async with session.get(f"/history/{self.prompt_id}") as response:
@@ -187,6 +195,7 @@ async def _follow(
                 int(data.get("value", 0)),
                 int(data.get("max", 0)),
                 now.text if kind == "progress" else "",
+                id=data["node"],
             )
             on_progress(now)
     raise aiohttp.ServerDisconnectedError

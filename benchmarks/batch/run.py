@@ -1,0 +1,149 @@
+"""Batches of lucid_batch: overhead of a job, two workers against one, random kills, and simulated workers.
+
+overhead_s: time from a job to the next beside the client's run of it, the mean of one worker. speedup_2: 24
+small jobs on two workers against one, each a real ComfyUI with one thread, without each worker's first job;
+ceiling_2: the same for plain loops of numpy, the most that this machine gives a second process. kills, lost,
+double: see kills.py, 20 kills with stand-in hosts. efficiency_64: work per worker and second beside the ideal
+until the last job is handed out, 64 simulated workers; with_tail_64 counts the time after it too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from devtools.base import prepare_base
+from devtools.fetch import find_host
+from devtools.tree import Tree
+from lucid_batch.simulate import simulate
+
+from .kills import ROOT, Batch, kill_at_random, with_stand_in
+
+TREE = Tree(ROOT)
+JOBS, STEPS = 24, 5
+WORKERS, JOBS_EACH = (8, 16, 32, 64, 128, 256, 512), 20
+SMALL = {
+    **{"LucidPointCloud.count": 500, "LucidISM.surface_share": 0.0, "LucidDream.resolution": 64},
+    **{"LucidDream.views": 1, "LucidSave.turntable_frames": 8, "LucidSave.turntable_size": 64},
+    "LucidDream.steps": STEPS,
+}
+PARTS = ("overhead", "speedup", "kills", "simulation")
+LOOP = """
+import time, numpy
+a = numpy.random.default_rng(0).random((400, 400)).astype("float32")
+count, end = 0, time.monotonic() + 8
+while time.monotonic() < end:
+    a = numpy.tanh(a @ a / 400)
+    count += 1
+print(count)
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__
+    parser.add_argument("--parts", default=",".join(PARTS), help="which to run (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the kills (default: %(default)s)")
+    help = "folder for the batches (default: %(default)s)"
+    parser.add_argument("--folder", type=Path, default=TREE.root / "output" / "batch", help=help)
+
+
+def main(as_json: bool, parts: str, seed: int, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    wanted, found = parts.split(","), {}
+    if "overhead" in wanted or "speedup" in wanted:
+        found |= real_batches(folder, (1, 2) if "speedup" in wanted else (1,))
+    if "kills" in wanted:
+        kills = kill_at_random(with_stand_in(folder / "kills", JOBS, 60, 0.05), seed)
+        found |= {**asdict(kills), "kills": len(kills.kills)}
+    if "simulation" in wanted:
+        rows = [simulate(workers, JOBS_EACH * workers) for workers in WORKERS]
+        (of_64,) = [row for row in rows if row.workers == 64]
+        found |= {"efficiency_64": round(of_64.throughput, 4), "with_tail_64": round(of_64.efficiency, 4)}
+        found["simulated"] = [asdict(row) for row in rows]
+        found["t3bench_64"] = asdict(simulate(64, 300))
+    print(json.dumps(found) if as_json else table(found))
+
+
+def real_batches(folder: Path, workers: tuple[int, ...]) -> dict[str, float]:
+    """overhead_s, and with two counts of workers also speedup_2 and ceiling_2."""
+    rates, found = {}, {}
+    run_batch(folder / "warm", 1, 1)  # compiles the renderer, once for each checkout
+    for count in workers:
+        reports = run_batch(folder / f"workers_{count}", count, JOBS)
+        rates[count] = rate(reports)
+        found[f"jobs_a_minute_{count}"] = round(60 * rates[count], 2)
+        if count == 1:
+            found["overhead_s"] = round(overhead(reports), 3)
+    if 2 in rates:
+        found["speedup_2"] = round(rates[2] / rates[1], 3)
+        found["ceiling_2"] = round(ceiling(), 3)
+    return found
+
+
+def overhead(reports: list[dict]) -> float:
+    """Seconds from the begin of a job to that of the next, beside the run; the mean of one worker."""
+    begun = sorted((one["begun"], one["run_seconds"]) for one in reports)
+    return statistics.mean(b - a - ran for (a, ran), (b, _) in itertools.pairwise(begun))
+
+
+def rate(reports: list[dict]) -> float:
+    """Jobs per second once every worker has ended its first job, in which it loads models, to the end."""
+    spans = [(one["worker"], one["begun"], one["begun"] + one["seconds"]) for one in reports]
+    firsts = {worker: min(end for name, _, end in spans if name == worker) for worker, _, _ in spans}
+    since, until = max(firsts.values()), max(end for _, _, end in spans)
+    jobs = sum((end - max(begun, since)) / (end - begun) for _, begun, end in spans if end > since)
+    return jobs / (until - since)
+
+
+def run_batch(folder: Path, workers: int, jobs: int) -> list[dict]:
+    """Run small jobs on so many ComfyUIs, each with one thread; the reports."""
+    comfyui = find_host(TREE, os.environ.get("COMFYUI_PATH"))
+    if comfyui is None:
+        raise RuntimeError("no ComfyUI is set up; run `python dev.py test`")
+    prepare_base(TREE, sys.executable)
+    launcher = ROOT / "devtools" / "launch.py"
+    host = ("--comfyui", str(comfyui), "--base", str(TREE.base), "--launcher", str(launcher))
+    head = ["LucidPrompt.text", "LucidDream.seed", *SMALL]
+    rows = [[f"a red mug {number}", number, *SMALL.values()] for number in range(jobs)]
+    lines = "\n".join(",".join(map(str, row)) for row in [head, *rows]) + "\n"
+    one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")}
+    batch = Batch(folder, jobs, STEPS, (*host, "--workers", str(workers)), one_thread, lines)
+    batch.prepare()
+    if code := batch.start().wait():
+        raise RuntimeError(f"the batch ended with code {code}; see {folder / 'log'}")
+    return batch.reports()
+
+
+def ceiling() -> float:
+    """How much two plain loops on one thread each do in the time in which one does its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    start = lambda: subprocess.Popen([sys.executable, "-c", LOOP], stdout=subprocess.PIPE, env=environment)
+    rates = {}
+    for count in (1, 2):
+        loops = [start() for _ in range(count)]
+        rates[count] = sum(int(loop.communicate()[0]) for loop in loops)
+        time.sleep(0.5)
+    return rates[2] / rates[1]
+
+
+def table(found: dict) -> str:
+    rows = found.pop("simulated", [])
+    of_300 = found.pop("t3bench_64", None)
+    text = "\n".join(f"{name}: {value}" for name, value in found.items())
+    if rows:
+        text += "\n\n| workers | jobs | throughput | with the tail | tail, min | scheduler, ms a job |"
+        text += "\n|---:|---:|---:|---:|---:|---:|"
+        for row in [*rows, of_300]:
+            numbers = [row["workers"], row["jobs"], f"{row['throughput']:.3f}", f"{row['efficiency']:.3f}"]
+            numbers += [f"{row['tail_s'] / 60:.0f}", f"{1000 * row['scheduler_s']:.1f}"]
+            text += "\n| " + " | ".join(map(str, numbers)) + " |"
+    return text
