@@ -13,9 +13,9 @@ from lucid_core.optimize import augment, losses, schedule
 from lucid_core.optimize import gaussians as module
 from lucid_core.optimize.config import Augmentation, DreamConfig, LearningRates, Task
 from lucid_core.settings import replace_settings
-from lucid_core.splats import parameters
+from lucid_core.splats import activate, parameters
 
-from .scenes import CONFIG, arguments, dream, run, splats
+from .scenes import CAMERAS, CONFIG, arguments, dream, run, splats
 
 
 def watch_renders(monkeypatch):
@@ -171,3 +171,18 @@ def test_a_finished_step_is_the_readers_own():
 def test_bad_settings_are_refused_by_name(bad):
     with raises(BadSetting, name=next(iter(bad))):
         replace_settings(DreamConfig(), **bad)
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+def test_a_colour_of_zero_still_has_a_gradient(backend):
+    """Renderers cut colours off at 0; what rests there would stay black."""
+    params = parameters(splats(20))
+    with torch.no_grad():
+        params["sh0"].fill_(-9.0)
+    module.clamp_colors(params)
+    camera = CAMERAS.sample(1, 0.0, 32, 32, torch.Generator().manual_seed(0)).cameras
+    image = rasterizers.rasterize(
+        activate(params), camera, 32, 32, background=torch.zeros(3), backend=backend
+    ).rgb
+    image.sum().backward()
+    assert image.max() < 1 / 255 and (params["sh0"].grad.abs().sum((1, 2)) > 0).any()
