@@ -41,7 +41,7 @@ def test_the_mug_changes_and_the_background_stays(client, graph, base):
     result, mask, before = saved(["5", 0]), saved(["10", 0])[..., 0], saved(["8", 0])
     moved = np.abs(result - before).max(-1)
     assert result.shape == before.shape == (128, 128, 3)
-    assert (moved[mask == 0] == 0).all() and 0.2 < (mask == 0).mean() < 0.7
+    assert moved[mask == 0].max() <= 1 and 0.2 < (mask == 0).mean() < 0.7  # 8 bits hide a mask below 1/255
     assert moved[40:90, 40:80].mean() > 2  # the body of the mug
     assert Image.open(base / "input" / PICTURE).getpixel((0, 0)) == (255, 255, 255, 0)
 
