@@ -153,16 +153,22 @@ class CloseUp(BoundedSettings):
         step=0.1,
         advanced=False,
     )
-    x: float = setting(0.0, -1000, 1000, "The point along x (to the right), in world units.", advanced=False)
+    x: float = setting(
+        0.0, -1000, 1000, "The point along x (to the right), in world units; 0 = the origin.", advanced=False
+    )
     y: float = setting(
         0.0,
         -1000,
         1000,
-        "The point along y (down), in world units; a head is at a negative y.",
+        "The point along y (down), in world units; 0 = the origin; a head is at a negative y.",
         advanced=False,
     )
     z: float = setting(
-        0.0, -1000, 1000, "The point along z (from front to back), in world units.", advanced=False
+        0.0,
+        -1000,
+        1000,
+        "The point along z (from front to back), in world units; 0 = the origin.",
+        advanced=False,
     )
 
     def apply(self, cameras: Cameras, generator: Generator) -> Cameras:

@@ -19,7 +19,8 @@ class LucidBody(IO.ComfyNode):
                 IO.Combo.Input(
                     "pose",
                     options=list(POSES),
-                    tooltip="A pose: arms 45 degrees down. T pose: arms level. walking: left leg in front.",
+                    tooltip="A pose: arms 45 degrees down. T pose: arms level. walking: left leg and right "
+                    "arm in front.",
                 ),
                 *inputs_of(Body),
             ],

@@ -137,6 +137,20 @@ def check_after_view(done: int, picture: torch.Tensor) -> None:
     host.check_interrupt()
 
 
+def compare_outputs() -> list[IO.Output]:
+    return [
+        IO.Image.Output(display_name="image", tooltip="The turntable, for Save Image or a video."),
+        IO.String.Output(
+            display_name="preferred",
+            tooltip="Label of the splat with the highest score; empty without reports.",
+        ),
+        IO.Image.Output(
+            display_name="sheet",
+            tooltip="Contact sheet: front, right, back and left of every splat, with its numbers.",
+        ),
+    ]
+
+
 class LucidCompare(IO.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -180,17 +194,7 @@ class LucidCompare(IO.ComfyNode):
                 ),
                 backend_input(),
             ],
-            outputs=[
-                IO.Image.Output(display_name="image", tooltip="The turntable, for Save Image or a video."),
-                IO.String.Output(
-                    display_name="preferred",
-                    tooltip="Label of the splat with the highest score; empty without reports.",
-                ),
-                IO.Image.Output(
-                    display_name="sheet",
-                    tooltip="Contact sheet: front, right, back and left of every splat, with its numbers.",
-                ),
-            ],
+            outputs=compare_outputs(),
         )
 
     @classmethod

@@ -31,7 +31,7 @@ class LucidEditImage(IO.ComfyNode):
             inputs=[
                 IO.Image.Input(
                     "image",
-                    tooltip="Picture to edit, at the model's size, e.g. 512 px. A batch is edited singly.",
+                    tooltip="Picture to edit, at the model's size, e.g. 512 px. Batches: one by one.",
                 ),
                 # lazy, so that `check_lazy_status` can check the settings before a model is loaded
                 LucidGuidanceType.Input(
@@ -52,7 +52,6 @@ class LucidEditImage(IO.ComfyNode):
                 IO.Image.Output(display_name="image", tooltip="The edited picture."),
                 IO.Mask.Output(display_name="mask", tooltip="Where the picture was allowed to change."),
             ],
-            hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
         )
 
     @classmethod
@@ -86,7 +85,7 @@ class LucidEditImage(IO.ComfyNode):
 def require_gradient(guidance: Any) -> None:
     """Raise BadInput unless `guidance` is one method that gives a gradient, with a text."""
     if not isinstance(guidance, LucidGuidanceData):
-        raise BadInput("guidance", "is a mix; connect Lucid ISM or Lucid Baseline directly")
+        raise BadInput("guidance", "is a mix; set surface_share in Lucid ISM to 0, and leave out Lucid Mix")
     if isinstance(guidance.method, ImageTargets):
         raise BadInput("guidance", "is Lucid Image Targets, which gives no gradient; connect Lucid ISM")
     if isinstance(guidance.prompt, LucidPictureData):

@@ -88,12 +88,20 @@ def find_surface(field: Field, config: Surface) -> Skin:
     sums, counts, cuts = cut_edges(close(values))
     passed = counts > 0
     places = sums[passed] / counts[passed][:, None]
-    numbers = torch.full(counts.shape, -1, dtype=torch.long)
-    numbers[passed] = torch.arange(len(places))
     cell = field.extent / config.cells
     points = (places - 1) * cell - field.extent / 2
     normals = normals_at(field, points / (field.extent / 2))
-    return Skin(points, normals, colors_at(field, points, normals), join_quads(cuts, numbers), cell)
+    return Skin(
+        points, normals, colors_at(field, points, normals), join_quads(cuts, number_cells(counts)), cell
+    )
+
+
+def number_cells(counts: Tensor) -> Tensor:
+    """The number of the point of each cell with cuts, in order; -1 elsewhere. counts: of cuts (X, Y, Z)."""
+    passed = counts > 0
+    numbers = torch.full(counts.shape, -1, dtype=torch.long)
+    numbers[passed] = torch.arange(int(passed.sum()))
+    return numbers
 
 
 def close(values: Tensor) -> Tensor:

@@ -43,8 +43,7 @@ class Edit(BoundedSettings):
         0.05,
         1e-6,
         100,
-        "Step size: the multiplier of the guidance's direction at the first step; it falls to 0. Higher "
-        "changes more.",
+        "Step size at the first step, without unit; it falls to 0 linearly. Higher changes more.",
         advanced=False,
     )
     threshold: float = setting(
@@ -80,8 +79,8 @@ def edit_picture(
     bit-identical. The weight of the guidance has no effect. All random numbers follow from `seed`, drawn on
     the CPU.
 
-    Raises BadInput for a mask of another size or an empty one, TypeError for image targets, NotFinite for a
-    gradient that is not finite, OutOfMemory if the picture does not fit.
+    Raises BadInput for a mask of another size, an empty one, or prompts that predict the same, TypeError for
+    image targets, NotFinite for a gradient that is not finite, OutOfMemory if the picture does not fit.
     """
     if isinstance(source.guidance, ImageTargets):
         raise TypeError("image targets give no gradient")
@@ -93,19 +92,19 @@ def edit_picture(
     conds = source.prompts.at(prior, front, front)
     try:
         start = encode(prior, picture)
-        allowed = (
-            difference(prior, start, conds, config.threshold, generator)
-            if mask is None
-            else max_pool_to(on_grid(mask[..., None])[..., 0], start.shape[-2:]).to(start)
-        )
-        seen = grow(allowed, picture.shape[:2]) if mask is None else mask.cpu().float()
+        if mask is None:
+            allowed = difference(prior, start, conds, config.threshold, generator)
+            pixel_mask = grow(allowed, picture)
+        else:
+            allowed = max_pool_to(on_grid(mask[..., None])[..., 0], start.shape[-2:]).to(start)
+            pixel_mask = mask.cpu().float()
         latents = start
         for step in range(config.steps):
             progress = step / config.steps
             g = guidance.gradient(prior, latents, conds, progress, generator)
             latents = latents - config.rate * (1 - progress) * allowed * g / guidance.weight
             require_finite({"the gradient": g}, step + 1, config.steps)
-            yield Edited(step + 1, partial(compose, prior, latents, picture, seen), seen)
+            yield Edited(step + 1, partial(compose, prior, latents, picture, pixel_mask), pixel_mask)
     except RuntimeError as error:
         if isinstance(error, OutOfMemory) or not is_out_of_memory(error):
             raise
@@ -141,10 +140,10 @@ def encode(prior: Prior, picture: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def compose(prior: Prior, latents: Tensor, picture: Tensor, seen: Tensor) -> Tensor:
-    """The decoded latents where `seen` (H, W) is 1, `picture` (H, W, 3) where it is 0; on the CPU."""
+def compose(prior: Prior, latents: Tensor, picture: Tensor, pixel_mask: Tensor) -> Tensor:
+    """The decoded latents where `pixel_mask` (H, W) is 1, `picture` (H, W, 3) where it is 0; on the CPU."""
     decoded = prior.decode(latents)[0, : picture.shape[0], : picture.shape[1]].clamp(0, 1).cpu().float()
-    picture, part = picture.cpu().float(), seen[..., None]
+    picture, part = picture.cpu().float(), pixel_mask[..., None]
     return torch.where(part > 0, picture + part * (decoded - picture), picture)
 
 
@@ -153,18 +152,21 @@ def difference(prior: Prior, z0: Tensor, conds: Conds, threshold: float, generat
     """DiffEdit's mask (1, 1, h, w) of latents z0 (1, C, h, w): 0 up to `threshold`, 1 from twice that on.
 
     The mean over noises of the absolute difference between the predictions for the positive and the inversion
-    prompt, over the channels, relative to its 98% quantile.
+    prompt, over the channels, relative to its 98% quantile. Raises BadInput if it is 0 everywhere.
     """
     if not threshold:
         return torch.ones_like(z0[:, :1])
     sigma = prior.sigma(NOISE_LEVEL)
-    total = torch.zeros_like(z0[:, :1])
+    total = torch.zeros_like(z0[:, :1], dtype=torch.float32)
     for _ in range(DRAWS):
         z = z0 + sigma * gaussian(z0, generator)
-        told, before = prior.denoise(z, sigma, [conds.y, conds.inverse])
-        total += (told - before).abs().mean(1, keepdim=True)
+        positive, inversion = prior.denoise(z, sigma, [conds.y, conds.inverse])
+        total += (positive - inversion).abs().mean(1, keepdim=True)
+    if not total.any():
+        same = "predicts the same for the prompt and the inversion prompt"
+        raise BadInput("guidance", f"{same}; change one of them, or give a mask")
     share = total / total.quantile(BRIGHTEST).clamp_min(1e-12)
-    return ((share - threshold) / threshold).clamp(0, 1)
+    return ((share - threshold) / threshold).clamp(0, 1).to(z0)
 
 
 def max_pool_to(mask: Tensor, size: torch.Size) -> Tensor:
@@ -172,8 +174,9 @@ def max_pool_to(mask: Tensor, size: torch.Size) -> Tensor:
     return torch.nn.functional.adaptive_max_pool2d(mask[None, None].float(), tuple(size))
 
 
-def grow(allowed: Tensor, size: torch.Size) -> Tensor:
-    """A mask (1, 1, h, w) of padded latents in pixels (H, W), one latent wider: decoding spreads changes."""
-    side = -(-max(size) // GRID) * GRID
+def grow(allowed: Tensor, picture: Tensor) -> Tensor:
+    """A mask (1, 1, h, w) of padded latents as (H, W), one latent wider: decoding spreads changes."""
+    height, width = picture.shape[:2]
+    side = side_of(picture)
     wider = max_pool2d(allowed.cpu().float(), 3, stride=1, padding=1)
-    return interpolate(wider, (side, side), mode="bilinear")[0, 0, : size[0], : size[1]]
+    return interpolate(wider, (side, side), mode="bilinear")[0, 0, :height, :width]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..field.surface import cut_edges, join_quads
+from ..field.surface import cut_edges, join_quads, number_cells
 from ..settings import check_bounds, require, setting
 from ..splats import SH_C0, Splats
 from .mesh import Mesh
@@ -21,7 +21,7 @@ from .mesh import Mesh
 CENTRE = torch.tensor([0.0, 0.5, 0.0])
 TO_WORLD = torch.tensor([1.0, -1.0, -1.0])  # of splats: y down, z to the back
 CELL = 1 / 128  # of the grid on which the surface is found
-BLEND = 0.008  # width over which the capsules melt into each other
+BLEND = 0.008  # width over which the capsules are blended
 MARGIN = 0.02  # space around the body
 
 # OpenPose's 18 keypoints of COCO in its order; keypoint i has the hue i / 18 (Cao et al. 2019, its code).
@@ -116,11 +116,11 @@ class Body:
         Rendered on black it is the hint of a pose ControlNet. The limbs are as wide as OpenPose draws them
         where the body fills three quarters of the view, and wider in a closer view.
         """
-        places = joints(POSES[self.pose])
-        points = torch.stack([places[name] for name in KEYPOINTS])
+        positions = joints(POSES[self.pose])
+        points = torch.stack([positions[name] for name in KEYPOINTS])
         parts = [
             *((fill_stick(points[a], points[b]), LIMB_LIGHT * hue(i)) for i, (a, b) in enumerate(LIMBS)),
-            *((spaced(torch.full((3,), DISC)) + point, hue(i)) for i, point in enumerate(points)),
+            *((fill_ellipsoid(torch.full((3,), DISC)) + point, hue(i)) for i, point in enumerate(points)),
             (fill_capsule(head()[0], HIDING), torch.zeros(3)),
         ]
         means = (torch.cat([filled for filled, _ in parts]) - CENTRE) * self.height * TO_WORLD
@@ -137,7 +137,7 @@ class Body:
 
 def joints(pose: Pose) -> dict[str, Tensor]:
     """The KEYPOINTS, and the ends of hands and feet, by name -> (3,) in the body frame."""
-    places = {"neck": torch.tensor([0.0, 0.815, 0.0]), "nose": torch.tensor([0.0, 0.925, 0.072])}
+    positions = {"neck": torch.tensor([0.0, 0.815, 0.0]), "nose": torch.tensor([0.0, 0.925, 0.072])}
     for side, sign, arm, leg in (
         ("right", -1.0, pose.arms[0], pose.legs[0]),
         ("left", 1.0, pose.arms[1], pose.legs[1]),
@@ -157,8 +157,8 @@ def joints(pose: Pose) -> dict[str, Tensor]:
         found["ankle"] = found["knee"] + 0.235 * shin
         forward = torch.stack([torch.zeros(()), shin[2], -shin[1]])  # at right angles to the shin
         found["toes"] = found["ankle"] + 0.02 * shin + 0.09 * forward
-        places |= {f"{side} {name}": place for name, place in found.items()}
-    return places
+        positions |= {f"{side} {name}": place for name, place in found.items()}
+    return positions
 
 
 def direction(limb: Limb, sign: float, bend: float = 0.0) -> Tensor:
@@ -177,8 +177,8 @@ def head() -> list[Capsule]:
     ]
 
 
-def capsules(places: dict[str, Tensor]) -> list[Capsule]:
-    """The parts of the body whose joints are at `places`."""
+def capsules(positions: dict[str, Tensor]) -> list[Capsule]:
+    """The parts of the body whose joints are at `positions`."""
     at = torch.tensor
     trunk = [
         Capsule(at([-0.075, 0.755, 0.0]), at([0.075, 0.755, 0.0]), 0.058, 0.058),
@@ -193,7 +193,7 @@ def capsules(places: dict[str, Tensor]) -> list[Capsule]:
         *(("knee", "ankle", 0.038, 0.024), ("ankle", "toes", 0.026, 0.018)),
     )
     limbs = [
-        Capsule(places[f"{side} {first}"], places[f"{side} {last}"], ra, rb)
+        Capsule(positions[f"{side} {first}"], positions[f"{side} {last}"], ra, rb)
         for side in ("right", "left")
         for first, last, ra, rb in bones
     ]
@@ -201,8 +201,8 @@ def capsules(places: dict[str, Tensor]) -> list[Capsule]:
 
 
 def surface(parts: list[Capsule]) -> tuple[Tensor, Tensor]:
-    """The blended union of capsules as points (V, 3) and triangles (F, 3), seen from outside against the
-    clock.
+    """The blended union of capsules as points (V, 3) and triangles (F, 3), counter-clockwise seen from
+    outside.
     """
     ends = torch.stack([end for part in parts for end in (part.a, part.b)])
     reach = max(max(part.ra, part.rb) for part in parts) + MARGIN
@@ -215,9 +215,7 @@ def surface(parts: list[Capsule]) -> tuple[Tensor, Tensor]:
         depth = torch.logaddexp(depth, part.depth(grid) / BLEND)
     sums, counts, cuts = cut_edges(depth * BLEND)
     passed = counts > 0
-    numbers = torch.full(counts.shape, -1, dtype=torch.long)
-    numbers[passed] = torch.arange(int(passed.sum()))
-    quads = join_quads(cuts, numbers)
+    quads = join_quads(cuts, number_cells(counts))
     faces = torch.cat([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
     return low + CELL * sums[passed] / counts[passed][:, None], faces
 
@@ -229,18 +227,18 @@ def fill_stick(a: Tensor, b: Tensor) -> Tensor:
     across = torch.linalg.cross(along, torch.eye(3)[int(along.abs().argmin())])
     across = torch.nn.functional.normalize(across, dim=0)
     frame = torch.stack([across, torch.linalg.cross(along, across), along])
-    return spaced(torch.tensor([STICK, STICK, length / 2])) @ frame + (a + b) / 2
+    return fill_ellipsoid(torch.tensor([STICK, STICK, length / 2])) @ frame + (a + b) / 2
 
 
 def fill_capsule(part: Capsule, share: float) -> Tensor:
     """Points (N, 3) SPACING apart in the capsule with its radii multiplied by `share`."""
     part = Capsule(part.a, part.b, share * part.ra, share * part.rb)
     reach = (part.b - part.a).norm() / 2 + max(part.ra, part.rb)
-    grid = spaced(reach.expand(3)) + (part.a + part.b) / 2
+    grid = fill_ellipsoid(reach.expand(3)) + (part.a + part.b) / 2
     return grid[part.depth(grid) >= 0]
 
 
-def spaced(reach: Tensor) -> Tensor:
+def fill_ellipsoid(reach: Tensor) -> Tensor:
     """Points (N, 3) SPACING apart in the ellipsoid about 0 with semi-axes `reach` (3,)."""
     axes = [SPACING * torch.arange(-int(side / SPACING), int(side / SPACING) + 1) for side in reach.tolist()]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)

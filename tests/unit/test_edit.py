@@ -83,6 +83,9 @@ def test_bad_input_is_refused_by_name():
         edited(picture(), mask=torch.ones(SIZE, SIZE // 2))
     with raises(BadInput, name="mask"):
         edited(picture(), mask=torch.zeros(SIZE, SIZE))
+    same = normal(disc(BLUE), 0.01)
+    with raises(BadInput, name="guidance"):
+        edited(picture(), of=GuidanceSource(WishPrior(), METHOD, Prompts((same,) * 4, same, same)))
     with raises(BadSetting, name="threshold"):
         Edit(threshold=1.5)
     with pytest.raises(TypeError):
