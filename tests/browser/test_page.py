@@ -2,6 +2,7 @@
 numbers, help.
 """
 
+import itertools
 import time
 from pathlib import Path
 
@@ -26,6 +27,7 @@ SMALL = {
     "LucidDream": {"preset.steps": 3, "preset.views": 1, "preset.resolution": 64, "preview_seconds": 0.1},
     "LucidSave": {"turntable_frames": 0, "filename_prefix": "test/browser"},
 }
+BOXES = "() => app.canvas.graph.nodes.map(n => [n.type, ...(n.boundingRect ?? n.getBounding())])"
 BLUEPRINT = "Text to splat"
 VIEWER = "canvas[data-engine*=three]"
 ORANGE_SHARE = 0.005  # of the viewer's pixels; nothing else in it has a colour but the three axes
@@ -51,6 +53,19 @@ def texts_queued(editor):
     return [
         node["inputs"]["text"] for graph in graphs for node in graph if node["class_type"] == "LucidPrompt"
     ]
+
+
+def test_no_node_of_a_template_lies_on_another_as_the_page_draws_them(editor):
+    """The page makes a node as high as its widgets need, whatever the file says."""
+    found = {}
+    for name in TEMPLATES:
+        editor.load(name)
+        boxes = editor.page.evaluate(BOXES)
+        for (a, ax, ay, aw, ah), (b, bx, by, bw, bh) in itertools.combinations(boxes, 2):
+            across = min(ax + aw, bx + bw) - max(ax, bx)
+            if across > 1 and min(ay + ah, by + bh) - max(ay, by) > 1:
+                found.setdefault(name, []).append((a, b))
+    assert not found
 
 
 def test_the_templates_list_ours(editor):
