@@ -19,13 +19,13 @@ class Memory:
     def __init__(self, done=(), others=(), full=False):
         self.results, self.failures = dict.fromkeys(done), {}
         self.others, self.full = set(others), full
-        self.published = []
+        self.published, self.given_up = [], {}
 
     def is_done(self, key):
         return key in self.results
 
-    def is_given_up(self, key):
-        return False
+    def why_given_up(self, key):
+        return self.given_up.get(key, "")
 
     def claim(self, key):
         return key not in self.others and key not in self.results
