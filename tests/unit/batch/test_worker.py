@@ -5,13 +5,14 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from lucid_batch.api.client import read_graph
 
 from lucid_batch import version
-from lucid_batch.jobs import Row, fill_rows
+from lucid_batch.jobs import Row, fill_rows, key_of
 from lucid_batch.store import Store
 from lucid_batch.worker import Spec, Worker, outer_lines
 
@@ -44,7 +45,7 @@ def worker(store, tmp_path, monkeypatch):
 def job_of(tmp_path, text, steps):
     rows = [Row(2, {"LucidPrompt.text": text, "LucidDream.steps": steps})]
     (job,), _ = fill_rows(read_graph(WORKFLOW), rows, tmp_path)
-    return job
+    return replace(job, key=key_of(job.graph, version(), job.models))
 
 
 def step_of(folder):
