@@ -151,6 +151,29 @@ def test_a_full_disk_ends_the_run_and_fails_no_job():
         scheduled(2, Scripted(1, lambda *_: DONE), Memory(full=True))
 
 
+def test_a_job_whose_picture_is_gone_fails_and_the_others_run():
+    pool = Scripted(1, lambda *_: DONE)
+    submit = pool.submit
+
+    def without(worker, job):
+        if job.key == "j0":
+            raise FileNotFoundError(errno.ENOENT, "No such file", "cat.png")
+        submit(worker, job)
+
+    pool.submit = without
+    made = scheduled(3, pool)
+    assert made.done == {"j1", "j2"} and "cat.png" in made.failed["j0"]
+    assert len(made.store.failures["j0"]["attempts"]) == 1
+
+
+def test_the_reason_of_another_driver_is_shown():
+    store, lines = Memory(others=["j0"]), []
+    store.given_up["j0"] = "no such picture"
+    made = scheduled(2, Scripted(1, lambda *_: DONE), store, changed=lines.append)
+    assert made.failed == {"j0": "another driver gave it up: no such picture"}
+    assert any("no such picture" in line for line in lines)
+
+
 def test_jobs_of_another_driver_are_waited_for_and_taken_over_when_it_dies():
     store = Memory(others=["j0", "j1"])
     pool = Scripted(1, lambda *_: DONE)
