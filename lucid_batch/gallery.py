@@ -66,7 +66,7 @@ class Gallery:
         return sorted(self._reports.values(), key=lambda one: (one["line"], one["key"]))
 
     def write(self) -> None:
-        """Write both files, each whole or not at all."""
+        """Write both files atomically."""
         reports = self.reports()
         failures = sorted(self.store.failures().values(), key=lambda one: (one["line"], one["key"]))
         write_whole(self.root / "index.html", page(reports, failures))

@@ -346,7 +346,8 @@ class Worker:
         if self.server is not None:
             tail = self.server.log_tail().splitlines()[1:][-1:] if died else []
             self._stop_server()
-            silence = f"gave no sign of life for {self.spec.silence_s:.0f} s"
+            silent = isinstance(error.__cause__, asyncio.TimeoutError)
+            silence = f"sent nothing for {self.spec.silence_s:.0f} s" if silent else "closed the connection"
             why = "died" if died else silence
             return Result("lost", " ".join([f"the ComfyUI on {self._where()} {why}.", *tail]))
         self._free_given()
