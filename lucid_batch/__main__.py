@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -37,12 +38,19 @@ def parser() -> argparse.ArgumentParser:
     help = "a folder like ComfyUI/models, beside the one of the base directory; may be repeated"
     add("--models", action="append", default=[], metavar="DIR", help=help)
     add("--tries", type=int, default=3, metavar="N", help="attempts at a job (default: %(default)s)")
-    help = "time without a sign of life after which a server hangs (default: %(default)s)"
+    help = "time after which a server that sends nothing counts as hanging (default: %(default)s)"
     add("--hang-minutes", type=float, default=15.0, metavar="M", help=help)
     help = "a row with a bad value stops everything, before anything is run, or is skipped (default: stop)"
     add("--on-bad-row", choices=("stop", "skip"), default="stop", help=help)
     add("--dry-run", action="store_true", help="print the plan and end")
     return made
+
+
+def absolute(text: str) -> str:
+    """A path made absolute, for processes that run in another folder. A command such as python3 stays as it
+    is, and so do symbolic links: the Python of a virtual environment is one.
+    """
+    return str(Path(text).absolute()) if text and (os.path.dirname(text) or Path(text).exists()) else text
 
 
 def options_of(words: list[str]) -> Options:
@@ -59,12 +67,12 @@ def options_of(words: list[str]) -> Options:
         given.address,
         given.workers,
         servers,
-        given.comfyui or default_comfyui(),
-        given.base,
-        given.python,
-        given.launcher,
+        absolute(given.comfyui or default_comfyui()),
+        absolute(given.base),
+        absolute(given.python),
+        absolute(given.launcher),
         tuple(shlex.split(given.flags)),
-        tuple(given.models),
+        tuple(map(absolute, given.models)),
         given.tries,
         given.hang_minutes,
         given.on_bad_row == "skip",

@@ -27,10 +27,21 @@ LEFT = re.compile(r"(run|unfinished|resume)_.*")
 FOLDER = "lucid"  # under the output folder
 
 
-def written(output: Path) -> list[str]:
+def list_folder(folder: Path) -> list[str]:
+    """The names in a folder; none if it is not there, as after another driver removed it."""
+    with contextlib.suppress(OSError):
+        return sorted(os.listdir(folder))
+    return []
+
+
+def list_checkpoints(output: Path) -> list[str]:
     """The checkpoints in an output folder, the newest last."""
-    folder = output / FOLDER
-    return sorted(name for name in os.listdir(folder) if OWN.fullmatch(name)) if folder.is_dir() else []
+    return [name for name in list_folder(output / FOLDER) if OWN.fullmatch(name)]
+
+
+def list_trails(folder: Path) -> list[Path]:
+    """The trails in a driver's folder; some of the files may be missing."""
+    return [folder / worker / TRAIL for worker in list_folder(folder)]
 
 
 class Trail:
@@ -43,7 +54,7 @@ class Trail:
 
     def node_begins(self, node: str) -> None:
         if node in self.nodes and (not self.begun or self.begun[-1][0] != node):
-            self.begun.append((node, written(self.output)))
+            self.begun.append((node, list_checkpoints(self.output)))
             self._write()
 
     def _write(self) -> None:
@@ -53,19 +64,21 @@ class Trail:
 
 def rescue(root: Path, key: str) -> None:
     """Collect the checkpoints of a job from the output folders of all servers, also of dead ones."""
-    for trail in (root / "servers").glob(f"*/*/{TRAIL}"):
+    servers = root / "servers"
+    for trail in [trail for driver in list_folder(servers) for trail in list_trails(servers / driver)]:
         found = read_json(trail)
         if found and found["key"] == key:
             with contextlib.suppress(OSError):  # a folder that its driver removes now
-                for node, name in checkpoints_of(found, written(trail.parent)).items():
+                for node, name in checkpoints_of(found, list_checkpoints(trail.parent)).items():
                     take(trail.parent / FOLDER / name, root / "checkpoints" / key / f"{node}.safetensors")
 
 
 def rescue_all(store: Store) -> None:
     """Collect the checkpoints of all drivers that are dead, and delete their folders."""
-    for folder in (store.root / "servers").iterdir():
-        if not store.is_alive(folder.name):
-            for trail in folder.glob(f"*/{TRAIL}"):
+    for driver in list_folder(store.root / "servers"):
+        if not store.is_alive(driver):
+            folder = store.root / "servers" / driver
+            for trail in list_trails(folder):
                 if (found := read_json(trail)) and not store.is_done(found["key"]):
                     rescue(store.root, found["key"])
             shutil.rmtree(folder, ignore_errors=True)
@@ -110,6 +123,6 @@ def resume(root: Path, key: str, graph: Graph, nodes: list[str], output: Path) -
 def clear(output: Path) -> None:
     """Delete the checkpoints of an output folder."""
     folder = output / FOLDER
-    for name in os.listdir(folder) if folder.is_dir() else []:
+    for name in list_folder(folder):
         if LEFT.fullmatch(name):
             (folder / name).unlink(missing_ok=True)

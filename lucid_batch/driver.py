@@ -28,6 +28,7 @@ from .worker import Spec, url_of
 GALLERY_S = 15.0
 WAIT_S = 0.5
 REACH_S = 10.0
+SLOW_S = 60.0  # to the first worker
 INTERRUPTED, TROUBLE = 130, 1
 
 
@@ -100,7 +101,7 @@ def local_hashes(options: Options, jobs: list[Job]) -> dict[str, str]:
 
 
 def specs_of(options: Options, count: int, store: Store) -> list[Spec]:
-    """What each worker is to be."""
+    """The settings of each worker."""
     shared: dict[str, Any] = {
         "root": str(store.root),
         "driver": store.driver,
@@ -236,10 +237,10 @@ def run_on_ray(options: Options, plan: Plan, store: Store, stop: Stop) -> int:
         ray.shutdown()
 
 
-def first_ready(workers: pool.RayPool, view: View, stop: Stop) -> list[Event]:
+def wait_for_worker(workers: pool.RayPool, view: View, stop: Stop) -> list[Event]:
     """Wait for a worker that takes jobs. Returns all that happened. Raises RuntimeError if none does."""
     events: list[Event] = []
-    names = set(workers.names)
+    names, slow = set(workers.names), time.monotonic() + SLOW_S
     while not stop() and not any(event.kind == "ready" for event in events):
         for event in workers.wait(WAIT_S):
             events.append(event)
@@ -247,12 +248,15 @@ def first_ready(workers: pool.RayPool, view: View, stop: Stop) -> list[Event]:
                 view.say(f"{event.worker}: {event.reason}")
             if event.kind == "gone":
                 names.discard(event.worker)
+        if time.monotonic() > slow and not any(event.kind == "ready" for event in events):
+            view.say(f"No worker has started after {SLOW_S:.0f} s: are the cluster's CPUs and GPUs in use?")
+            slow = float("inf")
         if not names:
             raise RuntimeError("no worker can start; see the lines above")
     return events
 
 
-def checked(
+def check_rows(
     options: Options, plan: Plan, hashes: dict[str, str], info: dict[str, Any], view: View
 ) -> list[Job]:
     """The jobs with keys, once a server has told what its nodes take. Raises Mistake for bad values."""
@@ -262,7 +266,10 @@ def checked(
     require_rows(options, bad, len(good))
     for row in sorted([*plan.bad, *bad], key=lambda one: one.line):
         view.say(f"skipped: {row}")
-    return with_keys(good, hashes)
+    jobs = with_keys(good, hashes)
+    if repeated := len(good) - len(jobs):
+        view.say(f"rows that repeat another row: {repeated}; each result is made once")
+    return jobs
 
 
 def run_jobs(options: Options, plan: Plan, store: Store, stop: Stop, workers: pool.RayPool) -> int:
@@ -270,14 +277,14 @@ def run_jobs(options: Options, plan: Plan, store: Store, stop: Stop, workers: po
     view.say(
         f"{len(plan.jobs)} jobs, {len(workers.names)} workers, results in {store.root}; the workers start ..."
     )
-    events = first_ready(workers, view, stop)
+    events = wait_for_worker(workers, view, stop)
     ready = next((event.worker for event in events if event.kind == "ready"), None)
     if ready is None:
-        return ended(options, None, view, True)
+        return report_end(options, None, view, True)
     about = workers.about[ready]
-    hashes = {name: digest for name, digest in about["hashes"].items() if digest}
-    hashes |= {name: digest for name, digest in local_hashes(options, plan.jobs).items() if digest}
-    jobs = checked(options, plan, hashes, about["info"], view)
+    of_worker = {name: digest for name, digest in about["hashes"].items() if digest}
+    hashes = local_hashes(options, plan.jobs) | of_worker
+    jobs = check_rows(options, plan, hashes, about["info"], view)
     written = [time.monotonic()]
 
     def changed(line: str) -> None:
@@ -295,12 +302,12 @@ def run_jobs(options: Options, plan: Plan, store: Store, stop: Stop, workers: po
         gallery.write()
     except OSError as error:
         view.say(f"error: {store.root} takes no more results: {error}")
-        return ended(options, scheduler, view, False)
+        return report_end(options, scheduler, view, False)
     view.say(f"{counts(scheduler)} in {duration(time.monotonic() - begun)}; {store.root / 'index.html'}")
-    return ended(options, scheduler, view, stop())
+    return report_end(options, scheduler, view, stop())
 
 
-def ended(options: Options, scheduler: Scheduler | None, view: View, stopped: bool) -> int:
+def report_end(options: Options, scheduler: Scheduler | None, view: View, stopped: bool) -> int:
     """Say how to go on where jobs are left; the exit code."""
     if scheduler and not (scheduler.waiting or scheduler.running or scheduler.elsewhere):
         return TROUBLE if scheduler.failed else 0

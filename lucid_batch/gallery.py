@@ -10,6 +10,7 @@ import sqlite3
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from .store import Store, read_json, write_whole
 from .view import duration
@@ -65,7 +66,7 @@ class Gallery:
         return sorted(self._reports.values(), key=lambda one: (one["line"], one["key"]))
 
     def write(self) -> None:
-        """Write both files, each whole or not at all."""
+        """Write both files atomically."""
         reports = self.reports()
         failures = sorted(self.store.failures().values(), key=lambda one: (one["line"], one["key"]))
         write_whole(self.root / "index.html", page(reports, failures))
@@ -142,10 +143,10 @@ def card(one: dict[str, Any]) -> str:
     scores = ", ".join(f"{html.escape(name)} {number(value)}" for name, value in one["scores"].items())
     given = {name: value for name, value in one["values"].items() if value != one["label"]}
     values = html.escape(", ".join(f"{name} = {value}" for name, value in given.items()))
-    named = [html.escape(name) for name in [*files, "report.json"] if name != "thumb.jpg"]
-    links = " ".join(f'<a href="{folder}/{name}">{name}</a>' for name in named)
+    named = [name for name in [*files, "report.json"] if name != "thumb.jpg"]
+    links = " ".join(f'<a href="{folder}/{quote(name)}">{html.escape(name)}</a>' for name in named)
     return (
-        f'<div class="card" data-text="{html.escape(label.lower())} {values.lower()}">'
+        f'<div class="card" data-text="{label.lower()} {values.lower()}">'
         f'<a class="picture" href="{folder}/{large}">{picture}</a><div class="text">'
         f'<div class="label">{label}</div><div class="facts">{html.escape(", ".join(facts))}</div>'
         + (f'<div class="facts"><b>{scores}</b></div>' if scores else "")

@@ -67,8 +67,10 @@ def read_rows(path: Path) -> tuple[list[Row], list[BadRow]]:
         found = list(readers[path.suffix.lower()](path))
     except OSError as error:
         raise Mistake(f"{path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise Mistake(f"{path} is not a text file in UTF-8: {error}") from error
+    except csv.Error as error:
+        raise Mistake(f"{path} is not a valid CSV file: {error}; is a quote open?") from error
     if not found:
         raise Mistake(f"{path} has no rows")
     return [one for one in found if isinstance(one, Row)], [one for one in found if isinstance(one, BadRow)]
@@ -93,7 +95,7 @@ def read_csv(path: Path) -> Iterator[Row | BadRow]:
 
 
 def read_jsonl(path: Path) -> Iterator[Row | BadRow]:
-    for line, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for line, text in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if not text.strip():
             continue
         try:
@@ -151,10 +153,11 @@ def fill_rows(graph: Graph, rows: list[Row], folder: Path) -> tuple[list[Job], l
     """The rows as jobs without keys, and those with bad values.
 
     folder: where files are that rows name; they are uploaded under a name made of their content. Raises
-    Mistake for a column that the workflow does not have.
+    Mistake for a column that the workflow does not have, or two that set the same input.
     """
     columns = dict.fromkeys(column for row in rows for column in row.values)
     places = {column: place_of(graph, column) for column in columns}
+    require_different(graph, places)
     jobs, bad = [], []
     for row in rows:
         try:
@@ -162,6 +165,32 @@ def fill_rows(graph: Graph, rows: list[Row], folder: Path) -> tuple[list[Job], l
         except ValueError as error:
             bad.append(BadRow(row.line, str(error)))
     return jobs, bad
+
+
+def require_different(graph: Graph, places: dict[str, tuple[str, str]]) -> None:
+    """Raises Mistake if two columns set the same input, such as LucidPrompt.text and 3.text."""
+    first: dict[tuple[str, str], str] = {}
+    for column, (name, key) in places.items():
+        for number, node in graph.items():
+            if name in (number, node["class_type"]):
+                other = first.setdefault((number, key), column)
+                if other != column:
+                    raise Mistake(f"the columns {other!r} and {column!r} set the same input; leave one out")
+
+
+def upload_name(content: bytes, suffix: str) -> str:
+    """A file's name on the server, made of its content."""
+    return f"{hashlib.sha256(content).hexdigest()[:KEY_DIGITS]}{suffix.lower()}"
+
+
+def read_upload(name: str, path: str) -> bytes:
+    """The content of the file `path`. Raises OSError if it cannot be read, or is not the one that `name` was
+    made of.
+    """
+    content = Path(path).read_bytes()
+    if upload_name(content, Path(path).suffix) != name:
+        raise OSError(f"the file {path} has changed since the batch began")
+    return content
 
 
 def job_of(graph: Graph, row: Row, places: dict[str, tuple[str, str]], folder: Path) -> Job:
@@ -172,8 +201,7 @@ def job_of(graph: Graph, row: Row, places: dict[str, tuple[str, str]], folder: P
         values[column] = value = value_of(given, node["inputs"][key], column)
         file = folder / value if isinstance(value, str) and value.lower().endswith(UPLOADS) else None
         if file and file.is_file():
-            digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            value = f"{digest[:KEY_DIGITS]}{file.suffix.lower()}"
+            value = upload_name(file.read_bytes(), file.suffix)
             uploads[value] = str(file.resolve())
         filled = fill(filled, {name: {key: value}})
     texts = [str(value) for value in values.values() if isinstance(value, str) and value.strip()]

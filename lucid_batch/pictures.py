@@ -27,7 +27,7 @@ def of(files: dict[str, bytes]) -> dict[str, bytes]:
 
             image = cv2.imdecode(np.frombuffer(files[name], np.uint8), cv2.IMREAD_COLOR)
             if image is not None:
-                return {"thumb.jpg": jpeg(cv2, shrunk(cv2, image))}
+                return {"thumb.jpg": jpeg(cv2, shrink(cv2, image))}
     return {}
 
 
@@ -38,12 +38,12 @@ def views_of(cv2: Any, video: bytes) -> list[Any]:
         reader = cv2.VideoCapture(str(path))
         frames = []
         while (read := reader.read())[0]:
-            frames.append(shrunk(cv2, read[1]))
+            frames.append(shrink(cv2, read[1]))
         reader.release()
     return [frames[i * len(frames) // VIEWS] for i in range(min(VIEWS, len(frames)))]
 
 
-def shrunk(cv2: Any, image: Any) -> Any:
+def shrink(cv2: Any, image: Any) -> Any:
     scale = SIZE / max(image.shape[:2])
     size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image

@@ -9,13 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from . import ROOT, Mistake
-from .jobs import Job
+from .jobs import Job, read_upload
 from .scheduler import Event
-from .worker import Result, Spec, Worker, last_line
+from .worker import Result, Spec, Worker, last_line, outer_lines
 
 CONNECT_S = 15.0
 LOCAL_STORE = 512 << 20  # bytes of Ray's object store; larger results go to the disk
@@ -139,9 +138,12 @@ class RayPool:
         self._refs[actor.start.remote(*self._wanted)] = ("start", name)
 
     def submit(self, worker: str, job: Job) -> None:
-        uploads = {name: Path(path).read_bytes() for name, path in job.uploads.items()}
+        uploads = {name: read_upload(name, path) for name, path in job.uploads.items()}
         self._heard[worker] = self.clock()
-        self._refs[self._actors[worker].run.remote(job, uploads)] = ("run", worker)
+        try:
+            self._refs[self._actors[worker].run.remote(job, uploads)] = ("run", worker)
+        except ConnectionError as error:  # an OSError too, but not of the job's files
+            raise RuntimeError(f"Ray does not answer: {error}") from error
 
     def wait(self, timeout_s: float) -> list[Event]:
         ended, _ = (
@@ -161,7 +163,7 @@ class RayPool:
             value = self.ray.get(ref)
         except self.ray.exceptions.RayTaskError as error:  # an exception of the worker's own code
             if kind == "start":
-                return self._retire(name, last_line(error.cause or error))
+                return self._retire(name, outer_lines(error.cause or error))
             return [Event("ended", name, Result("failed", last_line(error)))]
         except self.ray.exceptions.RayError as error:
             return self._lose(name, first_line(error))

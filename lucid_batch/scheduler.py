@@ -1,5 +1,5 @@
-"""The scheduler: who does what next. It knows neither Ray nor ComfyUI: a Pool runs the jobs, and the clock is
-the pool's. simulate.py runs this same code in virtual time.
+"""The scheduler: gives jobs to workers, counts attempts, stores results. It knows neither Ray nor ComfyUI: a
+Pool runs the jobs, and the clock is the pool's. simulate.py runs this same code in virtual time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Event:
 
 class Pool(Protocol):
     def submit(self, worker: str, job: Job) -> None:
-        """Start a job on an idle worker."""
+        """Start a job on an idle worker. Raises OSError if a file that the job uploads is gone or changed."""
 
     def wait(self, timeout_s: float) -> list[Event]:
         """What happened; returns at the latest after `timeout_s`."""
@@ -43,7 +43,7 @@ class Results(Protocol):
     """The part of a Store that the scheduler uses."""
 
     def is_done(self, key: str) -> bool: ...
-    def is_given_up(self, key: str) -> bool: ...
+    def why_given_up(self, key: str) -> str: ...
     def claim(self, key: str) -> bool: ...
     def publish(self, key: str, files: dict[str, bytes], report: dict[str, Any]) -> bool: ...
     def give_up(self, key: str, record: dict[str, Any]) -> None: ...
@@ -107,13 +107,19 @@ class Scheduler:
 
     def _hand_out(self) -> None:
         for worker in list(self.idle):
-            job = self._pull(worker)
-            if job is not None:
-                del self.idle[worker]
-                self.running[worker] = job
-                self.last_pull = self.pool.clock()
-                self.pool.submit(worker, job)
-                self.changed(f"{worker}: {job.label}")
+            while worker in self.idle and (job := self._pull(worker)) is not None:
+                self._submit(worker, job)
+
+    def _submit(self, worker: str, job: Job) -> None:
+        self.last_pull = self.pool.clock()
+        try:
+            self.pool.submit(worker, job)
+        except OSError as error:
+            self._fail(worker, job, str(error), soon=False, last=True)
+            return
+        del self.idle[worker]
+        self.running[worker] = job
+        self.changed(f"{worker}: {job.label}")
 
     def _pull(self, worker: str) -> Job | None:
         """The next job for a worker, claimed; one that it has not tried yet if there is any."""
@@ -135,8 +141,9 @@ class Scheduler:
             return True
         if self.store.is_done(job.key):
             self.done.add(job.key)
-        elif self.store.is_given_up(job.key):
-            self.failed[job.key] = "another driver gave it up"
+        elif reason := self.store.why_given_up(job.key):
+            self.failed[job.key] = f"another driver gave it up: {reason}"
+            self.changed(f"failed: line {job.line}, {job.label}: {self.failed[job.key]}")
         else:
             self.elsewhere.append(job)
         return False

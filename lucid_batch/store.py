@@ -5,6 +5,7 @@
     claims/KEY.N         the N-th driver that took the job; the highest N holds it
     drivers/ID.json      a driver that runs; it touches this file every few seconds
     checkpoints/, servers/   see checkpoints.py
+    logs/WORKER.log      the log of a ComfyUI that could not be started
     index.html, index.sqlite  see gallery.py
 
 Claims are files made with O_EXCL, because this is atomic on network file systems too, where sqlite's locks
@@ -57,7 +58,7 @@ def process_runs(pid: int) -> bool:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write `path` so that it is there whole or not at all."""
+    """Write `path` atomically: readers see the old file or the complete new one. Raises OSError."""
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         with part.open("w", encoding="utf-8") as file:
@@ -80,8 +81,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 class Store:
-    """One driver's view of the output folder `root`. `clock` is in seconds; `lease_s` without a sign of life
-    and a driver on another machine is dead.
+    """One driver's view of the output folder `root`. `clock` is in seconds. A driver on another machine that
+    has not touched its file for `lease_s` seconds counts as dead.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Store:
     # ---- the driver itself
 
     def open(self, beat: bool = True) -> None:
-        """Make the folders and sign in. Raises Mistake if the folder cannot be written."""
+        """Make the folders and register this driver. Raises Mistake if the folder cannot be written."""
         try:
             for name in FOLDERS:
                 (self.root / name).mkdir(parents=True, exist_ok=True)
@@ -108,12 +109,12 @@ class Store:
         except OSError as error:
             raise Mistake(f"the output folder {self.root} cannot be written: {error.strerror}") from error
         self._old_failures = {key: found["by"] for key, found in self.failures().items()}
-        self._clear_after_the_dead()
+        self._clear_partial_results()
         if beat:
             threading.Thread(target=self._beat, daemon=True).start()
 
     def close(self) -> None:
-        """Sign out: other drivers may take what is not done."""
+        """Unregister this driver: others may take its jobs."""
         self._ended.set()
         shutil.rmtree(self.root / "servers" / self.driver, ignore_errors=True)
         (self.root / "drivers" / f"{self.driver}.json").unlink(missing_ok=True)
@@ -123,7 +124,8 @@ class Store:
             with contextlib.suppress(OSError):
                 os.utime(self.root / "drivers" / f"{self.driver}.json")
 
-    def _clear_after_the_dead(self) -> None:
+    def _clear_partial_results(self) -> None:
+        """Delete the unfinished results of drivers that are dead."""
         for folder in (self.root / "partial").iterdir():
             if not self.is_alive(folder.name.partition("-")[0]):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -150,10 +152,11 @@ class Store:
     def is_done(self, key: str) -> bool:
         return (self.root / "jobs" / key / "report.json").exists()
 
-    def is_given_up(self, key: str) -> bool:
-        """Whether a driver gave the job up since this one began."""
+    def why_given_up(self, key: str) -> str:
+        """Why a driver gave the job up since this one began; "" if none did."""
         found = read_json(self.root / "failed" / f"{key}.json")
-        return found is not None and self._old_failures.get(key) != found["by"]
+        new = found is not None and self._old_failures.get(key) != found["by"]
+        return (found["reason"] or "for no known reason") if found and new else ""
 
     def claim(self, key: str) -> bool:
         """Take a job; False if another living driver has it, or it is done."""
@@ -186,7 +189,7 @@ class Store:
         return last
 
     def publish(self, key: str, files: dict[str, bytes], report: dict[str, Any]) -> bool:
-        """Put a result there, whole or not at all. False if another driver's is there already.
+        """Store a result atomically. False if another driver's is there already.
 
         Raises OSError if the disk is full; nothing is left then.
         """

@@ -1,4 +1,4 @@
-"""What is seen while a batch runs: a table that is drawn anew on a terminal, else a line for each change."""
+"""Progress of a batch: on a terminal a table that is redrawn, otherwise one line for each change."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ class on a machine of the cluster; it knows nothing of Ray.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import json
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import aiohttp
+
 from . import checkpoints, models, pictures, version_in
 from .api.client import Client, ComfyError, Graph, Progress, output_files
 from .jobs import Job, missing_on
@@ -30,15 +33,17 @@ PAUSES_S = (2.0, 10.0)  # between attempts to start a server
 INTERRUPT_S = 15.0
 ENDING_S = 2.0  # a process closes its sockets before it is gone
 REFUSED_CHECKPOINT = ("OtherRun", "BadFile")
+LOST = (aiohttp.ClientConnectionError, asyncio.TimeoutError)  # causes of a ComfyError: no answer
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a worker is to be.
+    """Settings of a worker.
 
-    root: the batch's output folder. driver: id of the driver. comfyui, base, python, flags, launcher: of a
-    ComfyUI to start; address: of one that runs, "" = start one. models: folders like ComfyUI/models beside
-    the one of `base`. silence_s: time without a sign of life after which a server hangs.
+    name: also its folder. root: the batch's output folder. driver: id of the driver. version: of the pack.
+    comfyui, base, python, flags, launcher: of a ComfyUI to start; address: of one that runs, "" = start one.
+    models: folders like ComfyUI/models beside the one of `base`. silence_s: time without a message after
+    which a server counts as hanging. start_s: time for ComfyUI's start.
     """
 
     name: str
@@ -58,7 +63,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a job.
+    """The outcome of a job.
 
     outcome: "done", "failed" (may be tried again), "refused" (will always fail), "lost" (the server died or
     hung), "unfit" (this machine cannot do it), "down" (this worker can do nothing more). reason: of all but
@@ -77,12 +82,12 @@ class Worker:
         self.server: Server | None = None
         self.client: Client | None = None
         self._info: dict[str, Any] = {}  # of the nodes of the graphs that were seen
-        self._hung = ""  # why a given server is of no more use
+        self._hung = ""  # why a given server cannot be used
         self._files: set[tuple[str, str]] = set()  # of the last job, in the server's output folder
         self._last_key = ""
         self._ran_s = 0.0  # the last run of the client
         self._now: tuple[str, float, Progress | None] = ("", 0.0, None)  # job, since when, progress
-        self._first: tuple[str, float, int] = ("", 0.0, 0)  # node, when, step: for the time left
+        self._first: tuple[str, float, int] = ("", 0.0, 0)  # node's id, when, step: for the time left
         self._place()
 
     def _place(self) -> None:
@@ -160,9 +165,20 @@ class Worker:
         )
         server.launcher = Path(spec.launcher) if spec.launcher else None
         self.server = server
-        server.__enter__()
+        try:
+            server.__enter__()
+        except (RuntimeError, ValueError, OSError):
+            self._keep_log()
+            raise
         self._files, self._last_key = set(), ""
         self.client = Client(server.address, silence_s=spec.silence_s)
+
+    def _keep_log(self) -> None:
+        """Copy the server's log to OUT/logs; its own folder is deleted at the end."""
+        if self.shared:
+            with contextlib.suppress(OSError):
+                (self.root / "logs").mkdir(exist_ok=True)
+                shutil.copyfile(self.output / "server.log", self.root / "logs" / f"{self.spec.name}.log")
 
     def _stop_server(self) -> None:
         if self.server is not None and self.server.process is not None:
@@ -188,7 +204,7 @@ class Worker:
         try:
             self._ensure_server()
         except (RuntimeError, ValueError, OSError) as error:
-            return Result("down", f"{last_line(error)} ({socket.gethostname()})")
+            return Result("down", f"{outer_lines(error)} ({socket.gethostname()})")
         try:
             return self._run(job, uploads, begun)
         except ComfyError as error:
@@ -208,8 +224,8 @@ class Worker:
             self.client.upload(name, content)
         nodes = self._resumable(graph) if self.server else []
         if self.server:
+            checkpoints.rescue(self.root, job.key)  # before _tidy deletes those of this worker's attempt
             self._tidy(job.key)
-            checkpoints.rescue(self.root, job.key)
             resumed = checkpoints.resume(self.root, job.key, graph, nodes, self.output)
         else:
             resumed = []
@@ -224,6 +240,8 @@ class Worker:
             resumed, graph = [], copy.deepcopy(job.graph)
             entry = self._follow(graph, job.key, nodes)
         files = self._fetch(entry)
+        if not files:
+            return Result("refused", "the workflow saved no file; add Lucid Save or Save Image")
         report = self._report(job, entry, begun, resumed)
         files |= pictures.of(files)
         files["workflow.json"] = json.dumps(job.graph, indent=2).encode()
@@ -272,8 +290,8 @@ class Worker:
         def heard(progress: Progress) -> None:
             if trail and not progress.step:
                 trail.node_begins(progress.id)
-            if progress.step and self._first[0] != progress.node:
-                self._first = (progress.node, time.monotonic(), progress.step)
+            if progress.step and self._first[0] != progress.id:
+                self._first = (progress.id, time.monotonic(), progress.step)
             self._now = (*self._now[:2], progress)
 
         self._first = ("", 0.0, 0)
@@ -294,8 +312,8 @@ class Worker:
             reported.add(place)
             suffix = Path(file["filename"]).suffix.lower()
             stem = STEMS.get(suffix, Path(file["filename"]).stem)
-            number = next(n for n in range(1, 10_000) if numbered(stem, n, suffix) not in kept)
-            kept[numbered(stem, number, suffix)] = self.client.view(file)
+            number = next(n for n in range(1, 10_000) if number_file(stem, n, suffix) not in kept)
+            kept[number_file(stem, number, suffix)] = self.client.view(file)
         if self.server:  # what the server still reports comes from its cache, and it needs the files
             for folder, name in self._files - reported:
                 (self.output / folder / name).unlink(missing_ok=True)
@@ -322,18 +340,21 @@ class Worker:
         if error.node or error.kind:
             refused = bool(error.input) or error.kind.startswith(("value_", "required_", "prompt_"))
             return Result("refused" if refused else "failed", reason)
+        died = self.server is not None and self.server.has_ended(ENDING_S)
+        if not died and not isinstance(error.__cause__, LOST):  # an HTTP error of a server that works
+            return Result("failed", reason)
         if self.server is not None:
-            died = self.server.has_ended(ENDING_S)
             tail = self.server.log_tail().splitlines()[1:][-1:] if died else []
             self._stop_server()
-            silence = f"gave no sign of life for {self.spec.silence_s:.0f} s"
+            silent = isinstance(error.__cause__, asyncio.TimeoutError)
+            silence = f"sent nothing for {self.spec.silence_s:.0f} s" if silent else "closed the connection"
             why = "died" if died else silence
             return Result("lost", " ".join([f"the ComfyUI on {self._where()} {why}.", *tail]))
         self._free_given()
         return Result("lost", reason)
 
     def _free_given(self) -> None:
-        """End our run on a given server that hangs; one that cannot be freed is of no more use."""
+        """End our run on a given server that hangs; one that cannot be freed cannot be used."""
         assert self.client is not None
         try:
             self.client.interrupt(INTERRUPT_S)
@@ -351,7 +372,7 @@ class Worker:
             return {"key": key, "node": "", "step": 0, "steps": 0, "left_s": None}
         node, since, first = self._first
         done = now.step - first
-        rate = (time.monotonic() - since) / done if node == now.node and done > 0 else None
+        rate = (time.monotonic() - since) / done if node == now.id and done > 0 else None
         left = rate * (now.steps - now.step) if rate is not None else None
         return {"key": key, "node": now.node, "step": now.step, "steps": now.steps, "left_s": left}
 
@@ -371,12 +392,18 @@ def url_of(address: str) -> str:
     return address if "://" in address else f"http://{address}"
 
 
-def numbered(stem: str, number: int, suffix: str) -> str:
+def number_file(stem: str, number: int, suffix: str) -> str:
     return f"{stem}{suffix}" if number == 1 else f"{stem}_{number}{suffix}"
 
 
 def last_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
+def outer_lines(error: BaseException) -> str:
+    """The first and the last line of an error's text: what failed, and the end of the log."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join(dict.fromkeys((lines[0], lines[-1])))
 
 
 def summary_of(entry: dict[str, Any]) -> dict[str, Any]:

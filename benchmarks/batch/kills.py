@@ -26,7 +26,8 @@ STAND_IN = Path(__file__).with_name("stand_in.py")
 WORKFLOW = ROOT / "workflows" / "api" / "text_to_splat.json"
 KINDS = {"worker": 8, "host": 8, "driver": 4}  # kills of each in a whole test
 PAUSE_S = (1.0, 3.0)  # between two kills
-LIMIT_S = 600
+LIMIT_S = 600  # of a whole batch
+END_S = 60  # of a driver, once it is told to
 
 
 @dataclass
@@ -129,7 +130,7 @@ def kill_at_random(
     batch: Batch, seed: int, kinds: dict[str, int] = KINDS, pause_s: tuple[float, float] = PAUSE_S
 ) -> Kills:
     """Run a batch, kill its processes in a random order at random moments, start a killed driver again, and
-    count what came of it.
+    count the results. Raises TimeoutError if the batch has not ended after LIMIT_S seconds.
     """
     batch.prepare()
     draw, order = order_of_kills(seed, kinds)
@@ -142,9 +143,11 @@ def kill_at_random(
             while time.monotonic() < until and driver.poll() is None:
                 look(batch, seen, found)
                 time.sleep(0.1)
+            if driver.poll() == 0:
+                break
+            if time.monotonic() > give_up:
+                raise TimeoutError(f"the batch has not ended after {LIMIT_S} s; see {batch.folder / 'log'}")
             if driver.poll() is not None:
-                if driver.returncode == 0 or time.monotonic() > give_up:
-                    break
                 driver = batch.start()
                 found.starts += 1
             elif order:
@@ -155,10 +158,18 @@ def kill_at_random(
                         found.kills.append(order.pop(0))
     finally:
         if driver.poll() is None:
-            driver.terminate()
-            driver.wait()
+            end(driver)
     look(batch, seen, found)
-    return counted(batch, seen, found)
+    return count_results(batch, seen, found)
+
+
+def end(driver: subprocess.Popen[bytes]) -> None:
+    driver.terminate()
+    try:
+        driver.wait(END_S)
+    except subprocess.TimeoutExpired:
+        driver.kill()
+        driver.wait()
 
 
 def waits(draw: random.Random, pause_s: tuple[float, float]) -> Iterator[float]:
@@ -172,7 +183,7 @@ def look(batch: Batch, seen: dict[str, tuple[int, float]], found: Kills) -> None
         found.double += seen.setdefault(key, stamp) != stamp
 
 
-def counted(batch: Batch, seen: dict[str, tuple[int, float]], found: Kills) -> Kills:
+def count_results(batch: Batch, seen: dict[str, tuple[int, float]], found: Kills) -> Kills:
     reports = batch.reports()
     of_row = Counter(report["line"] for report in reports)
     found.lost = batch.jobs - len(of_row)

@@ -1,10 +1,11 @@
 """Batches of lucid_batch: overhead of a job, two workers against one, random kills, and simulated workers.
 
-overhead_s: time from a job to the next beside the client's run of it, the mean of one worker. speedup_2: 24
-small jobs on two workers against one, each a real ComfyUI with one thread, without each worker's first job;
-ceiling_2: the same for plain loops of numpy, the most that this machine gives a second process. kills, lost,
-double: see kills.py, 20 kills with stand-in hosts. efficiency_64: work per worker and second beside the ideal
-until the last job is handed out, 64 simulated workers; with_tail_64 counts the time after it too.
+overhead_s: time from a job to the next beside the client's run of it, the mean of one worker;
+overhead_median_s: its median. speedup_2: 24 small jobs on two workers against one, each a real ComfyUI with
+one thread, without each worker's first job; ceiling_2: the same for plain loops of numpy, the most that this
+machine gives a second process. kills, lost, double: see kills.py, 20 kills with stand-in hosts.
+efficiency_64: work per worker and second beside the ideal until the last job is handed out, 64 simulated
+workers with 20 jobs each; with_tail_64 counts the time after it too.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ from .kills import ROOT, Batch, kill_at_random, with_stand_in
 
 TREE = Tree(ROOT)
 JOBS, STEPS = 24, 5
-WORKERS, JOBS_EACH = (8, 16, 32, 64, 128, 256, 512), 20
+SIMULATED = [(workers, 20 * workers) for workers in (8, 16, 32, 64, 128, 256, 512)]  # workers, jobs
+SIMULATED += [(64, 300), (64, 3200)]  # prompts of T3Bench; a long batch
 SMALL = {
     **{"LucidPointCloud.count": 500, "LucidISM.surface_share": 0.0, "LucidDream.resolution": 64},
     **{"LucidDream.views": 1, "LucidSave.turntable_frames": 8, "LucidSave.turntable_size": 64},
     "LucidDream.steps": STEPS,
 }
 PARTS = ("overhead", "speedup", "kills", "simulation")
+FOLDERS = ("warm", "workers_1", "workers_2", "kills")  # of the batches
 LOOP = """
 import time, numpy
 a = numpy.random.default_rng(0).random((400, 400)).astype("float32")
@@ -50,26 +53,34 @@ print(count)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
-    parser.add_argument("--parts", default=",".join(PARTS), help="which to run (default: %(default)s)")
+    help = "which to run (default: %(default)s)"
+    parser.add_argument("--parts", type=parts_of, default=",".join(PARTS), help=help)
     parser.add_argument("--seed", type=int, default=1, help="of the kills (default: %(default)s)")
-    help = "folder for the batches (default: %(default)s)"
+    help = f"folder for the batches; it deletes {', '.join(FOLDERS)} there (default: %(default)s)"
     parser.add_argument("--folder", type=Path, default=TREE.root / "output" / "batch", help=help)
 
 
-def main(as_json: bool, parts: str, seed: int, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    wanted, found = parts.split(","), {}
-    if "overhead" in wanted or "speedup" in wanted:
-        found |= real_batches(folder, (1, 2) if "speedup" in wanted else (1,))
-    if "kills" in wanted:
+def parts_of(text: str) -> list[str]:
+    parts = text.split(",")
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise argparse.ArgumentTypeError(f"there is no part {unknown[0]!r}; there is {', '.join(PARTS)}")
+    return parts
+
+
+def main(as_json: bool, parts: list[str], seed: int, folder: Path) -> None:
+    for name in FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    found = {}
+    if "overhead" in parts or "speedup" in parts:
+        found |= real_batches(folder, (1, 2) if "speedup" in parts else (1,))
+    if "kills" in parts:
         kills = kill_at_random(with_stand_in(folder / "kills", JOBS, 60, 0.05), seed)
         found |= {**asdict(kills), "kills": len(kills.kills)}
-    if "simulation" in wanted:
-        rows = [simulate(workers, JOBS_EACH * workers) for workers in WORKERS]
-        (of_64,) = [row for row in rows if row.workers == 64]
+    if "simulation" in parts:
+        rows = [simulate(workers, jobs) for workers, jobs in SIMULATED]
+        of_64 = next(row for row in rows if row.workers == 64)
         found |= {"efficiency_64": round(of_64.throughput, 4), "with_tail_64": round(of_64.efficiency, 4)}
         found["simulated"] = [asdict(row) for row in rows]
-        found["t3bench_64"] = asdict(simulate(64, 300))
     print(json.dumps(found) if as_json else table(found))
 
 
@@ -82,17 +93,19 @@ def real_batches(folder: Path, workers: tuple[int, ...]) -> dict[str, float]:
         rates[count] = rate(reports)
         found[f"jobs_a_minute_{count}"] = round(60 * rates[count], 2)
         if count == 1:
-            found["overhead_s"] = round(overhead(reports), 3)
+            overheads = overheads_of(reports)
+            found["overhead_s"] = round(statistics.mean(overheads), 3)
+            found["overhead_median_s"] = round(statistics.median(overheads), 3)
     if 2 in rates:
         found["speedup_2"] = round(rates[2] / rates[1], 3)
         found["ceiling_2"] = round(ceiling(), 3)
     return found
 
 
-def overhead(reports: list[dict]) -> float:
-    """Seconds from the begin of a job to that of the next, beside the run; the mean of one worker."""
+def overheads_of(reports: list[dict]) -> list[float]:
+    """Seconds from the begin of each job of one worker to that of the next, beside the run."""
     begun = sorted((one["begun"], one["run_seconds"]) for one in reports)
-    return statistics.mean(b - a - ran for (a, ran), (b, _) in itertools.pairwise(begun))
+    return [b - a - ran for (a, ran), (b, _) in itertools.pairwise(begun)]
 
 
 def rate(reports: list[dict]) -> float:
@@ -137,12 +150,11 @@ def ceiling() -> float:
 
 def table(found: dict) -> str:
     rows = found.pop("simulated", [])
-    of_300 = found.pop("t3bench_64", None)
     text = "\n".join(f"{name}: {value}" for name, value in found.items())
     if rows:
         text += "\n\n| workers | jobs | throughput | with the tail | tail, min | scheduler, ms a job |"
         text += "\n|---:|---:|---:|---:|---:|---:|"
-        for row in [*rows, of_300]:
+        for row in rows:
             numbers = [row["workers"], row["jobs"], f"{row['throughput']:.3f}", f"{row['efficiency']:.3f}"]
             numbers += [f"{row['tail_s'] / 60:.0f}", f"{1000 * row['scheduler_s']:.1f}"]
             text += "\n| " + " | ".join(map(str, numbers)) + " |"

@@ -2,8 +2,9 @@
 client uses. It computes nothing: a step sleeps, and a "splat" is a text.
 
 Run as the launcher of lucid_batch: `python stand_in.py COMFYUI --base-directory DIR --output-directory DIR
---port N ...`. The prompt's words "poison", "hang" and "crash" make a run fail, hang and end the process. Each
-run that ends is a line of the file STAND_IN_JOURNAL; a step takes STAND_IN_STEP_S seconds.
+--port N ...`. The prompt's words "poison", "hang" and "crash" make a run fail, hang and end the process;
+"nothing" saves no file. Each run that ends is a line of the file STAND_IN_JOURNAL; a step takes
+STAND_IN_STEP_S seconds.
 """
 
 import argparse
@@ -111,6 +112,8 @@ class StandIn:
         with open(os.environ["STAND_IN_JOURNAL"], "a") as journal:
             line = {"text": text, "seed": seed, "from": first, "begun": begun, "ended": time.time()}
             journal.write(json.dumps(line) + "\n")
+        if "nothing" in text:
+            return {}
         file = {"filename": splat.name, "subfolder": "lucid", "type": "output"}
         return {"7": {"3d": [file]}, dream: {"lucid": [{"steps": steps, "splats": 1}]}}
 

@@ -4,6 +4,7 @@ only the processes matter.
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -13,6 +14,7 @@ from collections import Counter
 
 import pytest
 
+from benchmarks.batch import kills
 from benchmarks.batch.kills import ROOT, STAND_IN, Batch, kill_at_random, with_stand_in
 from lucid_batch.server import answers, free_port
 from lucid_core.io import ply
@@ -107,6 +109,14 @@ def test_random_kills_lose_nothing_and_make_nothing_twice(tmp_path):
     assert Counter(found.kills) == kinds and found.starts >= 2, (tmp_path / "log").read_text()
     assert (found.lost, found.double) == (0, 0)
     assert found.resumed > 0
+
+
+def test_the_limit_of_a_batch_holds_while_its_driver_hangs(tmp_path, monkeypatch):
+    monkeypatch.setattr(kills, "LIMIT_S", 0)
+    hangs = [sys.executable, "-c", "import time; time.sleep(600)"]
+    monkeypatch.setattr(Batch, "start", lambda self: subprocess.Popen(hangs))
+    with pytest.raises(TimeoutError, match=re.escape(str(tmp_path / "log"))):
+        kill_at_random(with_stand_in(tmp_path, jobs=1, steps=1, step_s=0), 1, {}, (0.1, 0.2))
 
 
 def test_a_server_that_hangs_one_without_the_model_and_a_poison_job(tmp_path):

@@ -1,7 +1,9 @@
 """The page and the table of all results."""
 
+import html
 import re
 import sqlite3
+from urllib.parse import unquote
 
 import pytest
 
@@ -40,6 +42,17 @@ def test_the_page_has_results_and_failures_and_only_relative_links(gallery):
     links = re.findall(r'(?:href|src)="([^"]+)"', text)
     assert links and all((gallery.root / link).is_file() for link in links)
     assert "http" not in text
+
+
+def test_the_filter_finds_text_with_marks_and_links_are_quoted(gallery):
+    names = ["a #1 & b.ply", "thumb.jpg"]
+    gallery.store.publish("k4", dict.fromkeys(names, b"x"), report("k4", 5, "A <b> & C", files=names))
+    gallery.write()
+    text = (gallery.root / "index.html").read_text()
+    found = [html.unescape(one) for one in re.findall(r'data-text="([^"]*)"', text)]
+    assert any("a <b> & c" in one for one in found)
+    (link,) = re.findall(r'href="([^"]+)">a #1 &amp; b.ply', text)
+    assert (gallery.root / unquote(link)).is_file() and "#" not in link
 
 
 def test_the_table_has_a_row_for_each_job(gallery):

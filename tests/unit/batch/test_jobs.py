@@ -6,7 +6,7 @@ import pytest
 from lucid_batch.api.client import read_graph
 
 from lucid_batch import Mistake, jobs
-from lucid_batch.jobs import BadRow, Row, fill_rows, key_of, missing_on, read_rows, why_refused
+from lucid_batch.jobs import BadRow, Row, fill_rows, key_of, missing_on, read_rows, read_upload, why_refused
 
 STEPS = {"required": {"steps": ["INT", {"min": 1, "max": 100}]}}
 INFO = {
@@ -65,19 +65,26 @@ def test_a_line_is_that_of_the_file(tmp_path):
     assert [row.line for row in rows] == [1] and [row.line for row in bad] == [3, 4]
 
 
+def test_a_line_of_jsonl_ends_at_a_newline_alone(tmp_path):
+    rows, bad = rows_of(tmp_path, "a.jsonl", '{"a": "one\u2028two"}\r\n{"a": 2}\n')
+    assert [row.values["a"] for row in rows] == ["one\u2028two", 2] and not bad
+
+
 @pytest.mark.parametrize(
     "name, text, message",
     [
         ("a.csv", "LucidPrompt.text\n", "has no rows"),
         ("a.csv", "", "has no rows"),
         ("a.csv", "a.b,a.b\n1,2\n", "the column 'a.b' is there twice"),
+        ("a.csv", 'a.b\n"1\n', "is not a valid CSV file: unexpected end of data; is a quote open"),
+        ("a.csv", b"a.b\n\xff\n", "is not a text file in UTF-8"),
         ("a.txt", "x", "jobs are read from a .csv or .jsonl file"),
         ("none/a.csv", None, "cannot be read: No such file"),
     ],
 )
 def test_a_file_of_another_form_is_one_message(tmp_path, name, text, message):
     if text is not None:
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(Mistake, match=message):
         read_rows(tmp_path / name)
 
@@ -97,6 +104,13 @@ def test_an_unknown_column_is_named_with_the_closest(graph, tmp_path, column, me
     with pytest.raises(Mistake) as error:
         fill_rows(graph, [Row(2, {column: "x"})], tmp_path)
     assert message in str(error.value)
+
+
+def test_two_columns_for_the_same_input_are_a_mistake(graph, tmp_path):
+    (number,) = [number for number, node in graph.items() if node["class_type"] == "LucidDream"]
+    for other in (f"{number}.steps", "LucidDream.preset.steps"):
+        with pytest.raises(Mistake, match=f"'LucidDream.steps' and '{other}' set the same input"):
+            fill_rows(graph, [Row(2, {"LucidDream.steps": 1, other: 2})], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +170,10 @@ def test_a_picture_beside_the_file_is_uploaded_by_its_content(graph, tmp_path):
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "x.png"}}}
     job = filled(graph, tmp_path, **{"LoadImage.image": "cat.png"})
     ((name, path),) = job.uploads.items()
+    assert read_upload(name, path) == b"a cat"
     assert job.graph["1"]["inputs"]["image"] == name and path == str(tmp_path / "cat.png")
     (tmp_path / "cat.png").write_bytes(b"another cat")
+    with pytest.raises(OSError, match=r"cat\.png has changed since the batch began"):
+        read_upload(name, path)
     assert list(filled(graph, tmp_path, **{"LoadImage.image": "cat.png"}).uploads) != [name]
     assert not filled(graph, tmp_path, **{"LoadImage.image": "dog.png"}).uploads

@@ -1,12 +1,16 @@
 """The command line: the plan, and one clear message and code 2 for each mistake."""
 
+import io
+import os
 import sys
 
 import pytest
 
-from lucid_batch import pool
-from lucid_batch.__main__ import main
+from lucid_batch import driver, pool
+from lucid_batch.__main__ import main, options_of
+from lucid_batch.scheduler import Event
 from lucid_batch.server import free_port
+from lucid_batch.view import View
 
 WORKFLOW = "text_to_splat.json"
 
@@ -60,6 +64,21 @@ def test_options_that_do_not_fit(jobs, capsys, more, part):
     fails(capsys, words(jobs, "--on-bad-row", "skip", *more), part)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links, paths with /")
+def test_relative_paths_are_made_absolute_and_links_and_commands_stay(jobs, monkeypatch):
+    monkeypatch.chdir(jobs.parent)
+    (jobs.parent / "python").symlink_to(sys.executable)
+    paths = ("--comfyui", "ComfyUI", "--base", "../base", "--launcher", "x/launch.py", "--models", "./m")
+    found = options_of([WORKFLOW, "jobs.csv", "--out", "out", *paths, "--python", "python"])
+    here = str(jobs.parent)
+    assert found.comfyui == f"{here}/ComfyUI" and found.base == f"{here}/../base"
+    assert found.launcher == f"{here}/x/launch.py" and found.models == (f"{here}/m",)
+    assert found.python == f"{here}/python"
+    monkeypatch.setenv("COMFYUI_PATH", "ComfyUI")
+    found = options_of([WORKFLOW, "jobs.csv", "--out", "out", "--python", "python3"])
+    assert found.comfyui == f"{here}/ComfyUI" and found.python == "python3" and found.base == ""
+
+
 def test_a_workflow_that_is_not_there(jobs, capsys):
     fails(capsys, ["none.json", *words(jobs)[1:]], "there is no workflow file none.json")
 
@@ -84,3 +103,17 @@ def test_an_address_that_does_not_answer_is_named(jobs, capsys, monkeypatch):
 def test_a_server_that_does_not_answer_is_named(jobs, capsys):
     address = f"http://127.0.0.1:{free_port()}"
     fails(capsys, words(jobs, "--on-bad-row", "skip", "--servers", address), address, "within 10 s")
+
+
+def test_a_cluster_that_starts_no_worker_is_told_once(monkeypatch):
+    class Busy:
+        names, events = ["w"], [[], [], [Event("ready", "w")]]
+
+        def wait(self, timeout_s):
+            return self.events.pop(0)
+
+    monkeypatch.setattr(driver, "SLOW_S", -1.0)
+    stream = io.StringIO()
+    events = driver.wait_for_worker(Busy(), View(["w"], stream), driver.Stop())
+    assert [event.kind for event in events] == ["ready"]
+    assert stream.getvalue().count("are the cluster's CPUs and GPUs in use?") == 1

@@ -19,13 +19,13 @@ class Memory:
     def __init__(self, done=(), others=(), full=False):
         self.results, self.failures = dict.fromkeys(done), {}
         self.others, self.full = set(others), full
-        self.published = []
+        self.published, self.given_up = [], {}
 
     def is_done(self, key):
         return key in self.results
 
-    def is_given_up(self, key):
-        return False
+    def why_given_up(self, key):
+        return self.given_up.get(key, "")
 
     def claim(self, key):
         return key not in self.others and key not in self.results
@@ -149,6 +149,29 @@ def test_without_workers_the_jobs_stay():
 def test_a_full_disk_ends_the_run_and_fails_no_job():
     with pytest.raises(OSError, match="No space"):
         scheduled(2, Scripted(1, lambda *_: DONE), Memory(full=True))
+
+
+def test_a_job_whose_picture_is_gone_fails_and_the_others_run():
+    pool = Scripted(1, lambda *_: DONE)
+    submit = pool.submit
+
+    def without(worker, job):
+        if job.key == "j0":
+            raise FileNotFoundError(errno.ENOENT, "No such file", "cat.png")
+        submit(worker, job)
+
+    pool.submit = without
+    made = scheduled(3, pool)
+    assert made.done == {"j1", "j2"} and "cat.png" in made.failed["j0"]
+    assert len(made.store.failures["j0"]["attempts"]) == 1
+
+
+def test_the_reason_of_another_driver_is_shown():
+    store, lines = Memory(others=["j0"]), []
+    store.given_up["j0"] = "no such picture"
+    made = scheduled(2, Scripted(1, lambda *_: DONE), store, changed=lines.append)
+    assert made.failed == {"j0": "another driver gave it up: no such picture"}
+    assert any("no such picture" in line for line in lines)
 
 
 def test_jobs_of_another_driver_are_waited_for_and_taken_over_when_it_dies():
