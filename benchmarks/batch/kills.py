@@ -26,7 +26,7 @@ STAND_IN = Path(__file__).with_name("stand_in.py")
 WORKFLOW = ROOT / "workflows" / "api" / "text_to_splat.json"
 KINDS = {"worker": 8, "host": 8, "driver": 4}  # kills of each in a whole test
 PAUSE_S = (1.0, 3.0)  # between two kills
-LIMIT_S = 600  # of a whole batch
+LIMIT_S = 1800  # of a whole batch
 END_S = 60  # of a driver, once it is told to
 
 
