@@ -164,24 +164,7 @@ def release(tree: Tree, options: argparse.Namespace) -> int:
     return hand_over(tree, setup.comfyui, ["-m", "devtools.release", "--comfyui", setup.comfyui])
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
-    comfyui = argparse.ArgumentParser(add_help=False)
-    comfyui.add_argument(
-        "--comfyui",
-        metavar="DIR",
-        help="your ComfyUI folder (default: $COMFYUI_PATH, else found or downloaded)",
-    )
-    host = argparse.ArgumentParser(add_help=False, parents=[comfyui])
-    host.add_argument(
-        "--checkpoint",
-        metavar="FILE",
-        help="your Stable Diffusion 1.5 file, or with --image your Stable Zero123 (default: the demo's own)",
-    )
-
-    help = "make a splat from a prompt or a picture, with a real ComfyUI"
-    command = commands.add_parser("demo", parents=[host], help=help, description=help)
+def add_demo_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "prompt",
         nargs="?",
@@ -207,6 +190,27 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--port", type=int, metavar="N", default=0, help="port of the server (default: a free one)"
     )
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    comfyui = argparse.ArgumentParser(add_help=False)
+    comfyui.add_argument(
+        "--comfyui",
+        metavar="DIR",
+        help="your ComfyUI folder (default: $COMFYUI_PATH, else found or downloaded)",
+    )
+    host = argparse.ArgumentParser(add_help=False, parents=[comfyui])
+    host.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="your Stable Diffusion 1.5 file, or with --image your Stable Zero123 (default: the demo's own)",
+    )
+
+    help = "make a splat from a prompt or a picture, with a real ComfyUI"
+    command = commands.add_parser("demo", parents=[host], help=help, description=help)
+    add_demo_arguments(command)
     command.set_defaults(command=demo)
 
     help = f"run all tests, mypy ({TYPES}), or one layer ({', '.join(LAYERS)}); the rest goes to pytest"
