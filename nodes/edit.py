@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from comfy_api.latest import IO
 
+from ..lucid_core.conditioning.picture import on_white
 from ..lucid_core.errors import BadInput
 from ..lucid_core.guidance.image_targets import ImageTargets
 from ..lucid_core.guidance.mixing import GuidanceSource
@@ -92,15 +93,6 @@ def require_gradient(guidance: Any) -> None:
         raise BadInput("guidance", "has a picture as its prompt; connect a Lucid Prompt to Lucid ISM")
     if host.carries_control(list(guidance.prompt.conditionings().values())) or guidance.prompt.controls:
         raise BadInput("guidance", "has a ControlNet, which belongs to views of a splat; leave it out")
-
-
-def on_white(image: torch.Tensor) -> torch.Tensor:
-    """IMAGE (B, H, W, 3 or 4) as RGB (B, H, W, 3) in [0, 1], on white."""
-    pictures = torch.clone(image.cpu().float()).clamp(0, 1)
-    if pictures.shape[-1] < 4:
-        return pictures
-    alpha = pictures[..., 3:]
-    return pictures[..., :3] * alpha + 1 - alpha
 
 
 def masks_of(mask: torch.Tensor | None, pictures: torch.Tensor) -> list[torch.Tensor | None]:

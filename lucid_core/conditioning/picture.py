@@ -147,3 +147,12 @@ def marks_background(mask: Tensor) -> bool:
     """
     border = torch.cat([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
     return bool(border.mean() > SOLID and (mask < SOLID).any())
+
+
+def on_white(image: Tensor) -> Tensor:
+    """Pictures (B, H, W, 3 or 4) as RGB (B, H, W, 3) in [0, 1] on white, a copy on the CPU."""
+    pictures = torch.clone(image.cpu().float()).clamp(0, 1)
+    if pictures.shape[-1] < 4:
+        return pictures
+    alpha = pictures[..., 3:]
+    return pictures[..., :3] * alpha + 1 - alpha

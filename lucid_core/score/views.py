@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import frame_splats, rotate
+from ..conditioning.picture import on_white
 from ..errors import BadInput
 from ..rasterize import Renderer, to_device
 from ..splats import Splats
@@ -52,10 +53,7 @@ def pick_views(image: Tensor, views: int, size: int) -> tuple[Tensor, Tensor]:
     Raises BadInput for pictures that are not square, and what `require_turntable` raises.
     """
     with torch.inference_mode(False):
-        pictures = torch.clone(image.cpu().float())
-        if pictures.shape[-1] == 4:
-            alpha = pictures[..., 3:]
-            pictures = pictures[..., :3] * alpha + 1 - alpha
+        pictures = on_white(image)
         require_turntable(pictures)
         count, height, width = pictures.shape[:3]
         if height != width:
