@@ -82,7 +82,7 @@ class Editor:
     def add_blueprint(self, name: str) -> None:
         """Add a subgraph blueprint as a user does: by double click and search."""
         search = self.page.get_by_role("combobox", name="Add a node...")
-        self.page.mouse.dblclick(800, 600)
+        self.click((800, 600), opens=search, double=True)
         search.fill(name)
         self.page.get_by_role("option").filter(has_text=name).first.wait_for()
         search.press("Enter")
@@ -128,12 +128,12 @@ class Editor:
         widget = f"node.widgets.find(widget => widget.name === {name!r})"
         return self.point(*self.of(kind, f"[node.pos[0] + node.size[0] / 2, node.pos[1] + {widget}.y + 10]"))
 
-    def click(self, at: tuple[float, float], opens: Locator) -> None:
+    def click(self, at: tuple[float, float], opens: Locator, double: bool = False) -> None:
         """Click there as a user would: again, and slower than a double click, where a busy page has missed
         it.
         """
         for _ in range(CLICKS):
-            self.page.mouse.click(*at)
+            self.page.mouse.click(*at, click_count=2 if double else 1)
             try:
                 return opens.wait_for(timeout=CLICK_MS)
             except TimeoutError:
