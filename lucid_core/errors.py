@@ -76,7 +76,14 @@ class OtherRun(LucidError, ValueError):
     differences: dict[str, tuple[Any, Any]]
 
     def sentence(self) -> str:
-        listed = "; ".join(f"{name} was {then}, is {now}" for name, (then, now) in self.differences.items())
+        widgets = [name.rpartition(".")[2] for name in self.differences]  # "Budget.steps" -> "steps"
+        shown = {
+            name: widget if widgets.count(widget) == 1 else name
+            for name, widget in zip(self.differences, widgets)
+        }
+        listed = "; ".join(
+            f"{shown[name]} was {then}, is {now}" for name, (then, now) in self.differences.items()
+        )
         return (
             f"the checkpoint is of another run: {listed}. Set them as they were, or take only its result "
             f"(resume_splat_only, resume_field_only)"

@@ -275,6 +275,6 @@ def numbers_of(
         ]
     return [
         *lines,
-        f"{measures['splats']:,} splats, floaters {measures['floaters']:.1%}",
+        f"{measures['splats']:,} Gaussians, floaters {measures['floaters']:.1%}",
         f"fog {measures['fog']:.2f}, high frequency {measures['high_frequency']:.2%}",
     ]

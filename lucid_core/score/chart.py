@@ -162,7 +162,7 @@ def draw_numbers(canvas: Canvas, report: Report) -> None:
     ]
     if "splats" in found:
         rows.append(("fog", f"{found['fog']:.2f} of 255"))
-        rows.append(("splats", f"{found['splats']:,}, aspect 50 95%: {joined(found, 'aspect')}"))
+        rows.append(("Gaussians", f"{found['splats']:,}, aspect 50 95%: {joined(found, 'aspect')}"))
         rows.append(("floaters", f"{found['floaters']:.2%} of the opacity"))
     if report.similarity:
         rows.append(("least similar view", f"{min(report.similarity):.3f} (cosine with the front)"))

@@ -135,7 +135,8 @@ class LucidDreamField(IO.ComfyNode):
             session = FieldSession(config, subject, preview, writer, "", node_id, TITLE)
 
             def run(source):
-                session.follow(distil_field(start, source, ranges, config, own, seed, backend, checkpoint))
+                steps = distil_field(start, source, ranges, config, own, seed, backend, checkpoint)
+                session.follow(steps, source)
 
             with session.rescue_on_stop():
                 host.with_source(guidance, config.budget.views, config.budget.resolution, run)

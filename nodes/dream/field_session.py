@@ -48,11 +48,9 @@ class FieldSession(Session):
         """See Session."""
         return {"resolution": self.field().resolution}
 
-    def save_unfinished(self) -> list[str]:
+    def save_unfinished(self) -> str:
         """See Session: the checkpoint holds the field."""
-        if self.checkpoints.enabled:
-            return []
-        return ["The field is not saved: save_checkpoint is off."]
+        return "" if self.checkpoints.enabled else "The field is not saved: save_checkpoint is off."
 
 
 def turned_field(field: Field, picture: int, renderer: Renderer) -> Tensor:

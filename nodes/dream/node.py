@@ -152,9 +152,8 @@ class LucidDream(IO.ComfyNode):
 
             def run(source):
                 source = source.map(lambda one: one.move_to_frame(subject.frame))
-                session.follow(
-                    distil(subject.free, source, ranges, config, seed, backend, checkpoint, subject.fixed)
-                )
+                steps = distil(subject.free, source, ranges, config, seed, backend, checkpoint, subject.fixed)
+                session.follow(steps, source)
 
             with session.rescue_on_stop():
                 host.with_source(guidance, config.budget.views, config.budget.resolution, run)

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 import torch
 
 from ...lucid_core.errors import NotFinite
+from ...lucid_core.guidance.mixing import GuidanceSource, MixedSource
 from ...lucid_core.io import ply
 from ...lucid_core.optimize.config import DreamConfig
 from ...lucid_core.optimize.loop import Step
 from ...lucid_core.optimize.selection import Subject
+from ...lucid_core.optimize.time_left import TimeLeft
 from ...lucid_core.splats import Splats
 from .. import host
 from .checkpoints import CheckpointWriter
@@ -46,7 +48,8 @@ class Session:
         self.config, self.subject, self.preview, self.checkpoints = config, subject, preview, checkpoints
         self.steps, self.note, self.node_id = config.budget.steps, note, node_id
         self.title = title
-        self.first: Step | None = None  # first step reported; time per step is measured from here
+        self.time_left = TimeLeft(config.budget)
+        self.first: Step | None = None  # first step reported
         self.last: Step | None = None
         self.stopped = ""  # why the run ended early with a valid splat; "" = it did not
         self.begun = time.monotonic()
@@ -54,8 +57,9 @@ class Session:
         if note:
             log.warning("%s: %s", title, note)
 
-    def follow(self, steps: Iterable[Step]) -> None:
-        """Report all `steps`; a numerical error ends them with the last valid splat."""
+    def follow(self, steps: Iterable[Step], source: GuidanceSource | MixedSource | None = None) -> None:
+        """Report all `steps`, guided by `source`; a numerical error ends them with the last valid splat."""
+        self.time_left = TimeLeft(self.config.budget, source)
         try:
             for step in steps:
                 self.report(step)
@@ -76,6 +80,7 @@ class Session:
         """Update progress, preview, log and checkpoint after `step`. Raises if the user cancelled the run."""
         slower = step.slowdown and not (self.last and self.last.slowdown)
         self.first, self.last = self.first or step, step
+        self.time_left.add(step)
         image = None
         if slower or self.preview.is_due() or step.progress == 1:
             image = self.preview.draw(step)
@@ -92,15 +97,14 @@ class Session:
     def status(self, step: Step) -> str:
         """Step, time per step, time left, number of Gaussians, losses, notes.
 
-        The time per step excludes the first step reported, which compiles kernels.
+        The first step reported compiles kernels, so no times are shown for it.
         """
         text = [f"step {step.step} of {self.steps}"]
-        steps = step.step - self.first.step
-        if steps:
-            seconds = step.seconds - self.first.seconds
-            left_s = round(seconds * (1 - step.progress) / (step.progress - self.first.progress))
-            left = f"{left_s // 60} min {left_s % 60} s" if left_s >= 60 else f"{left_s} s"
-            text += [f"{seconds / steps:.2f} s a step", f"{left} left"]
+        pace, left_s = self.time_left.seconds_per_step(), self.time_left.seconds()
+        if pace is not None and left_s is not None and step is not self.first:
+            minutes, seconds = divmod(round(left_s), 60)
+            left = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+            text += [f"{pace:.2f} s a step", f"{left} left"]
         text += [self.size_of(step)]
         losses = ", ".join(f"{name} {value:.3g}" for name, value in step.losses.items())
         lines = (", ".join(text), losses, self.checkpoints.failure, self.note, step.slowdown)
@@ -140,29 +144,26 @@ class Session:
             return
         saved = self.save_unfinished()
         self.checkpoints.finish(self.last)
-        resume = (
-            f" To go on, resume: {self.checkpoints.name}"
-            if self.checkpoints.saved_step == self.last.step
-            else ""
-        )
-        # two lines, because the node has room for two
-        lines = [f"Stopped at step {self.last.step} of {self.steps}.{resume}", *saved]
+        # Two short lines, because the node has room for them.
+        lines = [f"Stopped at step {self.last.step} of {self.steps}. {saved}".rstrip()]
+        if self.checkpoints.saved_step == self.last.step:
+            lines.append(f"To go on, resume: {self.checkpoints.name}")
         log.warning("%s: %s", self.title, " ".join(lines))
         host.show_text(self.node_id, "\n".join(lines))
 
     def size_of(self, step: Step) -> str:
         """The size of the result of `step`, in words."""
-        return f"{len(step.splats)} splats"
+        return f"{len(step.splats):,} Gaussians"
 
-    def save_unfinished(self) -> list[str]:
-        """Save the result of a stopped run; a line that says where it is, or why it is not."""
+    def save_unfinished(self) -> str:
+        """Save the result of a stopped run; says where it is, why it is not, or nothing."""
         try:
             path, entry = host.output_path(UNFINISHED, "ply")
             ply.write(path, self.splats())
         except OSError as error:  # a full disk must not hide the error that stopped the run
             log.error("%s could not save the unfinished splat: %s", self.title, error)
-            return [f"The splat could not be saved: {error}"]
-        return [f"The splat: {host.name_of(entry)}"]
+            return f"The splat could not be saved: {error}"
+        return f"Splat: {host.name_of(entry)}"
 
     def splats(self) -> Splats:
         """The whole splat after the last step, in the frame of the input splat, on the CPU."""

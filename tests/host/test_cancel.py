@@ -75,18 +75,18 @@ def test_a_run_ends_within_one_model_call(stopped):
 
 
 def test_the_node_names_the_files_that_were_kept(stopped, base):
-    _, (stop, splat), _, _ = stopped
-    step, resume = re.fullmatch(r"Stopped at step (\d+) of 20\. To go on, resume: (\S+)", stop).groups()
-    step = int(step)
+    _, (stop, resume), _, _ = stopped
+    step, splat = re.fullmatch(r"Stopped at step (\d+) of 20\. Splat: (\S+)", stop).groups()
+    step, resume = int(step), resume.removeprefix("To go on, resume: ")
     assert 2 <= step < 20
     kept, _ = checkpoint.read(base / "output" / resume)
-    saved = ply.read(base / "output" / splat.removeprefix("The splat: "))
+    saved = ply.read(base / "output" / splat)
     assert kept.step == step and len(kept.splats()) == len(saved)
     np.testing.assert_array_equal(saved.means.numpy(), kept.splats().means.numpy())
 
 
 def test_a_cancelled_run_is_resumed_to_the_splat_of_a_whole_one(stopped, client):
-    resume = stopped[1][0].split("resume: ")[1]
+    resume = stopped[1][1].split("resume: ")[1]
     settings = {"steps": 20, "seed": 61, "views": 1}
     resumed = client.run(with_model("none", LucidDream={**settings, "resume": resume}))
     whole = client.run(workflow(LucidDream=settings))

@@ -45,7 +45,7 @@ def test_two_loras_mix_and_a_mixed_run_is_resumed(client, mode):
     again = client.run(with_loras(112, mode, resume=summary["checkpoint"]))
     assert set(loaded(client)) <= set(held)  # the host may have let go of another test's
     assert same(ply_of(client, whole), ply_of(client, again))
-    with fails("LucidDream", "OtherRun", "", "run: Mix.share was 0.5, is 0.25."):
+    with fails("LucidDream", "OtherRun", "", "run: share was 0.5, is 0.25."):
         client.run(with_loras(112, mode, 0.25, resume=summary["checkpoint"]))
     with fails("LucidDream", "OtherRun", "", "run: second.model was "):
         client.run(with_loras(112, mode, second=0, resume=summary["checkpoint"]))

@@ -31,9 +31,9 @@ def test_pictures_pace_and_time_left_are_shown(client, wanted, shape):
     pictures, texts = shown(client, workflow(LucidDream=settings))
     assert pictures and {picture.shape for picture in pictures} == {shape}  # the host enlarges them
     texts, losses = zip(*(text.splitlines() for text in texts))
-    assert texts[0] == "step 1 of 12, 300 splats"
+    assert texts[0] == "step 1 of 12, 300 Gaussians"
     assert all(
-        re.fullmatch(r"step \d+ of 12, \d+\.\d\d s a step, \d+ s left, \d+ splats", text)
+        re.fullmatch(r"step \d+ of 12, \d+\.\d\d s a step, \d+ s left, \d+ Gaussians", text)
         for text in texts[1:]
     )
     assert all(re.fullmatch(r"gradient norm \S+, tv \S+, scale \S+", text) for text in losses)

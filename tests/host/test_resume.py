@@ -77,7 +77,7 @@ def test_a_finished_run_is_resumed_at_its_end(client, broken_off):
 def test_a_checkpoint_of_another_run_gives_its_splat_alone(client, broken_off):
     _, checkpoint = broken_off
     other = {"steps": 3, "seed": 42, "resume": checkpoint}
-    with fails("LucidDream", "OtherRun", "", "seed was 41, is 42; Budget.steps was 6, is 3."):
+    with fails("LucidDream", "OtherRun", "", "seed was 41, is 42; steps was 6, is 3."):
         client.run(with_model("none", LucidDream=other))
     assert summary_of(client.run(workflow(LucidDream={**other, "resume_splat_only": True})))["steps"] == 3
 

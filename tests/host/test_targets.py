@@ -169,7 +169,8 @@ def test_two_models_of_the_same_latents_make_images_together(client):
 def test_a_run_that_is_cancelled_between_two_fits_goes_on_with_its_pictures(client, base):
     graph = alone(207, steps=600, fits=600)
     _, said = asyncio.run(cancelled(client, graph, when_step=20, wait_s=0.0))
-    step, resume = re.match(r"Stopped at step (\d+) of 600\. To go on, resume: (\S+)", said[-1]).groups()
+    found = re.match(r"Stopped at step (\d+) of 600\. .*\nTo go on, resume: (\S+)", said[-1])
+    step, resume = found.groups()
     kept, _ = checkpoint.read(base / "output" / resume)
     assert 20 <= int(step) == kept.step < 600
     assert kept.group("replay")["pictures"].shape == (2, 64, 64, 3)

@@ -34,7 +34,7 @@ EXAMPLES = {
     ),
     BadFile(Path("a.ply"), "it lacks the column x"): "a.ply: it lacks the column x",
     OtherRun({"seed": (1, 2), "ISM.cfg": (7.5, 5.0)}): (
-        "the checkpoint is of another run: seed was 1, is 2; ISM.cfg was 7.5, is 5.0. Set them as they were, "
+        "the checkpoint is of another run: seed was 1, is 2; cfg was 7.5, is 5.0. Set them as they were, "
         "or take only its result (resume_splat_only, resume_field_only)"
     ),
     BackendUnavailable("gsplat", "needs a CUDA GPU"): (
