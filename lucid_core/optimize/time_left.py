@@ -16,7 +16,9 @@ from .config import Budget
 from .loop import Step
 
 RECENT = 50  # steps; the first ones compile kernels
-FIT_SHARE = 0.05  # time of a fit / time of a guided step, until one is measured
+# Shares of the time of a guided step, for what was not measured yet; the rest is the VAE's and the renderer's.
+MODEL_SHARE = 0.5
+FIT_SHARE = 0.05
 CONDITIONINGS = 3  # evaluations per noise level in a guided step: the negative prompt and two blended views
 
 
@@ -79,7 +81,7 @@ class TimeLeft:
         if self.round is not None:
             return self.round
         asked = sum(evaluations for _, evaluations in self.guided)
-        return self.evaluations * guided * len(self.guided) / asked if asked else 0.0
+        return MODEL_SHARE * guided * len(self.guided) * self.evaluations / asked if asked else 0.0
 
 
 def plan(steps: int, source: GuidanceSource | MixedSource | None) -> tuple[list[bool], list[int]]:

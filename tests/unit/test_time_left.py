@@ -15,7 +15,7 @@ TARGETS = ImageTargets(views=10, fits=50, last=0.5, inversion_steps=2, sampling_
 SHAPE, SURFACE = (GuidanceSource(None, guidance, None) for guidance in (ISM(), TARGETS))
 RECIPE = MixedSource(SHAPE, SURFACE, Mix("sequence", 0.6))
 BUDGET = Budget(steps=500)
-COMPILE_S, GUIDED_S, FIT_S, EVALUATION_S = 20.0, 0.6, 0.02, 0.2  # three evaluations in a guided step
+COMPILE_S, GUIDED_S, FIT_S, EVALUATION_S = 20.0, 0.6, 0.03, 0.1  # three evaluations in a guided step
 
 
 PER_PICTURE = evaluations_of(TARGETS)
