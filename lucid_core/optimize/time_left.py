@@ -16,7 +16,7 @@ from .config import Budget
 from .loop import Step
 
 RECENT = 50  # steps; the first ones compile kernels
-# Shares of the time of a guided step, for what was not measured yet; the rest is the VAE's and the renderer's.
+# Shares of the time of a guided step, before they are measured; the rest is the VAE's and the renderer's.
 MODEL_SHARE = 0.5
 FIT_SHARE = 0.05
 CONDITIONINGS = 3  # evaluations per noise level in a guided step: the negative prompt and two blended views
