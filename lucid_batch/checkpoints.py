@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .api.client import Graph
-from .store import Store, read_json, write_whole
+from .store import Store, read_json, whole, write_whole
 
 TRAIL = "trail.json"
 OWN = re.compile(r"run_\d+_\.safetensors")
@@ -101,9 +101,8 @@ def take(file: Path, target: Path) -> None:
     if target.exists() and target.stat().st_mtime >= file.stat().st_mtime:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(f".{os.getpid()}.part")
-    shutil.copy2(file, part)
-    os.replace(part, target)
+    with whole(target) as part:
+        shutil.copy2(file, part)
 
 
 def resume(root: Path, key: str, graph: Graph, nodes: list[str], output: Path) -> list[str]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import html
 import json
-import os
+import shutil
 import sqlite3
 import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .store import Store, read_json, write_whole
+from .store import Store, read_json, whole, write_whole
 from .view import duration
 
 COLUMNS = ("key", "state", "line", "label", "seconds", "run_seconds", "host", "pack", "reason")
@@ -84,9 +84,8 @@ class Gallery:
                 marks = ", ".join("?" * (len(COLUMNS) + 3))
                 table.executemany(f"INSERT OR REPLACE INTO jobs VALUES ({marks})", rows)
                 table.commit()
-            part = self.root / f"index.sqlite.{self.store.driver}.part"
-            part.write_bytes(local.read_bytes())
-            os.replace(part, self.root / "index.sqlite")
+            with whole(self.root / "index.sqlite") as part:
+                shutil.copyfile(local, part)
 
 
 def row_of(state: str, one: dict[str, Any]) -> list[Any]:

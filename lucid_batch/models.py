@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+
+from .store import write_whole
 
 CHUNK = 1 << 22
 
@@ -52,10 +55,6 @@ def hash_of(path: Path, known: dict[str, str]) -> str:
 
 def keep(cache: Path, known: dict[str, str]) -> None:
     """Write the cache; a cache that cannot be written costs time alone."""
-    part = cache.with_name(f"{cache.name}.{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(known))
-        os.replace(part, cache)
-    except OSError:
-        pass
+        write_whole(cache, json.dumps(known))

@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +57,27 @@ def process_runs(pid: int) -> bool:
     return True
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `path` atomically: readers see the old file or the complete new one. Raises OSError."""
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path of this process; what is written there becomes `path` at the end.
+
+    Readers see the old file or the complete new one. Raises OSError.
+    """
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        yield part
+        with part.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write `path` atomically; see `whole`."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -119,7 +119,7 @@ class Worker:
         """Ask the server about the nodes of a graph: their inputs, and the models that it has."""
         assert self.client is not None
         for kind in {node["class_type"] for node in graph.values()}:
-            self._info |= json.loads(self.client._request("GET", f"/object_info/{quote(kind, safe='')}"))
+            self._info |= json.loads(self.client.request("GET", f"/object_info/{quote(kind, safe='')}"))
 
     def _ensure_server(self) -> None:
         """Raises RuntimeError if there is no server to work with, after some attempts."""
@@ -278,10 +278,10 @@ class Worker:
     def _cancel_left(self, graph: Graph) -> None:
         """Cancel runs of the same job on a given server: their worker has died."""
         assert self.client is not None
-        queue = json.loads(self.client._request("GET", "/queue"))
+        queue = json.loads(self.client.request("GET", "/queue"))
         for _, prompt_id, queued, *_ in [*queue["queue_running"], *queue["queue_pending"]]:
             if queued == graph:
-                self.client._request("POST", f"/api/jobs/{prompt_id}/cancel")
+                self.client.request("POST", f"/api/jobs/{prompt_id}/cancel")
 
     def _follow(self, graph: Graph, key: str, nodes: list[str]) -> dict[str, Any]:
         assert self.client is not None
@@ -358,7 +358,7 @@ class Worker:
         assert self.client is not None
         try:
             self.client.interrupt(INTERRUPT_S)
-            if self.client._is_running():
+            if self.client.is_running():
                 self._hung = f"the ComfyUI at {self.spec.address} hangs; restart it"
         except ComfyError:
             pass  # it is dead, and may come back

@@ -77,6 +77,10 @@ class Prior(ABC):
         e_y, e_negative = e
         return e_negative + cfg * (e_y - e_negative)
 
+    def needs_negative(self, cfg: float) -> bool:
+        """Whether `guide` at `cfg` uses the prediction with the negative conditioning: not at 1."""
+        return cfg != 1
+
     def show(self, hints: list[Tensor]) -> None:
         """Set the ControlNet images, (B, H, W, 3) in [0, 1] for each hint, for the following `denoise` calls
         on B views. Called if the prompts have hints; raises BadInput unless a subclass takes them.
@@ -142,6 +146,9 @@ class WrappedPrior(Prior):
 
     def guide(self, z: Tensor, sigma: float, conds: list[Cond], e: list[Tensor], cfg: float) -> Tensor:
         return self.prior.guide(z, sigma, conds, e, cfg)
+
+    def needs_negative(self, cfg: float) -> bool:
+        return self.prior.needs_negative(cfg)
 
     def show(self, hints: list[Tensor]) -> None:
         self.prior.show(hints)

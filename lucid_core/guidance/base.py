@@ -134,7 +134,12 @@ def eps(prior: Prior, z: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor
 
 
 def guided_eps(prior: Prior, z: Tensor, sigma: float, conds: Conds, cfg: float) -> Tensor:
-    """Predict the noise with classifier-free guidance (and Perp-Neg) in one model call -> (B, C, h, w)."""
+    """Predict the noise with classifier-free guidance (and Perp-Neg) in one model call -> (B, C, h, w).
+
+    At a cfg of 1 the negative conditioning is not evaluated, where nothing needs it.
+    """
+    if not (conds.others or prior.needs_negative(cfg)):
+        return eps(prior, z, sigma, [conds.y])[0]
     e_y, e_negative, *e_others = eps(prior, z, sigma, [conds.y, conds.negative, *conds.others])
     if e_others:
         e_y = e_negative + towards(e_y - e_negative, [e - e_negative for e in e_others], conds.weights)

@@ -181,7 +181,7 @@ class HostPrior(Prior):
 
         Model evaluations by these patches are not counted in `evaluations`.
         """
-        if not any(self._options.get(name) for name in CFG_PATCHES):
+        if not self._changes_cfg():
             return super().guide(z, sigma, conds, e, cfg)
         with memory_errors(), torch.inference_mode():
             x, levels = self._levels.to_host(self._to_host(z), sigma)
@@ -190,6 +190,15 @@ class HostPrior(Prior):
                 apply_cfg(self._model, conds, x, levels, answers, cfg, self._options_at(levels))
             )
         return (z - z0.clone()) / sigma
+
+    def needs_negative(self, cfg: float) -> bool:
+        """See Prior. Patches that combine the two predictions may use it at 1 too."""
+        asked = self._changes_cfg() or self._options.get("disable_cfg1_optimization", False)
+        return super().needs_negative(cfg) or asked
+
+    def _changes_cfg(self) -> bool:
+        """Whether patches of the model combine the two predictions."""
+        return any(self._options.get(name) for name in CFG_PATCHES)
 
 
 def with_roles(options: dict, roles: list[int]) -> dict:

@@ -41,7 +41,7 @@ def test_a_workflow_is_run_and_its_files_are_kept(server, client, tmp_path):
     )
     assert len(ply.read(next(path for path in kept if path.suffix == ".ply"))) == 300
     assert "LucidDream: step 2 of 2" in done.stderr
-    *_, entry = json.loads(client._request("GET", "/history")).values()
+    *_, entry = json.loads(client.request("GET", "/history")).values()
     assert entry["prompt"][2]["2"]["inputs"]["text"] == "a blue mug"
 
 

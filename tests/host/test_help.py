@@ -89,7 +89,7 @@ def test_the_host_serves_a_page_and_its_picture(page, client):
     """From where the web page asks for them: it puts the folder of the page before relative links of
     pictures.
     """
-    fetch = lambda name: client._request("GET", f"/extensions/{PACK}/docs/{name}")
+    fetch = lambda name: client.request("GET", f"/extensions/{PACK}/docs/{name}")
     assert fetch(page.name) == page.read_bytes()
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
     assert pictures, f"{page.name} has no picture"

@@ -13,7 +13,7 @@ from lucid_core.settings import bounds_of
 from .failing import fails
 from .families import LORAS, TEXT_LORA, WORD, file_of
 from .family_graphs import BLEND, FamilyGraph
-from .graphs import ply_of
+from .graphs import ply_of, summary_of
 
 pytestmark = pytest.mark.usefixtures("families")
 
@@ -220,6 +220,23 @@ def test_a_splat_is_distilled_through_patches_of_cfg(client, family):
     prompt = graph.prompt(back=regions(graph), perp_neg=2.0)
     splats = ply_of(client, client.run(graph.dream(prompt, seed=95)))
     assert len(splats) > 100 and all(x.isfinite().all() for x in vars(splats).values())
+
+
+def test_without_guidance_the_negative_prompt_is_asked_for_patches_of_cfg_alone(client):
+    """As the host's sampler leaves it out at a cfg of 1."""
+    counts = {}
+    for patches in ([], [("RescaleCFG", {"multiplier": 0.7})]):
+        for cfg in (1.0, 7.5):
+            graph = FamilyGraph("sd15")
+            for kind, inputs in patches:
+                graph.patched(kind, **inputs)
+            graph.dream(steps=2)
+            ism = next(node for node in graph.values() if node["class_type"] == "LucidISM")
+            ism["inputs"].update({"preset.cfg": cfg, "preset.cfg_start": cfg, "surface_share": 0.0})
+            counts[len(patches), cfg] = summary_of(client.run(graph))["evaluations"]
+    steps_of_two_views = 2 * 2
+    assert counts[0, 7.5] - counts[0, 1.0] == steps_of_two_views
+    assert counts[1, 1.0] == counts[1, 7.5] == counts[0, 7.5]
 
 
 def test_patches_know_what_is_asked_without_the_prompt(client):

@@ -184,7 +184,7 @@ def test_a_note_says_what_to_change_first_and_the_result_is_shown(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_host_offers_a_workflow_with_a_picture(name, client):
-    fetch = lambda path: client._request("GET", path)
+    fetch = lambda path: client.request("GET", path)
     assert name in json.loads(fetch("/api/workflow_templates"))[PACK]
     assert json.loads(fetch(f"/api/workflow_templates/{PACK}/{name}.json")) == load(name, "ui")
     picture = fetch(f"/api/workflow_templates/{PACK}/{name}.jpg")
@@ -193,7 +193,7 @@ def test_the_host_offers_a_workflow_with_a_picture(name, client):
 
 
 def test_the_host_offers_the_blueprint_and_inside_it_is_text_to_splat_sd(client):
-    fetch = lambda path: json.loads(client._request("GET", path))
+    fetch = lambda path: json.loads(client.request("GET", path))
     (key,) = (key for key, entry in fetch("/global_subgraphs").items() if entry["name"] == "Text to splat")
     (inside,) = json.loads(fetch(f"/global_subgraphs/{key}")["data"])["definitions"]["subgraphs"]
     shared = ("type", "widgets_values")

@@ -133,11 +133,13 @@ def test_guidance_goes_beyond_the_prompt(images):
     assert means[1] > means[0] + 0.02
 
 
-def test_what_is_asked_is_counted(images):
-    """A view costs one evaluation for each inversion step, two for each sampling step."""
+@pytest.mark.parametrize("cfg, each", [(1.0, 1), (2.0, 2)])
+def test_what_is_asked_is_counted(images, cfg, each):
+    """A view costs one evaluation for each inversion step, two for each sampling step with guidance."""
     prior, mean = GaussianPrior(0.3), torch.full((1, 3, 8, 8), 0.5)
-    ask(ImageTargets(**ONE_LEVEL, inversion_steps=3, sampling_steps=5), images, mean, mean, prior=prior)
-    assert prior.evaluations == len(images) * (3 + 2 * 5)
+    settings = {**ONE_LEVEL, "cfg": cfg, "cfg_last": cfg, "inversion_steps": 3, "sampling_steps": 5}
+    ask(ImageTargets(**settings), images, mean, mean, prior=prior)
+    assert prior.evaluations == len(images) * (3 + each * 5)
 
 
 def test_the_schedules_go_from_their_first_to_their_last_values():

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -153,6 +154,31 @@ def test_guidance_with_perp_neg_is_one_model_call_over_all_views():
         e[i] = (of(negative)[i].flatten() + 7.5 * (delta + float(weights[i, 0]) * away_from)).reshape(4, 3, 3)
     torch.testing.assert_close(found, e)
     assert prior.calls == 1 and prior.evaluations == 6
+
+
+def test_without_guidance_the_negative_prompt_costs_nothing():
+    """Unless a prior's own guidance uses it, or Perp-Neg does."""
+
+    class Own(GaussianPrior):
+        def needs_negative(self, cfg):
+            return True
+
+    rand = lambda seed: torch.randn(
+        2, 4, 3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    z, conds = rand(0), Conds(rand(1), rand(2), rand(2))
+    pushed = replace(conds, others=(rand(3),), weights=torch.zeros(2, 1))
+    found = {}
+    for name, prior, asked in [
+        ("plain", GaussianPrior(0.5), conds),
+        ("split", SplitPrior(GaussianPrior(0.5), 1), conds),
+        ("own", Own(0.5), conds),
+        ("own, split", SplitPrior(Own(0.5), 1), conds),
+        ("perp-neg", GaussianPrior(0.5), pushed),
+    ]:
+        torch.testing.assert_close(guided_eps(prior, z, 2.0, asked, 1.0), 2.0 * (z - rand(1)) / (0.5 + 4))
+        found[name] = prior.evaluations
+    assert found == {"plain": 2, "split": 2, "own": 4, "own, split": 4, "perp-neg": 6}
 
 
 @pytest.mark.parametrize("size", [0, 2])

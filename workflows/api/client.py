@@ -88,7 +88,7 @@ class Client:
 
     def object_info(self) -> dict:
         """Node class -> its description, for all nodes of the server."""
-        return json.loads(self._request("GET", "/object_info"))
+        return json.loads(self.request("GET", "/object_info"))
 
     def interrupt(self, wait_s: float = 10) -> None:
         """Stop the graph that this client queued last. Waits up to `wait_s` seconds, so that its node can
@@ -96,14 +96,14 @@ class Client:
         """
         if self.prompt_id is None:
             return
-        self._request("POST", f"/api/jobs/{self.prompt_id}/cancel")
+        self.request("POST", f"/api/jobs/{self.prompt_id}/cancel")
         give_up = time.monotonic() + wait_s
-        while self._is_running() and time.monotonic() < give_up:
+        while self.is_running() and time.monotonic() < give_up:
             time.sleep(0.2)
 
     def view(self, file: dict) -> bytes:
         """The content of a file in a history entry; `file` is {"filename", "subfolder", "type"}."""
-        return self._request(
+        return self.request(
             "GET", "/view", params={key: file[key] for key in ("filename", "subfolder", "type")}
         )
 
@@ -111,13 +111,13 @@ class Client:
         """Upload a file to the server's input folder; returns its name for the nodes' inputs."""
         form = aiohttp.FormData({"overwrite": "true"})
         form.add_field("image", content, filename=name)  # the field is called so for all file types
-        return json.loads(self._request("POST", "/upload/image", data=form))["name"]
+        return json.loads(self.request("POST", "/upload/image", data=form))["name"]
 
-    def _is_running(self) -> bool:
-        running = json.loads(self._request("GET", "/queue"))["queue_running"]
+    def is_running(self) -> bool:
+        running = json.loads(self.request("GET", "/queue"))["queue_running"]
         return any(prompt_id == self.prompt_id for _, prompt_id, *_ in running)
 
-    def _request(self, method: str, path: str, *, data=None, params=None) -> bytes:
+    def request(self, method: str, path: str, *, data=None, params=None) -> bytes:
         return asyncio.run(self._guarded(self._fetch(method, path, data=data, params=params)))
 
     async def _guarded(self, work):
