@@ -6,6 +6,7 @@ Each class holds fields, makes its message from them, and inherits from the buil
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +77,7 @@ class OtherRun(LucidError, ValueError):
     differences: dict[str, tuple[Any, Any]]
 
     def sentence(self) -> str:
-        widgets = [name.rpartition(".")[2] for name in self.differences]  # "Budget.steps" -> "steps"
+        widgets = [re.sub(r"\b[A-Z]\w*\.", "", name) for name in self.differences]  # "second.ISM.cfg"
         shown = {
             name: widget if widgets.count(widget) == 1 else name
             for name, widget in zip(self.differences, widgets)

@@ -33,9 +33,9 @@ EXAMPLES = {
         "the splat's means are not finite in 1 of 3 Gaussians; repair or remove these first"
     ),
     BadFile(Path("a.ply"), "it lacks the column x"): "a.ply: it lacks the column x",
-    OtherRun({"seed": (1, 2), "ISM.cfg": (7.5, 5.0)}): (
-        "the checkpoint is of another run: seed was 1, is 2; cfg was 7.5, is 5.0. Set them as they were, "
-        "or take only its result (resume_splat_only, resume_field_only)"
+    OtherRun({"seed": (1, 2), "second.ISM.cfg": (7.5, 5.0)}): (
+        "the checkpoint is of another run: seed was 1, is 2; second.cfg was 7.5, is 5.0. Set them as they "
+        "were, or take only its result (resume_splat_only, resume_field_only)"
     ),
     BackendUnavailable("gsplat", "needs a CUDA GPU"): (
         "backend gsplat needs a CUDA GPU; choose auto or numba"
