@@ -6,7 +6,7 @@ server.
     python dev.py demo --image picture.png
     python dev.py test            (python dev.py test unit: without ComfyUI, saves minutes; test types: mypy)
     python dev.py serve
-    python dev.py batch text_to_splat.json jobs.csv --out DIR    (what follows goes to lucid_batch)
+    python dev.py batch workflows/api/text_to_splat.json jobs.csv --out DIR  (what follows: to lucid_batch)
     python dev.py release         (builds and checks the archive for ComfyUI's registry)
 
 Needs Python 3.10+ and a package registry. All files are created in .venv, .host and output; remove these

@@ -77,7 +77,8 @@ class OtherRun(LucidError, ValueError):
     differences: dict[str, tuple[Any, Any]]
 
     def sentence(self) -> str:
-        widgets = [re.sub(r"\b[A-Z]\w*\.", "", name) for name in self.differences]  # "second.ISM.cfg"
+        # "second.ISM.cfg" -> "second.cfg"
+        widgets = [re.sub(r"(^|\.)[A-Z]\w*\.(?=\w+$)", r"\1", name) for name in self.differences]
         shown = {
             name: widget if widgets.count(widget) == 1 else name
             for name, widget in zip(self.differences, widgets)

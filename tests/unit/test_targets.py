@@ -185,7 +185,9 @@ def test_draws_use_every_picture_equally_often():
 def test_the_splat_comes_to_look_like_the_pictures():
     first, *_, last = steps(source(), 90)
     assert psnr(last.splats) > psnr(first.splats) + 8
-    assert last.evaluations == 11 * 4 * (2 + 2 * 2)  # rounds, views, inversion and sampling steps
+    assert last.evaluations == 11 * 4 * (
+        2 + 2
+    )  # rounds, views, inversion and sampling steps without guidance
 
 
 def test_most_steps_do_not_ask_the_model():
@@ -278,7 +280,7 @@ def test_the_second_model_works_below_its_own_noise_level():
     first = wanting([0.9, 0.2, 0.1], sampling_steps=4)
     second = dataclasses.replace(TARGETS, t=0.6, t_last=0.3, fall=1.0)
     mixed = MixedSource(first, source(second), Mix("add", 1.0))
-    a_step = 3 * 2  # views, positive and negative prompt
+    a_step = 3  # views, without guidance
     for progress, counts in ((0.0, (2, 2)), (1.0, (3, 1))):
         before = [prior.evaluations for prior in mixed.priors()]
         mixed.pictures(three_views(), progress, torch.Generator().manual_seed(0))
