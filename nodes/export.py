@@ -58,7 +58,8 @@ class LucidSave(IO.ComfyNode):
                 ),
                 IO.Load3DCamera.Output(
                     display_name="camera_info",
-                    tooltip="A camera that shows the whole splat from the front, for Preview Splat.",
+                    tooltip="A camera that shows the whole splat, from the front and a little from the side "
+                    "and above, for Preview Splat.",
                 ),
             ],
             hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],

@@ -32,18 +32,18 @@ class LucidImagePrompt(IO.ComfyNode):
                 "novel view",
                 "single image 3d",
             ],
-            description="Makes a prompt of one picture of an object, for Stable Zero123 and models like it, "
-            "which are told the camera of every view. The picture is also fitted as a view of its own.",
+            description="Turns one picture of an object into a prompt for Stable Zero123 and similar models, "
+            "which get the camera of each view. The picture is also fitted as a view of its own.",
             inputs=[
                 IO.ClipVision.Input(
                     "clip_vision",
                     lazy=True,
-                    tooltip="CLIP_VISION of the Stable Zero123 checkpoint (Image Only Checkpoint Loader).",
+                    tooltip="CLIP_VISION of the Stable Zero123 checkpoint (Load Checkpoint Image Only).",
                 ),
                 IO.Vae.Input(
                     "vae",
                     lazy=True,
-                    tooltip="VAE of the Stable Zero123 checkpoint (Image Only Checkpoint Loader).",
+                    tooltip="VAE of the Stable Zero123 checkpoint (Load Checkpoint Image Only).",
                 ),
                 IO.Image.Input(
                     "image",

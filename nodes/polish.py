@@ -33,8 +33,8 @@ class LucidPolishTexture(IO.ComfyNode):
             display_name=TITLE,
             category=CATEGORY,
             search_aliases=["refine texture", "texture mesh", "paint mesh", "retexture", "sharpen texture"],
-            description="Optimises the texture of a mesh by pictures that your model makes of its views, for "
-            "sharp and clean colours. The shape stays as it is.",
+            description="Fits the texture of a mesh to pictures that your model makes of its views, for "
+            "clean, sharp colours. The shape stays as it is.",
             inputs=[
                 IO.Mesh.Input(
                     "mesh", tooltip="A single mesh with UVs and a texture, as from Lucid Bake Texture."

@@ -39,7 +39,8 @@ class Bake(BoundedSettings):
         20_000,
         0,
         200_000,
-        "Most faces of a mesh that has no UVs: it is simplified before it is unwrapped. 0 = keep all faces.",
+        "Maximum number of faces of a mesh without UVs, which is simplified before it is unwrapped. "
+        "0 = keep all.",
         step=1000,
         advanced=False,
     )
@@ -47,8 +48,8 @@ class Bake(BoundedSettings):
         32,
         6,
         256,
-        "Number of views around the mesh from which the splat is rendered. As many again may follow to see "
-        "what these do not show.",
+        "Number of views around the mesh from which the splat is rendered. Up to as many again are added for "
+        "texels that these miss.",
         step=1,
     )
     angle_power: float = setting(

@@ -37,7 +37,7 @@ class Surface(BoundedSettings):
         96,
         16,
         512,
-        "Cells along a side of the field's cube; there is one point for each cell that the surface passes. "
+        "Grid cells along a side of the field's cube; each cell that the surface crosses gives one point. "
         "More give finer detail.",
         step=8,
         advanced=False,
@@ -46,8 +46,8 @@ class Surface(BoundedSettings):
         0.5,
         0.01,
         0.99,
-        "Opacity of a voxel's length from which the field is solid. Lower keeps thin parts, higher removes "
-        "fog.",
+        "Minimum opacity of one voxel's length at which the field counts as solid. Lower keeps thin parts, "
+        "higher removes fog.",
         advanced=False,
     )
 

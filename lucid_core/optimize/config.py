@@ -61,16 +61,16 @@ class Task:
         1.0,
         0.01,
         1,
-        "How far the splat or field may change, like denoise: scales the noise level range above its minimum "
-        "and all learning rates. 1 = full optimisation, 0.3 = refinement.",
+        "How far the splat or field may change, like denoise: scales the noise levels (for ISM, their range "
+        "above the minimum) and all learning rates. 1 = full optimisation.",
         advanced=False,
     )
     freeze_geometry: bool = setting(
         False,
         0,
         1,
-        "Lock geometry (of a splat positions, scales, rotations, opacities, number; of a field the density); "
-        "optimise colours only.",
+        "Lock geometry (splat: positions, scales, rotations, opacities and number of Gaussians; field: "
+        "density); optimise colours only.",
     )
     freeze_color: bool = setting(False, 0, 1, "Lock all colours; optimise geometry only.")
 

@@ -50,9 +50,8 @@ class Edit(BoundedSettings):
         0.15,
         0,
         1,
-        "Where the picture may change, without a mask: how much the prompt's prediction must differ from the "
-        "inversion prompt's there, relative to the largest difference. Lower changes more of the picture; "
-        "0 = everywhere.",
+        "Without a mask: smallest difference between the predictions for prompt and inversion prompt, "
+        "relative to the largest, at which the picture may change. Lower changes more; 0 = everywhere.",
         advanced=False,
     )
 

@@ -42,7 +42,7 @@ class LucidDreamField(IO.ComfyNode):
             category=CATEGORY,
             search_aliases=["text to nerf", "nerf", "radiance field", "score distillation", "text to 3d"],
             description="Optimises a radiance field (NeRF) so that it matches the prompt from every view, as "
-            "Lucid Dream does a splat. A field forms holes and handles that a splat's start lacks.",
+            "Lucid Dream does a splat. A field can form holes and handles that the starting shape lacks.",
             inputs=[
                 LucidFieldType.Input("field", tooltip="Field to start from, from Lucid Field."),
                 *guidance_inputs(),

@@ -16,7 +16,7 @@ from .families import family_of
 
 WIDTH = 768  # of CLIP ViT-L/14's image embedding, which these models read
 CHANNELS = 4  # of SD 1.5's latents
-LOADER = "load a Stable Zero123 checkpoint with Image Only Checkpoint Loader"
+LOADER = "load a Stable Zero123 checkpoint with Load Checkpoint Image Only"
 
 
 def encode_picture(clip_vision: Any, vae: Any, rgb: Tensor) -> tuple[list[Conditioning], Conditioning]:

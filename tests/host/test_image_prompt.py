@@ -182,7 +182,7 @@ def test_a_camera_model_with_a_text_names_the_node_to_use(client):
 
 def test_a_text_model_with_a_picture_names_the_loader(client):
     graph = PictureGraph()
-    with fails("LucidISM", "BadInput", "model", "SD15 reads text", "Image Only Checkpoint Loader"):
+    with fails("LucidISM", "BadInput", "model", "SD15 reads text", "Load Checkpoint Image Only"):
         client.run(graph.dream(graph.guidance(model=graph.text_model)))
 
 
