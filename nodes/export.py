@@ -1,5 +1,6 @@
 import logging
 import math
+import os
 
 import torch
 from comfy_api.latest import IO, Types
@@ -71,19 +72,19 @@ class LucidSave(IO.ComfyNode):
             items = host.to_splats(splat)
             files, videos, paths = [], [], []
             for item in items:
-                path, entry = host.output_path(filename_prefix, "ply")
+                path, entry = host.output_path(filename_prefix, "ply", "mp4")
                 ply.write(path, item)
                 paths.append(path)
                 files.append(entry)
                 if turntable_frames:
-                    path, entry = host.output_path(filename_prefix, "mp4")
+                    beside = os.path.splitext(entry["filename"])[0] + ".mp4"  # with the number of the splat
                     frames, seen = turntable_of(item, turntable_frames, turntable_size)
                     if not seen:
                         note = f"The splat is not visible in the video: {why_unseen(item)}."
                         log.warning("Lucid Save: %s", note)
                         host.show_text(host.node_of_page(cls.hidden), note)
-                    video.write_mp4(path, frames, FPS)
-                    videos.append(entry)
+                    video.write_mp4(os.path.join(os.path.dirname(path), beside), frames, FPS)
+                    videos.append(entry | {"filename": beside})
             ui = {"3d": files, "images": videos, "animated": (True,)} if videos else {"3d": files}
             return IO.NodeOutput(Types.File3D(paths[0], file_format="ply"), front_camera(items[0]), ui=ui)
 

@@ -12,6 +12,7 @@ from demo.checkpoint import PRIOR
 from demo.world import COLORS, Thing
 from lucid_core.field.grid import FieldStart
 from lucid_core.optimize.radiance import PRESETS, FieldConfig
+from lucid_core.settings import replace_settings
 
 REPRESENTATIONS = ("field", "splats")
 KINDS_OF_PROMPT = ("closed", "open")
@@ -68,11 +69,21 @@ def plan(
         for kind in kinds
         for thing in things
     ]
-    fields = {"field": (START, PRESETS["cpu"][1]), "splats": None}
     return [
-        FieldCase(replace(case, prompt=prompt, seed=seed), fields[representation])
+        of_representation(replace(case, prompt=prompt, seed=seed), representation)
         for seed in seeds
         for prompt in prompts
         for case in templates
         for representation in representations
     ]
+
+
+def of_representation(case: Case, representation: str) -> FieldCase:
+    """A field has its preset's gradient at the images, whatever the method."""
+    if representation == "splats":
+        return FieldCase(case, None)
+    preset, settings = PRESETS["cpu"]
+    residual = preset.optimizer.pixels.image_residual
+    return FieldCase(
+        replace(case, config=replace_settings(case.config, image_residual=residual)), (START, settings)
+    )

@@ -270,8 +270,12 @@ def fit_to_field(
         yield replace(step, result=frame.leave(step.splats))
 
 
-# Augmentation and Adam of the presets of splats; the field's learning rates are of its raw units.
+# Augmentation and Adam of the presets of splats; the field's learning rates are of its raw units. Gradients
+# through the encoder would leave speckle in the voxels (docs/lab-notes.md).
 PRESETS = {
-    "official": (DREAMS["official"], FieldConfig(lr_density=(0.05, 0.01), lr_color=(0.02, 0.005))),
-    "cpu": (DREAMS["cpu"], FieldConfig()),
+    name: (replace_settings(DREAMS[name], image_residual=True), field)
+    for name, field in {
+        "official": FieldConfig(lr_density=(0.05, 0.01), lr_color=(0.02, 0.005)),
+        "cpu": FieldConfig(),
+    }.items()
 }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ from .node import OF_PRESET
 from .preview import Preview
 
 TITLE = "Lucid Dream Field"
-PLAIN = ("lr_density", "lr_color", "entropy_weight", "opaque_weight")  # settings of a preset
+# settings of a preset
+PLAIN, RESIDUAL = ("lr_density", "lr_color", "entropy_weight", "opaque_weight"), "image_residual"
 
 
 class LucidDreamField(IO.ComfyNode):
@@ -51,7 +53,11 @@ class LucidDreamField(IO.ComfyNode):
                     options=[
                         IO.DynamicCombo.Option(
                             name,
-                            [*inputs_of(config.budget, *OF_PRESET), *inputs_of(field, *PLAIN, optional=True)],
+                            [
+                                *inputs_of(config.budget, *OF_PRESET),
+                                *inputs_of(field, *PLAIN, optional=True),
+                                *inputs_of(config.optimizer.pixels, RESIDUAL, optional=True),
+                            ],
                         )
                         for name, (config, field) in PRESETS.items()
                     ],
@@ -152,4 +158,7 @@ def configs_of(preset: dict[str, Any], widgets: dict[str, Any]) -> tuple[DreamCo
     # an optional widget of a dynamic combo that is absent is None
     values = {name: value for name, value in {**preset, **widgets}.items() if value is not None}
     budget, task = replace_from_widgets(base.budget, values), replace_from_widgets(base.task, widgets)
-    return DreamConfig(budget, task, base.optimizer), replace_from_widgets(field, values)
+    pixels = replace_from_widgets(base.optimizer.pixels, values)
+    return DreamConfig(budget, task, replace(base.optimizer, pixels=pixels)), replace_from_widgets(
+        field, values
+    )

@@ -20,17 +20,19 @@ VIEW_DEPTH = 2  # levels of folders that are searched for views
 NAMELESS = "splat"  # the file name if the user gives only a folder
 
 
-def output_path(prefix: str, extension: str) -> tuple[str, dict]:
+def output_path(prefix: str, extension: str, *others: str) -> tuple[str, dict]:
     """The next free path for `prefix` under the output folder, named by the host's rules, and its entry
-    {"filename", "subfolder", "type"} for the web page.
+    {"filename", "subfolder", "type"} for the web page. Its number is free with the extensions `others` too.
     """
     if not os.path.basename(prefix.strip()):  # "" or "folder/": the host would restart at number 1 each time
         prefix = prefix.strip() + NAMELESS
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
         prefix, folder_paths.get_output_directory()
     )
-    while os.path.exists(os.path.join(folder, file := f"{name}_{counter:05}_.{extension}")):
+    taken = lambda end: os.path.exists(os.path.join(folder, f"{name}_{counter:05}_.{end}"))
+    while any(map(taken, (extension, *others))):
         counter += 1
+    file = f"{name}_{counter:05}_.{extension}"
     return os.path.join(folder, file), {"filename": file, "subfolder": subfolder, "type": "output"}
 
 

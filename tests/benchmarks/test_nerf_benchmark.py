@@ -21,6 +21,11 @@ def test_cases_differ_and_ask_the_model_equally_often(tmp_path):
     assert not any(kept(case, tmp_path) for case in CASES)
 
 
+def test_a_field_has_the_gradient_of_its_preset_and_a_splat_that_of_its_method():
+    residual = {case.representation: case.case.config.optimizer.pixels.image_residual for case in CASES}
+    assert residual == {"field": True, "splats": False}
+
+
 def test_an_open_prompt_has_an_answer_of_each_colour():
     closed, opened = CASES[0], CASES[-1]
     assert [thing.color for thing in closed.things()] == ["green"]

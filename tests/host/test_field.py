@@ -104,6 +104,10 @@ def test_a_field_is_optimised_resumed_and_its_checkpoint_is_no_splat(client):
     assert summary_of(again)["evaluations"] == summary["evaluations"]
     np.testing.assert_array_equal(image(client, again, "image"), image(client, whole, "image"))
 
+    graph[run]["inputs"] |= {"resume": "", "preset.image_residual": False}  # on in the preset
+    through_encoder = client.run(graph)
+    assert np.abs(image(client, through_encoder, "image") - image(client, whole, "image")).max() > 0
+
     with fails("LucidDream", "BadFile", "", "a checkpoint of a field", "optimises a splat"):
         client.run(workflow(LucidDream={"resume": checkpoint}))
     splat = summary_of(client.run(workflow()))["checkpoint"]
