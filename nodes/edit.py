@@ -9,6 +9,7 @@ from ..lucid_core.conditioning.picture import on_white
 from ..lucid_core.errors import BadInput
 from ..lucid_core.guidance.image_targets import ImageTargets
 from ..lucid_core.guidance.mixing import GuidanceSource
+from ..lucid_core.io import video
 from ..lucid_core.optimize.edit import Edit, Edited, edit_picture, require_mask, side_of
 from . import host
 from .inputs import CATEGORY, errors_of, fold_seed, inputs_of, replace_from_widgets, seed_input
@@ -17,6 +18,7 @@ from .types import LucidGuidanceData, LucidGuidanceType, LucidPictureData
 log = logging.getLogger(__name__)
 TITLE = "Lucid Edit Image"
 PREVIEWS = 8  # decoded pictures that the node shows during a run
+UNFINISHED = "lucid/unfinished"  # prefix of the finished pictures of stopped runs, under the output folder
 
 
 class LucidEditImage(IO.ComfyNode):
@@ -53,6 +55,7 @@ class LucidEditImage(IO.ComfyNode):
                 IO.Image.Output(display_name="image", tooltip="The edited picture."),
                 IO.Mask.Output(display_name="mask", tooltip="Where the picture was allowed to change."),
             ],
+            hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
         )
 
     @classmethod
@@ -70,16 +73,21 @@ class LucidEditImage(IO.ComfyNode):
             masks = masks_of(mask, pictures)
             progress = host.Progress(config.steps * len(pictures))
 
-            def run(source: GuidanceSource) -> list[tuple[torch.Tensor, torch.Tensor]]:
-                found = []
+            images, changed = [], []
+
+            def run(source: GuidanceSource) -> None:
                 for number, (picture, one) in enumerate(zip(pictures, masks)):
                     steps = edit_picture(source, picture, config, fold_seed(seed) ^ number, one)
                     last = follow(steps, progress, number * config.steps, config.steps)
-                    found.append((last.picture(), last.mask))
+                    images.append(last.picture())
+                    changed.append(last.mask)
                 log.info("%s: %d model evaluations", TITLE, source.evaluations)
-                return found
 
-            images, changed = zip(*host.with_source(guidance, 1, side_of(pictures[0]), run))
+            try:
+                host.with_source(guidance, 1, side_of(pictures[0]), run)
+            except BaseException:
+                rescue(images, host.node_of_page(cls.hidden))
+                raise
             return IO.NodeOutput(torch.stack(images), torch.stack(changed))
 
 
@@ -119,3 +127,19 @@ def follow(steps: Iterable[Edited], progress: host.Progress, done: int, total: i
         progress.update(done + step.step, step.picture() if shown else None)
         host.check_interrupt()
     return step
+
+
+def rescue(images: list[torch.Tensor], node_id: str | None) -> None:
+    """Save the pictures (H, W, 3) that were finished when a run was stopped; show and log where they are."""
+    names = []
+    try:
+        for picture in video.to_uint8(torch.stack(images)) if images else ():
+            path, entry = host.output_path(UNFINISHED, "png")
+            video.write_png(path, picture)
+            names.append(host.name_of(entry))
+    except OSError as error:  # a full disk must not hide the error that stopped the run
+        log.error("%s could not save the finished pictures: %s", TITLE, error)
+    if names:
+        text = f"Stopped. {len(names)} finished: {names[0]}" + (f" to {names[-1]}" if names[1:] else "")
+        log.warning("%s: %s", TITLE, text)
+        host.show_text(node_id, text)

@@ -1,7 +1,9 @@
 """Lucid Edit Image in the real host: what the text does not change stays; what it cannot edit is refused."""
 
+import asyncio
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 from devtools.base import PICTURE
 
 from .failing import fails
+from .test_cancel import cancelled
 from .test_targets import targets_of
 
 API = Path(__file__).resolve().parents[2] / "workflows" / "api" / "edit_image.json"
@@ -54,6 +57,18 @@ def test_a_mask_decides_where(client, graph):
     graph["9"]["inputs"] |= {"width": 128, "value": 0.0}
     with fails("LucidEditImage", "BadInput", "mask", "empty"):
         client.run(graph)
+
+
+def test_a_cancel_keeps_the_pictures_that_are_finished(client, graph, base):
+    """The second of two is stopped."""
+    graph["11"] = {
+        "class_type": "RepeatImageBatch",
+        "inputs": {"image": graph["5"]["inputs"]["image"], "amount": 2},
+    }
+    graph["5"]["inputs"] |= {"image": ["11", 0], "steps": 20, "seed": 8}
+    _, said = asyncio.run(cancelled(client, graph, 22, 0.0, "LucidEditImage"))
+    name = re.fullmatch(r"Stopped\. 1 finished: (lucid/unfinished_\d+_\.png)", said[-1])[1]
+    assert Image.open(base / "output" / name).size == (128, 128)
 
 
 def test_image_targets_are_refused(client, graph):
