@@ -44,7 +44,7 @@ class FieldConfig(BoundedSettings):
     """
 
     lr_density: tuple[float, float] = setting(
-        (0.3, 0.03),
+        (0.15, 0.015),
         1e-9,
         10,
         "Learning rate of the density, in the field's raw units; falls from the first to the last value.",
