@@ -60,7 +60,8 @@ def distil(case: FieldCase) -> tuple[Splats | Field, dict[str, Any]]:
     source, begun = of.source(), time.perf_counter()
     asked = source.evaluations
     arguments = (source, of.cameras, of.config, settings, of.seed, "numba")
-    *_, done = distil_field(start.field(), *arguments)
+    for step in distil_field(start.field(), *arguments):
+        done = step  # a list of all steps would hold a copy of the field for each
     return done.result, {
         "evaluations": source.evaluations - asked,
         "seconds": time.perf_counter() - begun,

@@ -103,7 +103,7 @@ def table_of(rows):
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
 def test_random_kills_lose_nothing_and_make_nothing_twice(tmp_path):
     """Eight of them; `python -m benchmarks batch` has twenty."""
-    batch = with_stand_in(tmp_path, jobs=20, steps=40, step_s=0.05)
+    batch = with_stand_in(tmp_path, jobs=12, steps=100, step_s=0.05)
     kinds = {"host": 4, "worker": 3, "driver": 1}
     found = kill_at_random(batch, 3, kinds, (0.5, 2.0))
     assert Counter(found.kills) == kinds and found.starts >= 2, (tmp_path / "log").read_text()
