@@ -163,10 +163,10 @@ def test_without_guidance_the_negative_prompt_costs_nothing():
         def needs_negative(self, cfg):
             return True
 
-    rand = lambda seed: torch.randn(
-        2, 4, 3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    rand = lambda seed, rows=1: torch.randn(
+        rows, 4, 3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
-    z, conds = rand(0), Conds(rand(1), rand(2), rand(2))
+    z, conds = rand(0, 2), Conds(rand(1), rand(2), rand(2))
     pushed = replace(conds, others=(rand(3),), weights=torch.zeros(2, 1))
     found = {}
     for name, prior, asked in [
