@@ -12,13 +12,12 @@ from ..lucid_core.guidance.mixing import GuidanceSource
 from ..lucid_core.io import video
 from ..lucid_core.optimize.edit import Edit, Edited, edit_picture, require_mask, side_of
 from . import host
-from .inputs import CATEGORY, errors_of, fold_seed, inputs_of, replace_from_widgets, seed_input
+from .inputs import CATEGORY, UNFINISHED, errors_of, fold_seed, inputs_of, replace_from_widgets, seed_input
 from .types import LucidGuidanceData, LucidGuidanceType, LucidPictureData
 
 log = logging.getLogger(__name__)
 TITLE = "Lucid Edit Image"
 PREVIEWS = 8  # decoded pictures that the node shows during a run
-UNFINISHED = "lucid/unfinished"  # prefix of the finished pictures of stopped runs, under the output folder
 
 
 class LucidEditImage(IO.ComfyNode):

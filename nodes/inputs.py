@@ -15,6 +15,7 @@ from ..lucid_core.rasterize import BACKENDS
 from ..lucid_core.settings import Bounds, Config, bounds_of, require
 
 CATEGORY = "3d/splat/lucid"
+UNFINISHED = "lucid/unfinished"  # prefix of what a stopped run saves, under the output folder
 
 
 def inputs_of(config: Any, *names: str, optional: bool = False, prefix: str = "") -> list[IO.Input]:

@@ -15,12 +15,20 @@ from ..lucid_core.settings import bounds_of
 from ..lucid_core.starts.points import AXES
 from . import host
 from .bake import textured_output, textured_outputs
-from .inputs import CATEGORY, backend_input, errors_of, fold_seed, inputs_of, replace_from_widgets, seed_input
+from .inputs import (
+    CATEGORY,
+    UNFINISHED,
+    backend_input,
+    errors_of,
+    fold_seed,
+    inputs_of,
+    replace_from_widgets,
+    seed_input,
+)
 from .types import LucidCamerasType, LucidGuidanceData, LucidGuidanceType
 
 log = logging.getLogger(__name__)
 TITLE = "Lucid Polish Texture"
-UNFINISHED = "lucid/unfinished"  # prefix of the meshes of stopped runs, under the output folder
 
 
 class LucidPolishTexture(IO.ComfyNode):

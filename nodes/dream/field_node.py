@@ -159,6 +159,5 @@ def configs_of(preset: dict[str, Any], widgets: dict[str, Any]) -> tuple[DreamCo
     values = {name: value for name, value in {**preset, **widgets}.items() if value is not None}
     budget, task = replace_from_widgets(base.budget, values), replace_from_widgets(base.task, widgets)
     pixels = replace_from_widgets(base.optimizer.pixels, values)
-    return DreamConfig(budget, task, replace(base.optimizer, pixels=pixels)), replace_from_widgets(
-        field, values
-    )
+    config = DreamConfig(budget, task, replace(base.optimizer, pixels=pixels))
+    return config, replace_from_widgets(field, values)

@@ -18,12 +18,12 @@ from ...lucid_core.optimize.selection import Subject
 from ...lucid_core.optimize.time_left import TimeLeft
 from ...lucid_core.splats import Splats
 from .. import host
+from ..inputs import UNFINISHED
 from .checkpoints import CheckpointWriter
 from .preview import Preview
 
 log = logging.getLogger(__name__)
 LOG_STEPS = 50
-UNFINISHED = "lucid/unfinished"  # prefix of the splats of stopped runs, under the output folder
 
 
 class Session:
