@@ -197,7 +197,7 @@ def cancelled(client: Client, graph: dict, step: int) -> str:
 
 
 def client_devices(client: Client) -> dict:
-    system = json.loads(client._request("GET", "/system_stats"))
+    system = json.loads(client.request("GET", "/system_stats"))
     return {
         "comfyui": system["system"]["comfyui_version"],
         "torch": system["system"]["pytorch_version"],
