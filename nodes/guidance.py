@@ -137,7 +137,7 @@ class LucidISM(GuidanceNode):
                     options=options_of(PRESETS),
                     tooltip="Sets all values below, which can then be edited. official: values of the "
                     "paper. fast: one inversion step; with 2 views in Lucid Dream less than half the cost. "
-                    "cpu: for small models and few steps.",
+                    "cpu: for small models and few steps; no inversion.",
                 ),
                 IO.Float.Input(
                     "surface_share",

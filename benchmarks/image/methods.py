@@ -44,7 +44,16 @@ SHAPE = replace(
     last=0.1,
 )
 # At low noise levels the text model predicts better: it was trained for longer.
-DETAIL = replace(TARGETS["cpu"], cfg=2.0, cfg_last=2.0, t=0.25, t_last=0.25, t_spread=0.0)
+DETAIL = replace(
+    TARGETS["cpu"],
+    cfg=2.0,
+    cfg_last=2.0,
+    t=0.25,
+    t_last=0.25,
+    t_spread=0.0,
+    inversion_steps=2,
+    sampling_steps=4,
+)
 
 METHODS = {
     "camera": Method((("camera", SHAPE),), (), steps=640, config={"views": 1}),

@@ -240,6 +240,15 @@ PRESETS = {
     # Few rounds at low noise: a small model's images have definite colours, but disagree in shape at higher
     # noise levels.
     "cpu": ImageTargets(
-        fits=155, cfg=2.0, cfg_last=1.0, t=0.2, t_last=0.08, t_spread=0.03, kept=24, prune_opacity=0.05
+        fits=155,
+        cfg=2.0,
+        cfg_last=1.0,
+        t=0.2,
+        t_last=0.08,
+        t_spread=0.03,
+        inversion_steps=0,
+        sampling_steps=3,
+        kept=24,
+        prune_opacity=0.05,
     ),
 }

@@ -71,9 +71,9 @@ def test_evaluations_are_those_of_the_methods():
     views = PRESETS["cpu"].budget.views
     assert of("sds") == 2 * views  # with the prompt and without
     assert of("isd") == 3 * views
-    assert of("ism_inversion_0") == 3 * views
+    assert of("ism") == 3 * views
     assert of("ism_perp_neg") > of("ism") + views  # one more prompt at least
-    assert of("ism_inversion_5") > of("ism")
+    assert of("ism_inversion_5") > of("ism_inversion_1") > of("ism")
 
 
 def test_the_demo_prior_counts_as_the_plan_does(small_case):
