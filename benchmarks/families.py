@@ -99,6 +99,7 @@ def measured(client: Client, family: str, views: int, px: int, steps: int, round
     of = lambda kind: next(name for name, node in graph.items() if node["class_type"] == kind)
     ism, cloud = of("LucidISM"), of("LucidPointCloud")
     graph[cloud]["inputs"]["count"] = 8000
+    graph[ism]["inputs"] |= {"preset.inversion_steps": 1, "preset.delta_s": 1.0}  # as the preset fast
     for kind in ("LucidDream", "LucidSave", "PreviewGaussianSplat"):
         del graph[of(kind)]
     sizes = {"views": views, "resolution": px, "steps": steps, "rounds": rounds}

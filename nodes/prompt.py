@@ -54,8 +54,8 @@ class LucidPrompt(IO.ComfyNode):
                     "inverse",
                     default="",
                     advanced=True,
-                    tooltip="Inversion prompt: the prompt of the DDIM inversion in ISM. Empty = "
-                    "unconditional, as in the paper.",
+                    tooltip="Inversion prompt of ISM: for the DDIM inversion and the reference prediction, "
+                    "also with inversion_steps 0. Empty = unconditional, as in the paper.",
                 ),
                 IO.String.Input(
                     "front_words",
@@ -145,8 +145,8 @@ class LucidPromptFromConditioning(IO.ComfyNode):
                 IO.Conditioning.Input(
                     "inverse",
                     optional=True,
-                    tooltip="Conditioning of the DDIM inversion in ISM; the paper uses an empty prompt. "
-                    "Not connected = the same as negative.",
+                    tooltip="Conditioning of ISM's DDIM inversion and reference prediction; empty in the "
+                    "paper. Not connected = the same as negative.",
                 ),
                 *inputs_of(ViewBlend),
             ],

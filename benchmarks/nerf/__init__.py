@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="of `benchmarks quality`")
     parser.add_argument("--representations", nargs="+", default=REPRESENTATIONS, choices=REPRESENTATIONS)
     parser.add_argument("--kinds", nargs="+", default=KINDS_OF_PROMPT, choices=KINDS_OF_PROMPT)
-    parser.add_argument("--budget", type=float, default=1.0, help="share of the 4,150 model evaluations")
+    parser.add_argument("--budget", type=float, default=1.0, help="share of the 3,120 evaluations of `ism`")
 
 
 def main(

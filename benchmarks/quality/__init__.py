@@ -1,5 +1,6 @@
 """Quality of each method on objects of the demo world, compared with the truth. All methods have the start,
-cameras, optimiser and seeds of the shipped workflow, and the same number of model evaluations.
+cameras, optimiser and seeds of the shipped workflow, and the same number of model evaluations unless
+they end in image targets.
 
 Writes table.md and a contact sheet for each method to output/benchmarks/quality/: for each prompt a row of
 true images, then a row for each seed. Splats and results of all cases are in its folder cases/; existing
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=float,
         default=[1.0],
-        help="model evaluations, as fractions of the workflow's",
+        help="fractions of the 3,120 model evaluations of `ism`; recipes: of their own steps",
     )
     parser.add_argument("--jobs", type=int, default=1, help="cases to run in parallel, each on one thread")
 

@@ -1,11 +1,12 @@
 """Image targets: the model makes finished images of the views, and many cheap optimisation steps fit the
 splat to them.
 
-The model inverts the rendered views to a noise level t with the inversion prompt, samples down from there
-with the positive prompt, and decodes. ISM approximates the same end point in one step (its multi-step pseudo
-ground truth: LucidDreamer, arXiv 2311.11284, section 3.2). MicroDreamer (arXiv 2404.19525) calls this SIR.
-Renewing the set of images during the fit is the dataset update of Instruct-NeRF2NeRF (Haque et al., ICCV
-2023, arXiv 2303.12789). There is no backward pass through the model or its VAE.
+Noise is added to the rendered views up to a level t, by DDIM inversion with the inversion prompt or at
+random. The model samples down from there with the positive prompt, and decodes. ISM approximates the same
+end point in one step (its multi-step pseudo ground truth: LucidDreamer, arXiv 2311.11284, section 3.2).
+MicroDreamer (arXiv 2404.19525) calls this SIR. Renewing the set of images during the fit is the dataset
+update of Instruct-NeRF2NeRF (Haque et al., ICCV 2023, arXiv 2303.12789). There is no backward pass through
+the model or its VAE.
 """
 
 from __future__ import annotations
@@ -238,7 +239,7 @@ class ImageTargets:
 PRESETS = {
     "official": ImageTargets(),
     # Few rounds at low noise: a small model's images have definite colours, but disagree in shape at higher
-    # noise levels.
+    # noise levels. Inversion and more sampling steps gain nothing there (docs/lab-notes.md).
     "cpu": ImageTargets(
         fits=155,
         cfg=2.0,

@@ -110,8 +110,9 @@ PRESETS = {
     # ISM's gradient on an error in a view is the x0 prediction at s minus that at t. At t below 0.3 both
     # predictions contain the error, so the gradient is near zero and only the model's bias remains
     # (docs/lab-notes.md); the range therefore rises above it. A high cfg forms the shape, then a low cfg
-    # removes exaggerations. Without inversion a step costs three evaluations instead of four, and a small
-    # model, whose predictions hardly depend on the noise, gives better splats for it (docs/lab-notes.md).
+    # removes exaggerations. Without inversion a view costs three evaluations per step instead of four. With a
+    # small model, whose predictions hardly depend on the noise, ISM followed by image targets is better for
+    # it on average; fields by ISM alone are not (docs/lab-notes.md).
     "cpu": ISM(
         cfg=2.0,
         cfg_start=5.0,

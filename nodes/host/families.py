@@ -133,12 +133,11 @@ def predicts_clean_images(of: Any) -> bool:
 
 
 def require_invertible(model: Any) -> None:
-    """Raise BadInput for a MODEL with too few noise levels for the DDIM inversion of image targets."""
+    """Raise BadInput for a MODEL with too few noise levels for image targets."""
     if NoiseLevels(model.get_model_object("model_sampling")).is_distilled:
         raise BadInput(
             "model",
-            "is sampled as LCM, which has too few noise levels for the inversion of image targets; use Lucid "
-            "ISM for it",
+            "is sampled as LCM, which has too few noise levels for image targets; use Lucid ISM for it",
         )
 
 
