@@ -10,9 +10,9 @@ import torch
 from comfy_api.latest import IO
 
 from ..lucid_core.cameras import orbit, rotate
-from ..lucid_core.field.grid import FieldStart, require_memory
+from ..lucid_core.field.grid import Field, FieldStart, require_memory
 from ..lucid_core.field.render import render
-from ..lucid_core.field.surface import Surface, find_surface, to_mesh, to_splats
+from ..lucid_core.field.surface import VIEWS, Skin, Surface, find_surface, to_mesh, to_splats
 from ..lucid_core.io.video import depth_image
 from ..lucid_core.optimize.radiance import fit_to_field
 from ..lucid_core.rasterize import device_for, require_usable, to_device
@@ -149,17 +149,18 @@ class LucidFieldToSplat(IO.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, field, cells, solidity, fit_steps, seed, backend="auto") -> IO.NodeOutput:
+    def execute(cls, field, cells, min_opacity, smoothing, fit_steps, seed, backend="auto") -> IO.NodeOutput:
         with errors_of(cls), torch.inference_mode(False), torch.enable_grad():
             require_usable(backend)
+            progress = host.Progress(VIEWS + fit_steps)
             field = replace(field, grid=torch.clone(field.grid))
+            config = Surface(cells, min_opacity, smoothing)
             with torch.no_grad():
-                splats = to_splats(find_surface(field, Surface(cells, solidity)))
-            progress = host.Progress(fit_steps)
+                splats = to_splats(find_skin(field, config, backend, progress))
             if fit_steps:
                 for step in fit_to_field(splats, field, fit_steps, fold_seed(seed), backend):
                     host.check_interrupt()
-                    progress.update(step.step)
+                    progress.update(VIEWS + step.step)
                 splats = step.splats.map(torch.Tensor.cpu)
             return IO.NodeOutput(host.from_splats(splats))
 
@@ -185,7 +186,19 @@ class LucidFieldToMesh(IO.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, field, cells, solidity) -> IO.NodeOutput:
+    def execute(cls, field, cells, min_opacity, smoothing) -> IO.NodeOutput:
         with errors_of(cls), torch.inference_mode(False), torch.no_grad():
             field = replace(field, grid=torch.clone(field.grid))
-            return IO.NodeOutput(host.from_mesh(to_mesh(find_surface(field, Surface(cells, solidity)))))
+            config = Surface(cells, min_opacity, smoothing)
+            skin = find_skin(field, config, "auto", host.Progress(VIEWS))
+            return IO.NodeOutput(host.from_mesh(to_mesh(skin)))
+
+
+def find_skin(field: Field, config: Surface, backend: str, progress: host.Progress) -> Skin:
+    """`find_surface` on the backend's device, with progress and cancel."""
+
+    def show(views: int) -> None:
+        host.check_interrupt()
+        progress.update(views)
+
+    return find_surface(field.to(device_for(backend)), config, show)

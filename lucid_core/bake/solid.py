@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample
 
-from ..cameras import Cameras
 from ..errors import BadInput
 from ..rasterize import Renderer
 from ..settings import BoundedSettings, setting
 from ..splats import Splats
+from .fusion import Fusion
 from .views import Move, around, box_of, picture_of
 
 PX, VIEWS = 256, 48
@@ -25,7 +24,6 @@ THICK = 0.7  # scale of the Gaussians, in cells
 OPAQUE = 0.5  # opacity of a pixel from which on its ray meets the object
 WIDE = 1.5  # factor on the Gaussians' scales that closes the gaps between them
 GAP = 0.5  # in cells: a depth that lies farther behind that of the wide Gaussians is seen through a gap
-DOUBT = 0.1  # a cell that fewer of the views see is inside
 REACH = 0.25  # limit of how far a Gaussian widens the grid, as a share of the longest side
 SOLID = 0.05  # cells that are filled less are left out
 
@@ -57,10 +55,10 @@ def solidify(
 ) -> Splats:
     """The space that `splats` (on the CPU) enclose, as opaque Gaussians on a grid, in their mean colour.
 
-    A cell is filled by its signed distance behind the splat's depth, cut off at one cell and averaged over
-    the views that see it (Curless and Levoy 1996, equations 3 and 4). Every Gaussian that is kept is opaque.
-    In the gaps between Gaussians their depth is a mean of the front and of what is behind; there it is at
-    most GAP behind the depth of wider ones. Raises BadInput if no Gaussian is kept or nothing is enclosed.
+    A cell is filled by its signed distance behind the splat's depth (Fusion). Every Gaussian that is kept is
+    opaque. In the gaps between Gaussians their depth is a mean of the front and of what is behind; there it
+    is at most GAP behind the depth of wider ones. Raises BadInput if no Gaussian is kept or nothing is
+    enclosed.
     """
     kept = splats.opacities >= config.min_opacity
     if not kept.any():
@@ -90,28 +88,19 @@ def _occupancy(
     move = Move.of(ends)
     scene, moved = move.splats(splats).map(lambda x: x.to(renderer.device)), move.points(cells)
     wide = replace(scene, scales=WIDE * scene.scales)
-    behind, seen = torch.zeros(len(cells)), torch.zeros(len(cells))
+    fusion = Fusion(moved, cell * move.factor, OPAQUE)
     for view, camera in enumerate(around(VIEWS, PX)):
-        pictures = torch.cat([picture_of(one, camera, PX, renderer)[..., 3:] for one in (scene, wide)], -1)
-        depth = _depth_behind(moved, camera, pictures, GAP * cell * move.factor) / (cell * move.factor)
-        near = depth < 1
-        behind += torch.where(near, depth.clamp_min(-1), 0)
-        seen += near
+        shown, limit = (picture_of(one, camera, PX, renderer)[..., 3:] for one in (scene, wide))
+        fusion.add(camera, _limit_depth(shown, limit, GAP * cell * move.factor))
         if on_view:
             on_view(view + 1)
-    filled = 0.5 + 0.5 * behind / seen.clamp_min(1)
-    return cells, torch.where(seen < DOUBT * VIEWS, 1.0, filled)
+    return cells, 0.5 + 0.5 * fusion.distances()
 
 
-def _depth_behind(points: Tensor, camera: Cameras, pictures: Tensor, gap: float) -> Tensor:
-    """How far points (N, 3) lie behind what `pictures` (px, px, 4) show: (N,), -inf beside it.
-
-    pictures: opacity and depth times opacity, of the Gaussians and of wide ones. gap: see `solidify`.
+def _limit_depth(picture: Tensor, wide: Tensor, gap: float) -> Tensor:
+    """`picture`, opacity and depth times opacity (px, px, 2), with depths at most `gap` behind those of
+    `wide`.
     """
-    pose, K = camera.viewmats[0], camera.Ks[0]
-    seen = points @ pose[:3, :3].T + pose[:3, 3]
-    pixel = seen[:, :2] / seen[:, 2:] * K.diagonal()[:2] + K[:2, 2]
-    grid = (pixel / len(pictures) * 2 - 1)[None, None]
-    shown = grid_sample(pictures.movedim(-1, 0)[None], grid, align_corners=False)[0, :, 0]
-    depth, wide = shown[1::2] / shown[::2].clamp_min(1e-6)
-    return torch.where(shown[0] >= OPAQUE, seen[:, 2] - torch.minimum(depth, wide + gap), -torch.inf)
+    opacity, total = picture.unbind(-1)
+    limit = wide[..., 1] / wide[..., 0].clamp_min(1e-6) + gap
+    return torch.stack([opacity, torch.minimum(total, opacity * limit)], -1)

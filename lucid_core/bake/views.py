@@ -45,16 +45,17 @@ def box_of(points: Tensor) -> tuple[Tensor, Tensor]:
     return points.amin(0), points.amax(0)
 
 
-def around(views: int, px: int) -> list[Cameras]:
-    """`views` cameras of `px` pixels, evenly over a sphere about the origin, and each half of them too.
+def around(views: int, px: int, radius: float = RADIUS) -> list[Cameras]:
+    """`views` cameras of `px` pixels, evenly over a sphere about the origin, and each half of them too. A
+    ball of `radius` fills the views.
 
     The positions are a Fibonacci lattice: first every second one, then the others.
     """
     order = torch.cat([torch.arange(0, views, 2), torch.arange(1, views, 2)]).double()
     elevation = (1 - (2 * order + 1) / views).asin().float()
-    full = torch.ones(1)
+    full, distance = torch.ones(1), VIEWING_DISTANCE * radius / RADIUS
     return [
-        orbit(a[None], e[None], VIEWING_DISTANCE * full, math.radians(FOVY_DEG) * full, px, px)
+        orbit(a[None], e[None], distance * full, math.radians(FOVY_DEG) * full, px, px)
         for a, e in zip((order * GOLDEN_ANGLE).remainder(2 * math.pi).float(), elevation)
     ]
 

@@ -1,12 +1,12 @@
 """The surface of a field: its points with colours and normals, as flat Gaussians or as a mesh.
 
-One point for each cell that the surface passes, the mean of the places where it cuts the cell's edges, and a
-quad for each edge that it cuts (naive surface nets: Gibson 1998).
-"""
+The depths of renders from all around are fused, because light reaches no farther: behind its visible shell
+a field's density is arbitrary."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,18 +14,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from ..bake.fusion import Fusion
+from ..bake.views import around
 from ..errors import BadInput
 from ..optional import load
+from ..rasterize import to_device
 from ..settings import BoundedSettings, setting
 from ..splats import SH_C0, Splats
 from ..starts.mesh import Mesh, to_linear
 from ..starts.points import flatten_to_discs
-from .grid import DENSITY, Field, enlarge, validate
-from .render import normals_at, values_at
+from ..starts.surface_nets import cut_edges, join_quads, number_cells
+from .grid import DENSITY, Field, validate
+from .render import normals_at, render, values_at
 
 SPREAD, THIN = 0.5, 0.2  # standard deviation of a Gaussian in cells, and its thickness as a share of it
 OPACITY = 0.95
-LEAST = 0.01
+LEAST = 0.01  # of the cells of the largest solid; a smaller one is a speck
+VIEWS = 48  # whose depths are fused
 INWARDS = (-1.0, 3.0, 13)  # first and last place in cells of the field, and number of samples of a colour
 
 
@@ -36,18 +41,27 @@ class Surface(BoundedSettings):
     cells: int = setting(
         96,
         16,
-        512,
+        256,
         "Grid cells along a side of the field's cube; each cell that the surface crosses gives one point. "
         "More give finer detail.",
         step=8,
         advanced=False,
     )
-    solidity: float = setting(
+    min_opacity: float = setting(
         0.5,
         0.01,
         0.99,
-        "Minimum opacity of one voxel's length at which the field counts as solid. Lower keeps thin parts, "
+        "Minimum opacity of a pixel at which its ray meets the surface. Lower keeps thin and faint parts, "
         "higher removes fog.",
+        advanced=False,
+    )
+    smoothing: float = setting(
+        1.0,
+        0,
+        8,
+        "Standard deviation of the filter that smooths the surface, in voxels of the field. Higher loses "
+        "thin parts; 0 = off.",
+        step=0.5,
         advanced=False,
     )
 
@@ -65,109 +79,71 @@ class Skin:
     cell: float
 
 
-def find_surface(field: Field, config: Surface) -> Skin:
-    """The surface of `field` (on the CPU).
+def find_surface(field: Field, config: Surface, on_view: Callable[[int], None] | None = None) -> Skin:
+    """The surface of `field` (on any device), on the CPU; `on_view` gets the number of views fused so far.
 
-    Raises BadInput where the field is nowhere as solid as `config.solidity`, with what helps.
+    Raises BadInput with what helps where nothing is as opaque as `config.min_opacity`, or all is too thin.
     """
     validate(field)
-    level = -math.log(1 - config.solidity) / (DENSITY * field.cell)
-    level = math.log(math.expm1(level)) if level < 20 else level  # raw density
-    values = enlarge(field.grid, config.cells + 1)[0] - level
+    cells, cell = config.cells, field.extent / config.cells
+    values = _distances(field, config, on_view)
     values = torch.nn.functional.pad(values, (1,) * 6, value=-1.0)  # closed at the border of the cube
+    values = _smooth(_without_specks(values), config.smoothing * cells / (field.resolution - 1))
     if not (values > 0).any():
-        most = float(field.solidity().max())
-        problem = (
-            f"is nowhere solid: the opacity of its voxels is at most {most:.2g}, below solidity "
-            f"{config.solidity:g}; lower solidity, or optimise it again from a denser start (fill), with "
-            f"more steps or a lower sparsity_weight"
-        )
-        if most >= config.solidity:
-            problem = f"is solid only between the vertices of {config.cells} cells a side; raise cells"
-        raise BadInput("field", problem)
-    sums, counts, cuts = cut_edges(close(values))
+        raise BadInput("field", "has only parts that are too thin; raise cells or lower smoothing")
+    sums, counts, cuts = cut_edges(values)
     passed = counts > 0
     places = sums[passed] / counts[passed][:, None]
-    cell = field.extent / config.cells
     points = (places - 1) * cell - field.extent / 2
-    normals = normals_at(field, points / (field.extent / 2))
-    return Skin(
-        points, normals, colors_at(field, points, normals), join_quads(cuts, number_cells(counts)), cell
-    )
+    padded = Field(values[None], field.extent + 2 * cell)
+    normals = normals_at(padded, points / (padded.extent / 2))
+    colors = colors_at(field.map(torch.Tensor.cpu), points, normals)
+    return Skin(points, normals, colors, join_quads(cuts, number_cells(counts)), cell)
 
 
-def number_cells(counts: Tensor) -> Tensor:
-    """The number of the point of each cell with cuts, in order; -1 elsewhere. counts: of cuts (X, Y, Z)."""
-    passed = counts > 0
-    numbers = torch.full(counts.shape, -1, dtype=torch.long)
-    numbers[passed] = torch.arange(int(passed.sum()))
-    return numbers
+def radius_of(field: Field) -> float:
+    """Radius of the ball that views of the field show; it reaches the cube's edges."""
+    return field.extent / math.sqrt(2)
 
 
-def close(values: Tensor) -> Tensor:
-    """The values with enclosed hollows filled, which no light forms, and without specks: solids of less than
-    LEAST of the largest one's cells.
-    """
+def _distances(field: Field, config: Surface, on_view: Callable[[int], None] | None) -> Tensor:
+    """Signed distances of the vertices [z, y, x] of the cells, in cells, positive inside, on the CPU."""
+    side, px = config.cells + 1, 2 * config.cells
+    at = torch.linspace(-field.extent / 2, field.extent / 2, side)
+    vertices = torch.stack(torch.meshgrid(at, at, at, indexing="ij")[::-1], -1).view(-1, 3).to(field.grid)
+    fusion, most = Fusion(vertices, field.extent / config.cells, config.min_opacity), 0.0
+    for view, camera in enumerate(around(VIEWS, px, radius_of(field))):
+        camera = to_device(camera, field.grid.device)
+        with torch.no_grad():
+            shown = render(field, camera, px, px)
+        fusion.add(camera, torch.cat([shown.alpha, shown.depth], -1)[0])
+        most = max(most, float(shown.alpha.max()))
+        if on_view:
+            on_view(view + 1)
+    if most < config.min_opacity:
+        problem = (
+            f"is nowhere solid: its opacity is at most {most:.2g}, below min_opacity {config.min_opacity:g}; "
+            f"lower min_opacity, or optimise it again from a denser start (fill), with more steps or a lower "
+            f"sparsity_weight"
+        )
+        raise BadInput("field", problem)
+    return fusion.distances().view(side, side, side).cpu()
+
+
+def _without_specks(values: Tensor) -> Tensor:
+    """The values without solids of less than LEAST of the largest one's cells."""
     ndimage = load("scipy.ndimage", "scipy")
-    solid = (values > 0).numpy()
-    numbers, _ = ndimage.label(solid)
-    sizes = torch.from_numpy(np.bincount(numbers.ravel()))
+    numbers, _ = ndimage.label((values > 0).numpy())
+    sizes = np.bincount(numbers.ravel())
     sizes[0] = 0
-    kept = torch.from_numpy(solid) & (sizes >= LEAST * sizes.max())[torch.from_numpy(numbers).long()]
-    filled = torch.from_numpy(ndimage.binary_fill_holes(kept.numpy()))
-    away = torch.where(kept | (values <= 0), values, -1.0)
-    return torch.where(filled & ~kept, 1.0, away)
+    speck = torch.from_numpy((sizes < LEAST * sizes.max())[numbers])
+    return torch.where(speck & (values > 0), -1.0, values)
 
 
-def cut_edges(values: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The cuts of the surface, where values (D, H, W) change their sign, with the edges of the grid.
-
-    Returns for each cell [z, y, x] the sum (D-1, H-1, W-1, 3) of the places x, y, z in cells and the number
-    of cuts of its edges; and for the edges along x, y and z the sign of the cut: 1 = solid at the lower end,
-    -1 = at the upper one, 0 = none.
-    """
-    shape = [side - 1 for side in values.shape]
-    sums, counts, cuts = values.new_zeros(*shape, 3), values.new_zeros(shape), []
-    for axis in range(3):  # x, y, z
-        dim = 2 - axis
-        low, high = (values.narrow(dim, i, shape[dim]) for i in (0, 1))
-        cut = (low > 0).int() - (high > 0).int()
-        share = torch.where(cut != 0, low / (low - high), 0)
-        corners = torch.meshgrid(*(torch.arange(side) for side in cut.shape), indexing="ij")
-        place = torch.stack(corners[::-1], -1).to(values)
-        place[..., axis] += share
-        place = torch.where(cut[..., None] != 0, place, 0)
-        first, second = (other for other in range(3) if other != dim)
-        for a in (0, 1):
-            for b in (0, 1):
-                sums += near(place, shape, (first, a), (second, b))
-                counts += near(cut != 0, shape, (first, a), (second, b))
-        cuts.append(cut)
-    return sums, counts, cuts
-
-
-def near(edges: Tensor, shape: list[int], *shifts: tuple[int, int]) -> Tensor:
-    """Values of edges for each of the cells (`shape`) beside them, shifted along dimensions."""
-    for dim, shift in shifts:
-        edges = edges.narrow(dim, shift, shape[dim])
-    return edges
-
-
-def join_quads(cuts: list[Tensor], numbers: Tensor) -> Tensor:
-    """Quads (Q, 4) of the points of the four cells around each cut edge; `numbers`: point of each cell."""
-    quads = []
-    for axis, cut in enumerate(cuts):
-        at = cut.nonzero()  # z, y, x of the lower end of the edge
-        first, second = (2 - (axis + 1) % 3, 2 - (axis + 2) % 3)  # dimensions that follow `axis` in turn
-        corners = []
-        for a, b in ((1, 1), (0, 1), (0, 0), (1, 0)):  # against the clock, seen from the upper end
-            cell = at.clone()
-            cell[:, first] -= a
-            cell[:, second] -= b
-            corners.append(numbers[cell.unbind(1)])
-        quad = torch.stack(corners, 1)
-        quads.append(torch.where(cut[at.unbind(1)][:, None] > 0, quad, quad.flip(1)))
-    return torch.cat(quads)
+def _smooth(values: Tensor, sigma: float) -> Tensor:
+    """Gaussian filter of the values; sigma in cells, 0 = none."""
+    ndimage = load("scipy.ndimage", "scipy")
+    return torch.from_numpy(ndimage.gaussian_filter(values.numpy(), sigma)) if sigma else values
 
 
 def colors_at(field: Field, points: Tensor, normals: Tensor) -> Tensor:

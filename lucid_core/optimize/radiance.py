@@ -11,12 +11,13 @@ from torch import Generator, Tensor
 from torch.nn import Parameter
 from torch.optim import Adam
 
-from ..bake.views import RADIUS, around
+from ..bake.views import around
 from ..cameras import CameraRanges, Cameras
 from ..errors import BadInput
 from ..field.grid import Field, field_of, validate
 from ..field.render import Rays, normals_at
 from ..field.render import render as render_field
+from ..field.surface import radius_of
 from ..guidance.mixing import GuidanceSource, MixedSource
 from ..rasterize import Render, Renderer, to_device
 from ..settings import BoundedSettings, replace_settings, setting
@@ -242,15 +243,11 @@ def pictures_of_field(field: Field, backend: str = "auto") -> PosedImages:
     """Pictures of `field` on white with its opacity as masks, from cameras all around it, on the CPU."""
     device = Renderer(backend).device
     field = field.to(device)
-    reach = field.extent / 2 * math.sqrt(2) / RADIUS
-    parts, cameras = [], []
-    for camera in around(FIELD_VIEWS, FIELD_PX):
-        viewmats = camera.viewmats.clone()
-        viewmats[:, :3, 3] *= reach
-        cameras.append(Cameras(viewmats, camera.Ks))
+    cameras = around(FIELD_VIEWS, FIELD_PX, radius_of(field))
+    white, parts = torch.ones(3, device=device), []
+    for camera in cameras:
         with torch.no_grad():
-            at = to_device(cameras[-1], device)
-            parts.append(render_field(field, at, FIELD_PX, FIELD_PX, torch.ones(3, device=device)))
+            parts.append(render_field(field, to_device(camera, device), FIELD_PX, FIELD_PX, white))
     shown = Cameras(*(torch.cat([getattr(one, name) for one in cameras]) for name in ("viewmats", "Ks")))
     images, masks = (torch.cat([getattr(one, name).cpu() for one in parts]) for name in ("rgb", "alpha"))
     return PosedImages(images.clamp(0, 1), shown, masks[..., 0].clamp(0, 1))

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..field.surface import cut_edges, join_quads, number_cells
 from ..settings import check_bounds, require, setting
 from ..splats import SH_C0, Splats
 from .mesh import Mesh
+from .surface_nets import cut_edges, join_quads, number_cells
 
 CENTRE = torch.tensor([0.0, 0.5, 0.0])
 TO_WORLD = torch.tensor([1.0, -1.0, -1.0])  # of splats: y down, z to the back

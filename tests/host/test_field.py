@@ -56,12 +56,19 @@ def test_a_start_becomes_pictures_a_splat_and_a_mesh(client, tmp_path):
     start = graph.add("LucidField", **START)
     pictures, depths = show(graph, [start, 0])
     splat = graph.add(
-        "LucidFieldToSplat", field=[start, 0], cells=32, solidity=0.5, fit_steps=2, seed=0, backend="auto"
+        "LucidFieldToSplat",
+        field=[start, 0],
+        cells=32,
+        min_opacity=0.5,
+        smoothing=1.0,
+        fit_steps=2,
+        seed=0,
+        backend="auto",
     )
     ply = graph.add(
         "LucidSave", splat=[splat, 0], filename_prefix="test/field", turntable_frames=0, turntable_size=64
     )
-    mesh = graph.add("LucidFieldToMesh", field=[start, 0], cells=32, solidity=0.5)
+    mesh = graph.add("LucidFieldToMesh", field=[start, 0], cells=32, min_opacity=0.5, smoothing=0.5)
     saved = graph.add("SaveGLB", mesh=[mesh, 0], filename_prefix="test/field")
     entry = client.run(graph)
 
@@ -138,8 +145,8 @@ def test_a_cancelled_run_says_how_to_go_on(client):
 
 def test_a_field_without_density_says_what_helps(client):
     graph = Graph()
-    start = graph.add("LucidField", **{**START, "fill": 0.01, "resolution": 64})
-    mesh = graph.add("LucidFieldToMesh", field=[start, 0], cells=32, solidity=0.9)
+    start = graph.add("LucidField", **{**START, "size": 0.1, "fill": 0.01, "resolution": 64})
+    mesh = graph.add("LucidFieldToMesh", field=[start, 0], cells=32, min_opacity=0.9, smoothing=1.0)
     graph.add("SaveGLB", mesh=[mesh, 0], filename_prefix="test/field")
-    with fails("LucidFieldToMesh", "BadInput", "", "is nowhere solid", "lower solidity"):
+    with fails("LucidFieldToMesh", "BadInput", "", "is nowhere solid", "lower min_opacity"):
         client.run(graph)

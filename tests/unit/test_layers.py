@@ -37,8 +37,8 @@ def test_the_core_knows_neither_host_nor_nodes(path):
 
 FLOORS = {  # of lucid_core: one imports from its own and from lower ones
     **dict.fromkeys(("errors", "splats", "cameras", "frames", "settings", "optional"), 0),
-    **dict.fromkeys(("rasterize", "starts", "diffusion", "field"), 1),
-    **dict.fromkeys(("io", "conditioning", "bake"), 2),
+    **dict.fromkeys(("rasterize", "starts", "diffusion"), 1),
+    **dict.fromkeys(("io", "conditioning", "bake", "field"), 2),
     **dict.fromkeys(("guidance", "score"), 3),
     "optimize": 4,
 }
