@@ -67,6 +67,7 @@ METHODS = {
     "default_24_views": _recipe(views=24, fits=310, kept=48),
     "default_kept_48": _recipe(kept=48),
     "default_t_0.36": _recipe(t=0.36, t_last=0.15, cfg=4.0, cfg_last=2.5),
+    "default_t_0.6": _recipe(fits=36, t=0.6, t_last=0.15, cfg=4.0),  # of text_to_field_to_splat
     "default_no_squares": _recipe(square_weight=0.0),
     "default_edges": _recipe(edge_weight=1.0),
     "default_entropy": _recipe(entropy_weight=0.01),
