@@ -1,7 +1,7 @@
 """The surface of a field: its points with colours and normals, as flat Gaussians or as a mesh.
 
-The depths of renders from all around are fused, because light reaches no farther: behind its visible shell
-a field's density is arbitrary."""
+It is found from depth images, not from the density, which is arbitrary behind the visible shell.
+"""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def find_surface(field: Field, config: Surface, on_view: Callable[[int], None] |
     passed = counts > 0
     places = sums[passed] / counts[passed][:, None]
     points = (places - 1) * cell - field.extent / 2
-    padded = Field(values[None], field.extent + 2 * cell)
-    normals = normals_at(padded, points / (padded.extent / 2))
+    volume = Field(values[None], field.extent + 2 * cell)
+    normals = normals_at(volume, points / (volume.extent / 2))
     colors = colors_at(field.map(torch.Tensor.cpu), points, normals)
     return Skin(points, normals, colors, join_quads(cuts, number_cells(counts)), cell)
 
