@@ -59,15 +59,15 @@ def _recipe(shape: Guidance = CPU, steps: int = STEPS, share: float = SHARE, **c
 METHODS = {
     "default": _recipe(),
     # About as many evaluations as the recipe.
-    "targets": _recipe(share=1.0, fits=43, t=0.6, cfg=4.0),
+    "targets": _recipe(share=1.0, fits=43, t_last=0.08),
     "sds_then_targets": _recipe(BASELINES["SDS"](cfg=7.5, **SDS_LEVELS), steps=1496, share=0.608),
     "default_no_growth": _recipe(grow_grad2d=NO_GROWTH),
     "default_prune_0.005": _recipe(prune_opacity=0.005),  # the value of Lucid Optimizer
     "default_inversion": _recipe(replace(CPU, **STRIDE), inversion_steps=2, sampling_steps=4),
-    "default_24_views": _recipe(views=24, fits=310, kept=48),
+    "default_24_views": _recipe(views=24, fits=120, kept=48),
     "default_kept_48": _recipe(kept=48),
-    "default_t_0.36": _recipe(t=0.36, t_last=0.15, cfg=4.0, cfg_last=2.5),
-    "default_t_0.6": _recipe(fits=36, t=0.6, t_last=0.15, cfg=4.0),  # of text_to_field_to_splat
+    "default_t_0.2": _recipe(fits=155, t=0.2, t_last=0.08, cfg=2.0),
+    "default_36_fits": _recipe(fits=36),
     "default_no_squares": _recipe(square_weight=0.0),
     "default_edges": _recipe(edge_weight=1.0),
     "default_entropy": _recipe(entropy_weight=0.01),

@@ -32,7 +32,7 @@ def test_half_of_the_gaussians_are_broken_a_third_of_that_missing():
 def test_the_settings_are_those_of_the_workflows():
     restyle, mend = refine.settings_of("restyle_splat"), refine.settings_of("refine_splat")
     assert restyle.guidance == replace(
-        TARGETS["cpu"], t=0.6, fits=80, rate=0.7, inversion_steps=2, sampling_steps=4
+        TARGETS["cpu"], cfg=2.0, t_last=0.08, fits=80, rate=0.7, inversion_steps=2, sampling_steps=4
     )
     assert restyle.config.task == Task(freeze_geometry=True)
     assert (restyle.config.budget.steps, restyle.config.budget.views) == (500, 1)
