@@ -137,7 +137,9 @@ def test(tree: Tree, options: argparse.Namespace) -> int:
         return code
     rest = [] if paths else ["tests"]
     return hand_over(
-        tree, comfyui, ["-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", ".", *words, *rest]
+        tree,
+        comfyui,
+        ["-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", ".", "--durations=20", *words, *rest],
     )
 
 
