@@ -64,10 +64,10 @@ METHODS = {
     "default_no_growth": _recipe(grow_grad2d=NO_GROWTH),
     "default_prune_0.005": _recipe(prune_opacity=0.005),  # the value of Lucid Optimizer
     "default_inversion": _recipe(replace(CPU, **STRIDE), inversion_steps=2, sampling_steps=4),
-    "default_24_views": _recipe(views=24, fits=120, kept=48),
+    "default_24_views": _recipe(views=24, fits=72, kept=48),
     "default_kept_48": _recipe(kept=48),
     "default_t_0.2": _recipe(fits=155, t=0.2, t_last=0.08, cfg=2.0),
-    "default_36_fits": _recipe(fits=36),
+    "default_60_fits": _recipe(fits=60),
     "default_no_squares": _recipe(square_weight=0.0),
     "default_edges": _recipe(edge_weight=1.0),
     "default_entropy": _recipe(entropy_weight=0.01),

@@ -241,7 +241,7 @@ PRESETS = {
     # From much noise to little: the first images still change the shape, and their disagreement averages out.
     # Inversion and more sampling steps gain nothing with a small model (docs/lab-notes.md).
     "cpu": ImageTargets(
-        fits=60,
+        fits=36,
         cfg=4.0,
         cfg_last=1.0,
         t=0.6,
