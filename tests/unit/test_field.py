@@ -146,19 +146,22 @@ def test_the_surface_of_a_ball_is_closed_and_has_its_volume_and_colour():
     assert (edges.sort(1).values.unique(dim=0, return_counts=True)[1] == 2).all()
 
 
-def test_the_density_behind_the_visible_shell_does_not_dent_the_surface():
-    """Hollows and pits that a few dense voxels cover, as optimised fields have them; and specks."""
+@pytest.mark.parametrize("speck, most", [(False, 0.02), (True, 1.0)])
+def test_the_density_behind_the_visible_shell_does_not_dent_the_surface(speck, most):
+    """Hollows and pits that a few dense voxels cover, as optimised fields have them. A speck is removed; in
+    the views that it covers it hides a little of the surface. most: distance in cells."""
     field = replace(BALL, resolution=48, fill=100.0).field()
     at = field.vertices()
     radius = at.norm(dim=-1)
     grid = field.grid.clone()
     noise = torch.randn(radius.shape, generator=torch.Generator().manual_seed(0))
     grid[0] = torch.where(radius < 0.8 * BALL.size / 2, 20 * noise, grid[0])
-    grid[0][(at - torch.tensor([0.8, 0.8, 0.8])).norm(dim=-1) < 0.06] = 5
+    if speck:
+        grid[0][(at - torch.tensor([0.8, 0.8, 0.8])).norm(dim=-1) < 0.06] = 5
     found, plain = (find_surface(replace(field, grid=x), Surface(cells=47)) for x in (grid, field.grid))
     far = torch.cdist(found.points, plain.points).amin(1)
     assert len(found.points) == pytest.approx(len(plain.points), rel=0.02)
-    assert float(far.max()) < found.cell and float(far.mean()) < 0.02 * found.cell
+    assert float(far.max()) < most * found.cell and float(far.mean()) < 0.02 * found.cell
 
 
 def test_smoothing_takes_the_noise_of_voxels():
