@@ -29,29 +29,38 @@ class Frame:
         far = (means - centre).norm(dim=-1).sort().values[int(INLIERS * (len(means) - 1))]
         return Frame(tuple(centre.tolist()), max(float(far), 2 * float(splats.scales.median()), 1e-12))
 
+    @staticmethod
+    def of_points(points: Tensor) -> Frame:
+        """The frame of points (N, 3): the centre of their box, and the distance of the farthest from it."""
+        points = points.double().cpu()
+        centre = (points.amin(0) + points.amax(0)) / 2
+        return Frame(tuple(centre.tolist()), max(float((points - centre).norm(dim=-1).max()), 1e-12))
+
+    @property
+    def scale(self) -> float:
+        """A length in the cameras' frame over the same length in the splat's own frame."""
+        return RADIUS / self.radius
+
     def enter(self, splats: Splats) -> Splats:
         """From the splat's own frame to the cameras' frame."""
-        scales = (splats.scales.double() * (RADIUS / self.radius)).float()
+        scales = (splats.scales.double() * self.scale).float()
         return replace(splats, means=self.enter_points(splats.means), scales=scales)
 
     def enter_points(self, points: Tensor) -> Tensor:
         """Points (N, 3), as `enter` moves the means."""
-        centre = torch.tensor(self.centre, dtype=torch.float64, device=points.device)
-        return ((points.double() - centre) * (RADIUS / self.radius)).float()
+        return ((points.double() - self._centre(points)) * self.scale).float()
 
     def leave(self, splats: Splats) -> Splats:
         """The inverse of `enter`, up to rounding."""
-        factor = self.radius / RADIUS
-        means = splats.means.double() * factor + self._centre(splats)
-        return replace(splats, means=means.float(), scales=(splats.scales.double() * factor).float())
+        means = splats.means.double() / self.scale + self._centre(splats.means)
+        return replace(splats, means=means.float(), scales=(splats.scales.double() / self.scale).float())
 
     def enter_cameras(self, cameras: Cameras) -> Cameras:
         """The cameras that see in the cameras' frame what `cameras` see in the splat's own frame."""
-        centre = torch.tensor(self.centre, dtype=torch.float64, device=cameras.viewmats.device)
         viewmats = cameras.viewmats.double().clone()
-        viewmats[:, :3, 3] += viewmats[:, :3, :3] @ centre
-        viewmats[:, :3, 3] *= RADIUS / self.radius
+        viewmats[:, :3, 3] += viewmats[:, :3, :3] @ self._centre(viewmats)
+        viewmats[:, :3, 3] *= self.scale
         return replace(cameras, viewmats=viewmats.to(cameras.viewmats))
 
-    def _centre(self, splats: Splats) -> Tensor:
-        return torch.tensor(self.centre, dtype=torch.float64, device=splats.means.device)
+    def _centre(self, beside: Tensor) -> Tensor:
+        return torch.tensor(self.centre, dtype=torch.float64, device=beside.device)

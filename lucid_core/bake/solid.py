@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ..errors import BadInput
+from ..frames import Frame
 from ..rasterize import Renderer
 from ..settings import BoundedSettings, setting
 from ..splats import Splats
 from .fusion import Fusion
-from .views import Move, around, box_of, picture_of
+from .views import around, box_of, picture_of
 
 PX, VIEWS = 256, 48
 THICK = 0.7  # scale of the Gaussians, in cells
@@ -85,13 +86,13 @@ def _occupancy(
     reach = splats.scales.amax(-1, keepdim=True).clamp_max(REACH * float((high - low).max())) + cell
     ends = torch.stack([(splats.means - reach).amin(0), (splats.means + reach).amax(0)])
     cells = torch.cartesian_prod(*(torch.arange(a, b, cell) for a, b in ends.T.tolist())).reshape(-1, 3)
-    move = Move.of(ends)
-    scene, moved = move.splats(splats).map(lambda x: x.to(renderer.device)), move.points(cells)
+    frame = Frame.of_points(ends)
+    scene = frame.enter(splats).map(lambda x: x.to(renderer.device))
     wide = replace(scene, scales=WIDE * scene.scales)
-    fusion = Fusion(moved, cell * move.factor, OPAQUE)
+    fusion = Fusion(frame.enter_points(cells), cell * frame.scale, OPAQUE)
     for view, camera in enumerate(around(VIEWS, PX)):
         shown, limit = (picture_of(one, camera, PX, renderer)[..., 3:] for one in (scene, wide))
-        fusion.add(camera, _limit_depth(shown, limit, GAP * cell * move.factor))
+        fusion.add(camera, _limit_depth(shown, limit, GAP * cell * frame.scale))
         if on_view:
             on_view(view + 1)
     return cells, 0.5 + 0.5 * fusion.distances()

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from ..cameras import Cameras
 from ..errors import BadInput
+from ..frames import RADIUS, Frame
 from ..rasterize import Renderer
 from ..settings import BoundedSettings, setting
 from ..splats import Splats
 from ..starts.mesh import Mesh, validate
 from .fill import fill_unseen, nearest_texels
 from .surface import Texels, overlap_of, prepare, project, texels_of
-from .views import RADIUS, Move, around, box_of, picture_of
+from .views import around, box_of, picture_of
 
 SHELL = 0.04  # standard deviation of the splat's depth about the mesh, in radii
 MARGIN = 0.1  # Gaussians farther outside the mesh's box, in its longest sides, do not colour it
@@ -94,9 +95,9 @@ def bake(
     require_same_place(splats, mesh)
     mesh = prepare(mesh, config.faces, config.size)
     kept = near(splats, mesh)
-    move = Move.of(mesh.vertices)
-    scene = move.splats(splats.map(lambda x: x[kept]))
-    moved = replace(mesh, vertices=move.points(mesh.vertices))
+    frame = Frame.of_points(mesh.vertices)
+    scene = frame.enter(splats.map(lambda x: x[kept]))
+    moved = replace(mesh, vertices=frame.enter_points(mesh.vertices))
     texels = texels_of(moved, config.size)
     sums = torch.from_numpy(_look_from_all_sides(scene, moved, texels, config, renderer, on_view))
     seen = sums[:, 3] > 0

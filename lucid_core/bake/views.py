@@ -1,43 +1,20 @@
-"""Cameras all around an object, and the move that puts the object before them."""
+"""Cameras all around an object."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..cameras import VIEWING_DISTANCE, Cameras, orbit
+from ..cameras import Cameras, orbit
+from ..frames import RADIUS
 from ..rasterize import Renderer, to_device
 from ..splats import Splats
 
 FOVY_DEG = 30.0
-RADIUS = 0.95 * VIEWING_DISTANCE * math.sin(math.radians(FOVY_DEG) / 2)  # of the object, fills the views
+FILL = 0.95  # share of a view's width that the object fills at most
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
-
-
-@dataclass(frozen=True)
-class Move:
-    """Moves `centre` (3,) to the origin, then scales by `factor`."""
-
-    centre: Tensor
-    factor: float
-
-    @staticmethod
-    def of(points: Tensor) -> Move:
-        """The move after which points (N, 3) fill the views of `around`."""
-        low, high = box_of(points)
-        centre = (low + high) / 2
-        return Move(centre, RADIUS / max(float((points - centre).norm(dim=-1).max()), 1e-12))
-
-    def points(self, points: Tensor) -> Tensor:
-        """Points (N, 3), moved."""
-        return (points - self.centre) * self.factor
-
-    def splats(self, splats: Splats) -> Splats:
-        """Splats, moved."""
-        return replace(splats, means=splats.means - self.centre).scale_by(self.factor)
 
 
 def box_of(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,7 +30,7 @@ def around(views: int, px: int, radius: float = RADIUS) -> list[Cameras]:
     """
     order = torch.cat([torch.arange(0, views, 2), torch.arange(1, views, 2)]).double()
     elevation = (1 - (2 * order + 1) / views).asin().float()
-    full, distance = torch.ones(1), VIEWING_DISTANCE * radius / RADIUS
+    full, distance = torch.ones(1), radius / (FILL * math.sin(math.radians(FOVY_DEG) / 2))
     return [
         orbit(a[None], e[None], distance * full, math.radians(FOVY_DEG) * full, px, px)
         for a, e in zip((order * GOLDEN_ANGLE).remainder(2 * math.pi).float(), elevation)

@@ -103,7 +103,7 @@ def polish(
     """
     targets = source.targets
     mesh = require_textured(mesh)
-    frame = frame_of(mesh)
+    frame = Frame.of_points(mesh.vertices)
     scene = replace(mesh, vertices=frame.enter_points(mesh.vertices))
     asked = GuidedSteps(source.move_to_frame(frame), Budget(config.steps, config.views, config.resolution))
     renderer, generator = Renderer(backend), Generator().manual_seed(seed)
@@ -207,13 +207,6 @@ def require_textured(mesh: Mesh) -> Mesh:
     if mesh.uvs is None or mesh.texture is None:
         raise BadInput("the mesh", "has no texture; connect the mesh of Lucid Bake Texture")
     return replace(mesh, vertices=mesh.vertices.float(), uvs=require_uvs(mesh.uvs), colors=None)
-
-
-def frame_of(mesh: Mesh) -> Frame:
-    """The frame in which the cameras see the whole mesh, its box about the origin."""
-    centre = (mesh.vertices.amin(0) + mesh.vertices.amax(0)).double() / 2
-    radius = float((mesh.vertices - centre).norm(dim=-1).max())
-    return Frame(tuple(centre.tolist()), max(radius, 1e-12))
 
 
 @torch.no_grad()

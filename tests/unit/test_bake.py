@@ -17,9 +17,10 @@ from lucid_core.bake.shade import shade
 from lucid_core.bake.solid import Solid, solidify
 from lucid_core.bake.surface import overlap_of, prepare, simplify, texels_of, unwrap, vertex_normals
 from lucid_core.bake.texture import Bake, bake, depth_of
-from lucid_core.bake.views import Move, around, box_of
+from lucid_core.bake.views import around, box_of
 from lucid_core.cameras import Cameras, turntable
 from lucid_core.errors import BadInput, BadSetting, MissingPackage
+from lucid_core.frames import Frame
 from lucid_core.io import glb
 from lucid_core.rasterize import Renderer, rasterize
 from lucid_core.splats import SH_C0, Splats
@@ -105,7 +106,7 @@ def oracle(points, normals, pose, K, picture, depth, power, reach):
 
 def test_a_view_gives_its_colours_to_the_points_that_it_shows():
     mesh = sphere()
-    mesh = replace(mesh, vertices=Move.of(mesh.vertices).points(mesh.vertices))
+    mesh = replace(mesh, vertices=Frame.of_points(mesh.vertices).enter_points(mesh.vertices))
     camera, g = around(5, 32)[1], np.random.default_rng(1)
     depth = depth_of(mesh, camera, 32)
     picture = g.random((32, 32, 5), np.float32)

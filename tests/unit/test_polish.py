@@ -12,10 +12,11 @@ from lucid_core.bake.surface import texels_of, unwrap
 from lucid_core.cameras import CameraRanges, orbit
 from lucid_core.diffusion.prior import Conds
 from lucid_core.errors import BadInput, BadSetting, NotFinite
+from lucid_core.frames import Frame
 from lucid_core.guidance.image_targets import ImageTargets
 from lucid_core.guidance.mixing import GuidanceSource
 from lucid_core.guidance.sds import SDS
-from lucid_core.optimize.polish import Polish, frame_of, polish
+from lucid_core.optimize.polish import Polish, polish
 from lucid_core.starts.mesh import Mesh
 
 from .priors import GaussianPrior
@@ -62,7 +63,7 @@ class Truth:
     def at(self, prior, azimuth_rad, elevation_rad):
         full = torch.ones(len(azimuth_rad))
         cameras = orbit(azimuth_rad, elevation_rad, RADIUS * full, FOVY_DEG * full.deg2rad(), SIZE, SIZE)
-        vertices = frame_of(self.mesh).enter_points(self.mesh.vertices)
+        vertices = Frame.of_points(self.mesh.vertices).enter_points(self.mesh.vertices)
         mesh, pictures = replace(self.mesh, vertices=vertices), []
         for row in torch.arange(len(cameras)).split(1):
             rgb, alpha = shade(mesh, cameras.map(lambda x, row=row: x[row]), SIZE, SIZE)
