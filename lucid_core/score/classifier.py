@@ -51,8 +51,8 @@ class JudgeSettings(BoundedSettings):
         300,
         2 * FEWEST_VIEWS,
         100_000,
-        "Largest number of model evaluations: views x texts x noise levels. More = more noise levels, and "
-        "smaller standard errors.",
+        "Maximum number of model evaluations: views x texts x noise levels. More = more noise levels and "
+        "smaller standard errors. Regions of a prompt are not counted.",
         step=1,
         advanced=False,
     )

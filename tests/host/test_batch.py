@@ -103,9 +103,9 @@ def table_of(rows):
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
 def test_random_kills_lose_nothing_and_make_nothing_twice(tmp_path):
     """Eight of them; `python -m benchmarks batch` has twenty."""
-    batch = with_stand_in(tmp_path, jobs=12, steps=100, step_s=0.05)
+    batch = with_stand_in(tmp_path, jobs=6, steps=80, step_s=0.05)
     kinds = {"host": 4, "worker": 3, "driver": 1}
-    found = kill_at_random(batch, 3, kinds, (0.5, 2.0))
+    found = kill_at_random(batch, 3, kinds, (0.4, 1.2))
     assert Counter(found.kills) == kinds and found.starts >= 2, (tmp_path / "log").read_text()
     assert (found.lost, found.double) == (0, 0)
     assert found.resumed > 0
@@ -137,7 +137,7 @@ def test_a_server_that_hangs_one_without_the_model_and_a_poison_job(tmp_path):
             time.sleep(0.1)
         texts = ["a mug", "poison", "a cup", "it will hang", "a pot"]
         write_rows(tmp_path, *({"LucidPrompt.text": text, "LucidDream.steps": 5} for text in texts))
-        code, text = run(tmp_path, "--servers", ",".join(addresses), "--hang-minutes", "0.2", "--tries", "1")
+        code, text = run(tmp_path, "--servers", ",".join(addresses), "--hang-minutes", "0.1", "--tries", "1")
     finally:
         for server in servers:
             server.kill()
@@ -153,14 +153,14 @@ def test_a_server_that_hangs_one_without_the_model_and_a_poison_job(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c_ends_in_order_and_two_drivers_go_on_together(tmp_path):
-    batch = with_stand_in(tmp_path, jobs=6, steps=60, step_s=0.1)
+    batch = with_stand_in(tmp_path, jobs=6, steps=60, step_s=0.05)
     batch.prepare()
     driver = batch.start()
     journal = tmp_path / "journal"
     while not batch.results():
         assert driver.poll() is None, (tmp_path / "log").read_text()
         time.sleep(0.1)
-    time.sleep(3)  # the next jobs run
+    time.sleep(1.5)  # the next jobs run
     driver.send_signal(signal.SIGINT)
     assert driver.wait() == 130
     assert "To go on: python -m lucid_batch" in (tmp_path / "log").read_text()

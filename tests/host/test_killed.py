@@ -18,9 +18,9 @@ from workflows.api.client import Client
 from .graphs import ply_of, workflow
 
 INTERVAL_S = 0.5
-RUN = {"steps": 40, "views": 1, "seed": 171, "checkpoint_minutes": INTERVAL_S / 60}
+RUN = {"steps": 20, "views": 1, "seed": 171, "checkpoint_minutes": INTERVAL_S / 60}
 STEPS = [
-    random.Random(seed).uniform(1, 25) for seed in range(3)
+    random.Random(seed).uniform(1, 12) for seed in range(3)
 ]  # after which, and how far into the next, it is killed
 
 

@@ -6,7 +6,7 @@ from demo import score, world
 
 from .graphs import ply_of, workflow
 
-RUN = {"steps": 60, "views": 1, "resolution": 128, "seed": 401}
+RUN = {"steps": 40, "views": 1, "resolution": 128, "seed": 401}
 
 
 @pytest.fixture(scope="module")
