@@ -31,6 +31,9 @@ from devtools.venv import install_packages, prepare_venv
 
 LAYERS = ("unit", "host", "browser", "gpu", "benchmarks")  # folders of tests; unit needs no ComfyUI
 TYPES = "types"  # what is tested with mypy alone
+# Two processes of one thread each take half the time of one process with two threads, and do not wait for
+# each other where other work runs beside them.
+PARALLEL = ["-n", "2", "--dist", "loadfile"]
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,13 @@ def set_up(
     return Setup(tree, host, link_checkpoint(tree, file) if file else default)
 
 
-def hand_over(tree: Tree, comfyui: Path | None, arguments: list) -> int:
+def hand_over(tree: Tree, comfyui: Path | None, arguments: list, threads: int | None = None) -> int:
     """Run `python ARGUMENTS` in the .venv and return its exit code. The process handles Ctrl-C itself; we
-    wait until it has ended.
+    wait until it has ended. threads: of torch, unless OMP_NUM_THREADS says otherwise; None = its own number.
     """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if threads is not None:
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
     environment |= {
         "NUMBA_CACHE_DIR": str(tree.cache / "numba"),
         **({"COMFYUI_PATH": str(comfyui)} if comfyui else {}),
@@ -135,12 +140,10 @@ def test(tree: Tree, options: argparse.Namespace) -> int:
         prepare_chromium()
     if not words and (code := check_types(tree)):
         return code
-    rest = [] if paths else ["tests"]
-    return hand_over(
-        tree,
-        comfyui,
-        ["-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", ".", "--durations=20", *words, *rest],
-    )
+    whole = [] if paths else ["tests"]
+    parallel = PARALLEL if all((tree.root / path).is_dir() for path in paths) else []
+    command = ["-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", ".", "--durations=20"]
+    return hand_over(tree, comfyui, [*command, *parallel, *words, *whole], threads=1)
 
 
 def serve(tree: Tree, options: argparse.Namespace) -> int:

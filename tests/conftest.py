@@ -1,5 +1,5 @@
 """Makes demo, lucid_core, benchmarks, workflows and what is in support/ importable, and runs a ComfyUI, one
-for all tests.
+for all tests of a process.
 
 Run by `python dev.py test`, which sets it up.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 # At the end: ahead of the host, our nodes/ would hide its nodes.py.
 sys.path += [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent / "support")]
@@ -32,6 +33,7 @@ if needs_repair():  # a CPU torch beside a torchvision for CUDA, which diffusers
 
 TREE = Tree(Path(__file__).resolve().parents[1])
 FAMILIES = TREE.cache / "families"  # what host/families.py writes, kept from one session to the next
+SHARED = FileLock(TREE.cache / "tests.lock")  # while a process writes what all test processes read
 
 
 @pytest.fixture(scope="session")
@@ -49,12 +51,13 @@ def base(host_path, tmp_path_factory) -> Path:
     """A base directory with this pack, the tests' own nodes and the demo's checkpoint; its input and output
     are empty.
     """
-    prepare_base(TREE, sys.executable)
+    with SHARED:
+        prepare_base(TREE, sys.executable)
     base = tmp_path_factory.mktemp("base")
-    for folder in ("custom_nodes", "input", "output", "models"):
+    for folder in ("custom_nodes", "input", "output", "models", "models/controlnet"):
         (base / folder).mkdir()
     link_folder(base / "models" / "checkpoints", TREE.checkpoints)
-    for folder in ("diffusion_models", "vae", "vae_approx", "loras", "embeddings", "controlnet"):
+    for folder in ("diffusion_models", "vae", "vae_approx", "loras", "embeddings"):
         (FAMILIES / folder).mkdir(parents=True, exist_ok=True)
         link_folder(base / "models" / folder, FAMILIES / folder)
     loras.write(base / "models" / "loras")
@@ -90,5 +93,6 @@ def client(server) -> Client:
 def families(host_path, base) -> Path:
     """The folder with a small model of every family; the host lists them by `families.file_of`."""
     builder = Path(__file__).parent / "host" / "families.py"
-    subprocess.run([sys.executable, builder, host_path, FAMILIES], check=True)
+    with SHARED:
+        subprocess.run([sys.executable, builder, host_path, FAMILIES], check=True)
     return FAMILIES

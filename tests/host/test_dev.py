@@ -207,6 +207,16 @@ def test_a_layer_of_the_tests_is_a_word(dev, words, path, has_host, monkeypatch)
     assert code == 0 and path in arguments and (comfyui is not None) == has_host
 
 
+@pytest.mark.parametrize(
+    "words, processes", [([], ["2"]), (["host"], ["2"]), (["host", "-n", "1"], ["2", "1"]), ([__file__], [])]
+)
+def test_folders_are_tested_by_two_processes(dev, words, processes, monkeypatch):
+    """Of two words -n the last one counts."""
+    _, ran = commands_of(dev, words, monkeypatch)
+    arguments = ran[-1][1]
+    assert [arguments[at + 1] for at, word in enumerate(arguments) if word == "-n"] == processes
+
+
 @pytest.mark.parametrize("types, runs", [(0, ["mypy", "pytest"]), (1, ["mypy"])])
 def test_all_tests_begin_with_the_types(dev, types, runs, monkeypatch):
     code, ran = commands_of(dev, [], monkeypatch, lambda arguments: types if "mypy" in arguments else 0)
@@ -220,7 +230,7 @@ def commands_of(dev, words, monkeypatch, code_of=lambda arguments: 0):
         monkeypatch.setattr(dev, name, lambda *_: None)
     monkeypatch.setattr(dev, "set_up", lambda tree, *_: dev.Setup(tree, tree.comfyui, bases.PRIOR))
 
-    def hand_over(tree, comfyui, arguments):
+    def hand_over(tree, comfyui, arguments, threads=None):
         ran.append((comfyui, arguments))
         return code_of(arguments)
 
@@ -233,7 +243,7 @@ def test_only_the_tests_prepare_chromium(dev, command, wanted, monkeypatch):
     prepared = []
     monkeypatch.setattr(dev, "set_up", lambda tree, *_: dev.Setup(tree, tree.comfyui, bases.PRIOR))
     monkeypatch.setattr(dev, "prepare_chromium", lambda: prepared.append(1))
-    monkeypatch.setattr(dev, "hand_over", lambda *_: 0)
+    monkeypatch.setattr(dev, "hand_over", lambda *_, **__: 0)
     assert dev.main([command, *["a red mug"][: command == "demo"]]) == 0
     assert len(prepared) == wanted
 

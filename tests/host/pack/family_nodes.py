@@ -189,7 +189,7 @@ class LucidTestBuilt(IO.ComfyNode):
         config.set_inference_dtype(torch.float32, None)
         device = comfy.model_management.get_torch_device()
         model = config.get_model({}, device=comfy.model_management.unet_offload_device())
-        if adapter := getattr(model.diffusion_model, "llm_adapter", None):  # Anima's, of six full-width blocks
+        if adapter := getattr(model.diffusion_model, "llm_adapter", None):  # Anima's: six full-width blocks
             adapter.blocks = adapter.blocks[:1]
         generator = torch.Generator().manual_seed(1)
         for name, weight in sorted(model.diffusion_model.named_parameters()):
