@@ -78,6 +78,14 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def set_threads():
+    """torch.set_num_threads, which is undone at the end of the test; `dev.py test` gives each process one."""
+    threads = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def server(host_path, base, tmp_path_factory):
     with Server(host_path, base, tmp_path_factory.mktemp("host") / "server.log") as running:

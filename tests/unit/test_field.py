@@ -11,6 +11,7 @@ from same import same
 from benchmarks.views import FIT, pictures_of
 from lucid_core.cameras import Cameras, orbit, turntable
 from lucid_core.errors import BadFile, BadInput, BadSetting, OtherRun
+from lucid_core.field import march
 from lucid_core.field import render as rendering
 from lucid_core.field.grid import DENSITY, Field, FieldStart, enlarge, require_memory
 from lucid_core.field.surface import Surface, find_surface, to_mesh, to_splats
@@ -62,9 +63,12 @@ def test_a_uniform_cube_has_the_closed_form_of_absorption():
     assert float(seen.depth) == pytest.approx(depth)
 
 
-def test_the_kernels_agree_with_torch(monkeypatch):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_kernels_agree_with_torch(threads, set_threads, monkeypatch):
     field, cameras = random_field(), turntable(3, 20.0, 4.0, 40.0, 17, 13)
     found = {}
+    set_threads(threads)
+    monkeypatch.setattr(march, "RAYS_PER_JOB", 100)
     for name in ("kernels", "torch"):
         if name == "torch":
             monkeypatch.setattr(rendering, "marches", lambda field: False)

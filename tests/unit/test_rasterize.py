@@ -137,19 +137,16 @@ def test_no_splats_show_the_background():
     assert not render.alpha.any() and not render.depth.any()
 
 
-def test_same_input_same_bits_on_any_number_of_threads():
-    threads = torch.get_num_threads()
+def test_same_input_same_bits_on_any_number_of_threads(set_threads, monkeypatch):
+    from lucid_core.rasterize import cpu
+
+    monkeypatch.setattr(cpu, "SPLATS_PER_BAND", 100)
     runs = []
-    try:
-        for count in (1, threads, threads):
-            torch.set_num_threads(count)
-            values, gradients = render_and_gradients(
-                random_splats(n=500), three_views(), "numba", torch.float32
-            )
-            gradients.pop("background")  # torch sums this one
-            runs.append(list(values.values()) + list(gradients.values()))
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 2, 4):
+        set_threads(count)
+        values, gradients = render_and_gradients(random_splats(n=500), three_views(), "numba", torch.float32)
+        gradients.pop("background")  # torch sums this one
+        runs.append(list(values.values()) + list(gradients.values()))
     for other in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
