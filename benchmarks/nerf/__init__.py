@@ -17,7 +17,7 @@ import torch
 
 from lucid_core.settings import require
 
-from .cases import KINDS_OF_PROMPT, REPRESENTATIONS, THINGS, plan
+from .cases import COLOR_OF, CONVERTED, KINDS_OF_PROMPT, REPRESENTATIONS, THINGS, plan
 from .run import kept, run, summaries, write_sheets
 
 FOLDER = Path(__file__).resolve().parents[2] / "output" / "benchmarks" / "nerf"
@@ -27,10 +27,12 @@ SEEDS = (0, 1)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
-    parser.add_argument("--things", nargs="+", default=list(THINGS), help="objects of the demo world")
+    parser.add_argument("--things", nargs="+", default=THINGS, help="objects of the demo world")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="of `benchmarks quality`")
-    parser.add_argument("--representations", nargs="+", default=REPRESENTATIONS, choices=REPRESENTATIONS)
+    parser.add_argument(
+        "--representations", nargs="+", default=REPRESENTATIONS, choices=(*REPRESENTATIONS, CONVERTED)
+    )
     parser.add_argument("--kinds", nargs="+", default=KINDS_OF_PROMPT, choices=KINDS_OF_PROMPT)
     parser.add_argument("--budget", type=float, default=1.0, help="share of the 3,120 evaluations of `ism`")
 
@@ -45,7 +47,7 @@ def main(
     budget: float,
 ) -> None:
     try:
-        require(all(thing in THINGS for thing in things), "things", things, f"among {', '.join(THINGS)}")
+        require(all(thing in COLOR_OF for thing in things), "things", things, f"among {', '.join(COLOR_OF)}")
         cases = plan(things, seeds, methods, representations, kinds, budget)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error

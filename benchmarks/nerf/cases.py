@@ -11,24 +11,36 @@ from demo import world
 from demo.checkpoint import PRIOR
 from demo.world import COLORS, Thing
 from lucid_core.field.grid import FieldStart
+from lucid_core.field.surface import Surface
 from lucid_core.optimize.radiance import PRESETS, FieldConfig
 from lucid_core.settings import replace_settings
 
 REPRESENTATIONS = ("field", "splats")
+CONVERTED = "field_to_splat"  # the splat of a field, as the workflow text_to_field_to_splat makes it
 KINDS_OF_PROMPT = ("closed", "open")
-THINGS = {"mug": "green", "house": "purple", "mushroom": "red", "snowman": "blue"}  # the colour if closed
+COLOR_OF = {  # if the prompt is closed
+    **{"mug": "green", "house": "purple", "mushroom": "red", "snowman": "blue"},
+    "torus": "orange",
+}
+THINGS = ("mug", "house", "mushroom", "snowman")  # of the comparison
 START = FieldStart(resolution=64, size=1.2, extent=2.4)  # the size of the splats' ball
+SURFACE, FIT_STEPS = Surface(cells=64), 400  # of the workflow
 
 
 @dataclass(frozen=True)
 class FieldCase:
-    """A case of `benchmarks quality`. field: start and settings of a field; None = optimise a splat."""
+    """A case of `benchmarks quality`. field: start and settings of a field; None = optimise a splat.
+    surface: how the field becomes a splat; None = it stays a field.
+    """
 
     case: Case
     field: tuple[FieldStart, FieldConfig] | None
+    surface: Surface | None = None
 
     @property
     def representation(self) -> str:
+        if self.surface:
+            return CONVERTED
         return "field" if self.field else "splats"
 
     @property
@@ -42,7 +54,8 @@ class FieldCase:
     @property
     def key(self) -> str:
         """A file name. Its hash covers all settings except the label, and the prior."""
-        settings = repr((replace(self.case, label=""), self.field)) + hash_of(PRIOR)
+        conversion = (self.surface, FIT_STEPS) if self.surface else ()
+        settings = repr((replace(self.case, label=""), self.field, *conversion)) + hash_of(PRIOR)
         return key_of(self.case.prompt, self.case.seed, settings)
 
     def things(self) -> list[Thing]:
@@ -65,7 +78,7 @@ def plan(
     """All cases; a method with fewer model evaluations a step gets more steps. Raises ValueError."""
     templates = quality.plan(["a green mug"], [0], methods, [budget])
     prompts = [
-        f"a {THINGS[thing]} {thing}" if kind == "closed" else f"a {thing}"
+        f"a {COLOR_OF[thing]} {thing}" if kind == "closed" else f"a {thing}"
         for kind in kinds
         for thing in things
     ]
@@ -84,6 +97,5 @@ def of_representation(case: Case, representation: str) -> FieldCase:
         return FieldCase(case, None)
     preset, settings = PRESETS["cpu"]
     residual = preset.optimizer.pixels.image_residual
-    return FieldCase(
-        replace(case, config=replace_settings(case.config, image_residual=residual)), (START, settings)
-    )
+    case = replace(case, config=replace_settings(case.config, image_residual=residual))
+    return FieldCase(case, (START, settings), SURFACE if representation == CONVERTED else None)

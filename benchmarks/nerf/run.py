@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from benchmarks.quality import run as quality
 from benchmarks.quality.run import Result, measure
 from demo import score
 from lucid_core.field.grid import Field
+from lucid_core.field.surface import find_surface, to_splats
 from lucid_core.io import ply, video
 from lucid_core.io.atomic import atomic_path
-from lucid_core.optimize.radiance import distil_field
+from lucid_core.optimize.radiance import distil_field, fit_to_field
 from lucid_core.splats import Splats
 
-from .cases import FieldCase
+from .cases import FIT_STEPS, FieldCase
 
 VIEWS = 8  # images per row of a contact sheet
 DECIMALS = {"psnr": 2, "ssim": 3, "iou": 3, "sharpness": 2, "mud": 3, "evaluations": 0, "seconds": 0}
@@ -29,7 +30,7 @@ DECIMALS = {"psnr": 2, "ssim": 3, "iou": 3, "sharpness": 2, "mud": 3, "evaluatio
 
 def run(case: FieldCase, folder: Path) -> Result:
     """Optimise and measure one case, and keep it in `folder`; the .json is written last."""
-    value, facts = distil(case)
+    value, facts = convert(case, folder) if case.surface else distil(case)
     answers = case.things()
     nearest = max(answers, key=lambda thing: score.score(value, thing).psnr) if answers[1:] else answers[0]
     if isinstance(value, Field):
@@ -70,6 +71,23 @@ def distil(case: FieldCase) -> tuple[Splats | Field, dict[str, Any]]:
     }
 
 
+def convert(case: FieldCase, folder: Path) -> tuple[Splats, dict[str, Any]]:
+    """The splat of the field of `case`, which is kept in `folder` and run if it is not there."""
+    field_case = replace(case, surface=None)
+    found = kept(field_case, folder) or run(field_case, folder)
+    field, begun = read_field(folder / f"{field_case.key}.field"), time.perf_counter()
+    splats = to_splats(find_surface(field, case.surface))
+    for step in fit_to_field(splats, field, FIT_STEPS, case.case.seed, "numba"):
+        fitted = step
+    facts = {name: getattr(found, name) for name in ("evaluations", "seconds", "steps", "stopped")}
+    return fitted.splats, facts | {"seconds": found.seconds + time.perf_counter() - begun}
+
+
+def read_field(path: Path) -> Field:
+    tensors = load_file(path)
+    return Field(tensors["grid"], float(tensors["extent"]))
+
+
 def summaries(results: Mapping[FieldCase, Result]) -> list[dict[str, Any]]:
     """The rows of --json: means over the cases of one representation, method and kind of prompt."""
     groups: dict[tuple[str, str, str], list[Result]] = {}
@@ -96,11 +114,8 @@ def write_sheets(results: Mapping[FieldCase, Result], folder: Path) -> None:
         path = folder / "cases" / case.key
         facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         (thing,) = (one for one in case.things() if one.color == facts["answer"])
-        if case.field:
-            tensors = load_file(path.with_suffix(".field"))
-            value: Splats | Field = Field(tensors["grid"], float(tensors["extent"]))
-        else:
-            value = ply.read(path.with_suffix(".ply"))
+        is_field = case.representation == "field"
+        value = read_field(path.with_suffix(".field")) if is_field else ply.read(path.with_suffix(".ply"))
         images = rows.setdefault(case.name, [])
         images += [score.truth(thing, VIEWS).rgb, score.render(value, thing, result.scale, VIEWS)]
     for name, images in rows.items():
