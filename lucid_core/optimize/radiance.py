@@ -236,18 +236,20 @@ def fit_field(
     yield from optimise(run, setup, steps, 0, resume)
 
 
-FIELD_VIEWS, FIELD_PX = 48, 128  # pictures of a field to which its splat is fitted
+FIELD_VIEWS = 48  # pictures of a field to which its splat is fitted
+PX_PER_VOXEL, MAX_PX = 2, 512  # their size
 
 
 def pictures_of_field(field: Field, backend: str = "auto") -> PosedImages:
     """Pictures of `field` on white with its opacity as masks, from cameras all around it, on the CPU."""
     device = Renderer(backend).device
     field = field.to(device)
-    cameras = around(FIELD_VIEWS, FIELD_PX, radius_of(field))
+    px = min(PX_PER_VOXEL * field.resolution, MAX_PX)
+    cameras = around(FIELD_VIEWS, px, radius_of(field))
     white, parts = torch.ones(3, device=device), []
     for camera in cameras:
         with torch.no_grad():
-            parts.append(render_field(field, to_device(camera, device), FIELD_PX, FIELD_PX, white))
+            parts.append(render_field(field, to_device(camera, device), px, px, white))
     shown = Cameras(*(torch.cat([getattr(one, name) for one in cameras]) for name in ("viewmats", "Ks")))
     images, masks = (torch.cat([getattr(one, name).cpu() for one in parts]) for name in ("rgb", "alpha"))
     return PosedImages(images.clamp(0, 1), shown, masks[..., 0].clamp(0, 1))

@@ -29,7 +29,7 @@ SMALL = {
 }
 BOXES = "() => app.canvas.graph.nodes.map(n => [n.type, ...(n.boundingRect ?? n.getBounding())])"
 BLUEPRINT = "Text to splat"
-VIEWER = "canvas[data-engine*=three]"
+VIEWER = "canvas[data-engine*=three], [data-capture-wheel] > canvas"  # of ComfyUI 0.30, of 0.33
 ORANGE_SHARE = 0.005  # of the viewer's pixels; nothing else in it has a colour but the three axes
 FRAMED_SHARE = 0.1  # what a ball that fills the view has at least; 0.01 without a camera of ours
 

@@ -176,7 +176,8 @@ def test_nodes_of_the_ui_form_do_not_overlap(name):
 def test_a_note_says_what_to_change_first_and_the_result_is_shown(name):
     types = [node["type"] for node in load(name, "ui")["nodes"]]
     assert "MarkdownNote" in types
-    runs = sum(types.count(name) for name in ("LucidDream", "LucidFit"))
+    results = ("LucidDream", "LucidFit", "LucidFieldToSplat")
+    runs = sum(types.count(name) for name in results)
     assert types.count("PreviewGaussianSplat") == types.count("LucidSave") == runs
     assert types.count("SaveGLB") == types.count("LucidBakeTexture")
     assert runs or {"SaveGLB", "SaveImage"} & set(types)
