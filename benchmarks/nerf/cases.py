@@ -77,11 +77,7 @@ def plan(
 ) -> list[FieldCase]:
     """All cases; a method with fewer model evaluations a step gets more steps. Raises ValueError."""
     templates = quality.plan(["a green mug"], [0], methods, [budget])
-    prompts = [
-        f"a {COLOR_OF[thing]} {thing}" if kind == "closed" else f"a {thing}"
-        for kind in kinds
-        for thing in things
-    ]
+    prompts = [described(thing) if kind == "closed" else f"a {thing}" for kind in kinds for thing in things]
     return [
         of_representation(replace(case, prompt=prompt, seed=seed), representation)
         for seed in seeds
@@ -89,6 +85,12 @@ def plan(
         for case in templates
         for representation in representations
     ]
+
+
+def described(thing: str) -> str:
+    """The closed prompt of a thing, which names its colour."""
+    color = COLOR_OF[thing]
+    return f"{'an' if color[0] in 'aeiou' else 'a'} {color} {thing}"
 
 
 def of_representation(case: Case, representation: str) -> FieldCase:
