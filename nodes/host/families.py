@@ -137,7 +137,8 @@ def require_invertible(model: Any) -> None:
     if NoiseLevels(model.get_model_object("model_sampling")).is_distilled:
         raise BadInput(
             "model",
-            "is sampled as LCM, which has too few noise levels for image targets; use Lucid ISM for it",
+            "is sampled as LCM, which has too few noise levels for image targets; use Lucid ISM with a "
+            "surface_share of 0 for it",
         )
 
 
