@@ -129,8 +129,9 @@ def test(tree: Tree, options: argparse.Namespace) -> int:
         prepare_venv(tree)
         install_packages(tree, None)
         return check_types(tree)
-    words = [f"tests/{word}" if word in LAYERS else word for word in options.rest]
-    paths = [word for word in words if (tree.root / word.split("::")[0]).exists()]
+    first = next((at for at, word in enumerate(options.rest) if word.startswith("-")), len(options.rest))
+    paths = [f"tests/{word}" if word in LAYERS else word for word in options.rest[:first]]
+    words = [*paths, *options.rest[first:]]  # what follows the first option is pytest's
     comfyui = None
     if paths and all(Path(path).parts[:2] == ("tests", "unit") for path in paths):
         prepare_venv(tree)

@@ -67,7 +67,7 @@ class LucidRenderField(IO.ComfyNode):
             description="Renders a radiance field: one image or a turntable, with mask and depth.",
             inputs=[
                 LucidFieldType.Input("field", tooltip="Field to render."),
-                *view_inputs("the field's cube"),
+                *view_inputs("the ball inside the field's cube"),
             ],
             outputs=view_outputs("angle"),
             hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],

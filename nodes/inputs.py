@@ -46,8 +46,9 @@ def replace_from_widgets(config: Config, values: dict[str, Any], prefix: str = "
     changed = {}
     for name, bounds in bounds_of(config).items():
         widgets = [prefix + part for part in bounds.parts or (name,)]
-        if widgets[0] in values:
-            given = tuple(values[widget] for widget in widgets)
+        if any(widget in values for widget in widgets):
+            own = getattr(config, name) if bounds.parts else (getattr(config, name),)
+            given = tuple(values.get(widget, value) for widget, value in zip(widgets, own, strict=True))
             changed[name] = given if bounds.parts else given[0]
     try:
         return replace(config, **changed)

@@ -2,8 +2,9 @@
 figure 5b). Closed prompts name the colour; open ones ("a mug") leave it free, and are scored against the
 nearest of the eight right answers.
 
-Writes a contact sheet for each method to output/benchmarks/nerf/. Results of all cases are in its folder
-cases/; existing ones are not run again. Delete that folder after a change of the code.
+Writes a contact sheet for each representation, method and kind of prompt to output/benchmarks/nerf/. Results
+of all cases are in its folder cases/; existing ones are not run again. Delete that folder after a change of
+the code.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def plan(
     budget: float,
 ) -> list[FieldCase]:
     """All cases; a method with fewer model evaluations a step gets more steps. Raises ValueError."""
-    templates = quality.plan(["a green mug"], [0], methods, [budget])
+    templates = quality.plan(["a green mug"], seeds, methods, [budget])[: len(methods)]
     prompts = [described(thing) if kind == "closed" else f"a {thing}" for kind in kinds for thing in things]
     return [
         of_representation(replace(case, prompt=prompt, seed=seed), representation)

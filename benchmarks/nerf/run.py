@@ -54,7 +54,7 @@ def kept(case: FieldCase, folder: Path) -> Result | None:
 
 
 def distil(case: FieldCase) -> tuple[Splats | Field, dict[str, Any]]:
-    """As `benchmarks.quality.run.distil`, of a field or a splat."""
+    """As `benchmarks.quality.run.distil`, of a field or a splat; a field that diverges raises its error."""
     if case.field is None:
         return quality.distil(case.case)
     of, (start, settings) = case.case, case.field

@@ -8,15 +8,14 @@ from torch.nn.functional import grid_sample
 
 from ..cameras import Cameras
 
-DOUBT = 0.1  # a point that fewer of the views see is inside
+DOUBT = 0.1  # share of the views; a point that fewer see is inside
 POINTS = 1 << 21  # at a time
 
 
 class Fusion:
-    """How far points (N, 3) lie behind the depths of views, cut off at `cell` world units and averaged over
-    the views that see a point (Curless and Levoy 1996, equations 3 and 4).
+    """How far points (N, 3) lie behind what `picture` shows, in world units (N,).
 
-    min_opacity: opacity of a pixel from which on its ray meets the surface.
+    -inf outside of the picture and where its opacity is below `min_opacity`.
     """
 
     def __init__(self, points: Tensor, cell: float, min_opacity: float) -> None:
@@ -41,7 +40,10 @@ class Fusion:
 
 
 def _depth_behind(points: Tensor, camera: Cameras, picture: Tensor, min_opacity: float) -> Tensor:
-    """How far points (N, 3) lie behind what `picture` shows: (N,), -inf beside it."""
+    """How far points (N, 3) lie behind what `picture` shows, in world units (N,).
+
+    -inf outside of the picture and where its opacity is below `min_opacity`.
+    """
     pose, K = camera.viewmats[0], camera.Ks[0]
     seen = points @ pose[:3, :3].T + pose[:3, 3]
     pixel = seen[:, :2] / seen[:, 2:] * K.diagonal()[:2] + K[:2, 2]

@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from ..errors import BadInput
 from ..settings import check_bounds, choice, require, setting
 
 DENSITY = 25.0  # per world unit, of a softplus of 1
 SHAPES = ("ball", "box", "cylinder")
-OUTSIDE = -15.0  # raw density; a box of such cells has an opacity of 1e-5
+OUTSIDE = -15.0  # raw density; 7.6e-6 per world unit
 
 
 @dataclass(frozen=True)
@@ -62,32 +61,27 @@ class Field:
         z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
         return torch.stack([x, y, z], -1)
 
-    def density(self) -> Tensor:
-        """Density (R, R, R) per world unit at the vertices."""
-        return DENSITY * softplus(self.grid[0])
-
-    def solidity(self) -> Tensor:
-        """Opacity (R, R, R) in [0, 1] of one voxel's length at the density of each vertex."""
-        return 1 - (-self.density() * self.cell).exp()
-
 
 def validate(field: Field) -> None:
     """Raise BadInput unless the field is a finite cube of at least 2 vertices along a side."""
-    shape, side = tuple(field.grid.shape), field.grid.shape[-1]
+    shape = tuple(field.grid.shape)
+    side = shape[-1] if shape else 0
     if shape != (4, side, side, side) or side < 2:
         raise BadInput("field", f"has a grid of shape {shape}; give (4, R, R, R) with R of at least 2")
     bad = int((~field.grid.isfinite()).sum())
-    if bad or not 0 < field.extent < float("inf"):
-        raise BadInput("field", f"has {bad} values that are not finite and a side of {field.extent:g}")
+    if bad:
+        raise BadInput("field", f"has {bad} values that are not finite; optimise it again")
+    if not 0 < field.extent < float("inf"):
+        raise BadInput("field", f"has a cube with a side of {field.extent:g}; give a length above 0")
 
 
 @dataclass(frozen=True)
 class FieldStart:
     """A soft solid about the origin in one colour, from which a field starts.
 
-    Inside of the shape the raw density falls linearly from `fill` at the centre to 0 at the surface, and on
-    below 0 outside, as the density bias of Magic3D (Lin et al. 2023, arXiv 2211.10440). color: sRGB.
-    Raises BadSetting for a value out of bounds or a shape larger than the cube.
+    Inside of the shape the raw density falls linearly from `fill` at the centre to 0 at the surface. Outside
+    it falls by at least STEEP a radius, to OUTSIDE. The bias is that of Magic3D (Lin et al. 2023, arXiv
+    2211.10440). color: sRGB. Raises BadSetting for a value out of bounds or a shape larger than the cube.
     """
 
     shape: str = choice(SHAPES, "Shape of the start.", advanced=False)
@@ -103,7 +97,8 @@ class FieldStart:
         80,
         8,
         512,
-        "Voxels along a side. More give finer detail; memory and time grow with the third power.",
+        "Vertices along a side, one more than voxels. More give finer detail; memory and time grow with the "
+        "third power.",
         step=8,
         advanced=False,
     )
@@ -119,7 +114,8 @@ class FieldStart:
     def __post_init__(self) -> None:
         check_bounds(self)
         require(self.size <= self.extent, "size", self.size, f"at most extent ({self.extent:g})")
-        require(all(0 <= c <= 1 for c in self.color), "color", self.color, "three numbers from 0 to 1")
+        valid = len(self.color) == 3 and all(0 <= c <= 1 for c in self.color)
+        require(valid, "color", self.color, "three numbers from 0 to 1")
 
     def field(self) -> Field:
         """The field of these settings, on the CPU."""

@@ -1,9 +1,9 @@
 """Volume rendering of a radiance field (Max 1995; Mildenhall et al. 2020, equation 3): with torch, or on a
 CPU with the kernels of `march.py`.
 
-Empty cells are skipped exactly: a trilinear value is nowhere above the largest of its cell's vertices. A
-first pass without gradient finds the samples that light reaches, so that the second one, with gradient, takes
-few.
+Cells whose opacity along one voxel's length is nowhere above EMPTY are skipped: they add no colour and get no
+gradient, so that matter grows next to matter, or through the coarse levels of a run. A first pass without
+gradient finds the samples that light reaches, so that the second one, with gradient, takes few.
 """
 
 from __future__ import annotations

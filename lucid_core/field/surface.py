@@ -31,6 +31,7 @@ SPREAD, THIN = 0.5, 0.2  # standard deviation of a Gaussian in cells, and its th
 OPACITY = 0.95
 LEAST = 0.01  # of the cells of the largest solid; a smaller one is a speck
 VIEWS = 48  # whose depths are fused
+LEAST_THICKNESS = 1e-20  # of a sample, so that points in empty space have a colour too
 INWARDS = (-1.0, 3.0, 13)  # first and last place in cells of the field, and number of samples of a colour
 
 
@@ -141,9 +142,11 @@ def _without_specks(values: Tensor) -> Tensor:
 
 
 def _smooth(values: Tensor, sigma: float) -> Tensor:
-    """Gaussian filter of the values; sigma in cells, 0 = none."""
+    """Gaussian filter of the values, which are -1 beyond the grid; sigma in cells, 0 = none."""
     ndimage = load("scipy.ndimage", "scipy")
-    return torch.from_numpy(ndimage.gaussian_filter(values.numpy(), sigma)) if sigma else values
+    if not sigma:
+        return values
+    return torch.from_numpy(ndimage.gaussian_filter(values.numpy(), sigma, mode="constant", cval=-1.0))
 
 
 def colors_at(field: Field, points: Tensor, normals: Tensor) -> Tensor:
@@ -153,11 +156,10 @@ def colors_at(field: Field, points: Tensor, normals: Tensor) -> Tensor:
     inwards = torch.linspace(first, last, count) * field.cell
     at = points[:, None] - inwards[:, None] * normals[:, None]
     values = values_at(field.grid, at.reshape(-1, 3) / (field.extent / 2)).view(len(points), count, 4)
-    thickness = DENSITY * softplus(values[..., 0]) * step
-    total = thickness.cumsum(1)
-    weights = (thickness - total).exp() - (-total).exp()
+    thickness = (DENSITY * softplus(values[..., 0]) * step).clamp_min(LEAST_THICKNESS)
+    weights = (thickness - thickness.cumsum(1)).exp() * -(-thickness).expm1()
     seen = (weights[..., None] * values[..., 1:].sigmoid()).sum(1)
-    return (seen / weights.sum(1, keepdim=True).clamp_min(1e-6)).clamp(0, 1)
+    return (seen / weights.sum(1, keepdim=True)).clamp(0, 1)
 
 
 def to_splats(skin: Skin) -> Splats:

@@ -1,4 +1,6 @@
-"""A radiance field as a representation, and the two runs that optimise one: `distil_field`, `fit_field`."""
+"""A radiance field as a representation, the runs that optimise one, `distil_field` and `fit_field`, and the
+fit of a splat to a field.
+"""
 
 from __future__ import annotations
 
@@ -69,20 +71,46 @@ class FieldConfig(BoundedSettings):
         step=1,
     )
     tv_weight: float = setting(
-        1.0, 0, 1e6, "Weight of the total variation of images and disparity. 0 = off.", step=0.1
+        1.0,
+        0,
+        1e6,
+        "Weight of the total variation of images and disparity. No effect while image targets are fitted; "
+        "0 = off.",
+        step=0.1,
     )
     entropy_weight: float = setting(
-        10.0, 0, 1e6, "Weight of the binary entropy of the opacity, before `late`. 0 = off.", step=1
+        10.0,
+        0,
+        1e6,
+        "Weight of the binary entropy of the opacity, before `late`. No effect while image targets are "
+        "fitted; 0 = off.",
+        step=1,
     )
     opaque_weight: float = setting(
         100.0, 0, 1e6, "As entropy_weight, from `late` on. Higher clears fog and hardens the surface.", step=1
     )
-    late: float = setting(0.5, 0, 1, "Share of the run from which opaque_weight replaces entropy_weight.")
+    late: float = setting(
+        0.5,
+        0,
+        1,
+        "Share of the run from which opaque_weight replaces entropy_weight; of a run that ends in image "
+        "targets, of the part before them.",
+    )
     sparsity_weight: float = setting(
-        0.0, 0, 1e6, "Weight of the mean opacity. Higher gives smaller objects; 0 = off.", step=1
+        0.0,
+        0,
+        1e6,
+        "Weight of the mean opacity. Higher gives smaller objects. No effect while image targets are fitted; "
+        "0 = off.",
+        step=1,
     )
     orient_weight: float = setting(
-        0.0, 0, 1e6, "Weight of the penalty on surfaces that face away from the camera. 0 = off.", step=1
+        0.0,
+        0,
+        1e6,
+        "Weight of the penalty on surfaces that face away from the camera. No effect while image targets are "
+        "fitted; 0 = off.",
+        step=1,
     )
 
 
@@ -227,13 +255,28 @@ def fit_field(
     backend: str = "auto",
     resume: Checkpoint | None = None,
 ) -> Iterator[Step[Field]]:
-    """Fit `field` to pictures with known cameras, as `fit_views` does a splat."""
+    """Fit `field` to pictures with known cameras, as `fit_views` does a splat.
+
+    Raises BadInput if no camera sees the field, and what `fit_views` raises in a run.
+    """
     validate(field)
     renderer = Renderer(backend)
     device = renderer.device
+    require_visible(field.to(device), shots)
     setup, steps = Setup(config, CameraRanges(), renderer), ViewSteps(fit, shots.to_buffer(fit, device))
     run = Run(Radiance(field.to(device), config, settings), seed)
     yield from optimise(run, setup, steps, 0, resume)
+
+
+def require_visible(field: Field, shots: PosedImages) -> None:
+    """Raise BadInput unless one of the cameras sees something of `field`."""
+    height, width = shots.images.shape[1:3]
+    cameras = to_device(shots.cameras, field.grid.device)
+    for pose, K in zip(cameras.viewmats, cameras.Ks, strict=True):
+        with torch.no_grad():
+            if render_field(field, Cameras(pose[None], K[None]), width, height).alpha.any():
+                return
+    raise BadInput("cameras", "do not see the field: it is empty there, or lies elsewhere")
 
 
 FIELD_VIEWS = 48  # pictures of a field to which its splat is fitted

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def number_cells(counts: Tensor) -> Tensor:
-    """The number of the point of each cell with cuts, in order; -1 elsewhere. counts: of cuts (X, Y, Z)."""
+    """The number of the point of each cell with cuts, in order; -1 elsewhere. counts (D, H, W): cut edges."""
     passed = counts > 0
     numbers = torch.full(counts.shape, -1, dtype=torch.long)
     numbers[passed] = torch.arange(int(passed.sum()))

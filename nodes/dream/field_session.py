@@ -54,7 +54,7 @@ class FieldSession(Session):
 
 
 def turned_field(field: Field, picture: int, renderer: Renderer) -> Tensor:
-    """As `preview.turned_view`, of a field: (SIZE, SIZE, 3) on white, the whole cube in view."""
+    """As `preview.turned_view`, of a field: (SIZE, SIZE, 3) on white, the ball inside the cube in view."""
     around = turntable(TURNS, 15.0, 2.2 * field.extent, 26.0, SIZE, SIZE)
     camera = to_device(around.map(lambda x: x[picture % TURNS, None]), field.grid.device)
     with torch.no_grad():

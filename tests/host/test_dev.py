@@ -217,6 +217,12 @@ def test_folders_are_tested_by_two_processes(dev, words, processes, monkeypatch)
     assert [arguments[at + 1] for at, word in enumerate(arguments) if word == "-n"] == processes
 
 
+@pytest.mark.parametrize("layer", ["gpu", "host"])
+def test_a_value_of_an_option_is_no_layer(dev, layer, monkeypatch):
+    _, ((comfyui, arguments),) = commands_of(dev, ["unit", "-k", layer], monkeypatch)
+    assert comfyui is None and arguments[-2:] == ["-k", layer]
+
+
 @pytest.mark.parametrize("types, runs", [(0, ["mypy", "pytest"]), (1, ["mypy"])])
 def test_all_tests_begin_with_the_types(dev, types, runs, monkeypatch):
     code, ran = commands_of(dev, [], monkeypatch, lambda arguments: types if "mypy" in arguments else 0)

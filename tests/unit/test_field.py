@@ -14,7 +14,7 @@ from lucid_core.errors import BadFile, BadInput, BadSetting, OtherRun
 from lucid_core.field import march
 from lucid_core.field import render as rendering
 from lucid_core.field.grid import DENSITY, Field, FieldStart, enlarge, require_memory
-from lucid_core.field.surface import Surface, find_surface, to_mesh, to_splats
+from lucid_core.field.surface import Surface, colors_at, find_surface, to_mesh, to_splats
 from lucid_core.guidance.image_targets import ImageTargets
 from lucid_core.guidance.mixing import GuidanceSource
 from lucid_core.optimize.checkpoint import FIELD, read, require_same, settings_of, write
@@ -136,6 +136,12 @@ def test_too_large_a_field_is_told_the_size_that_fits():
 # ---- the surface
 
 
+def is_closed(mesh):
+    """Whether each edge has two faces."""
+    edges = torch.cat([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]])
+    return bool((edges.sort(1).values.unique(dim=0, return_counts=True)[1] == 2).all())
+
+
 def test_the_surface_of_a_ball_is_closed_and_has_its_volume_and_colour():
     skin = find_surface(BALL.field(), Surface(cells=48))
     radius = skin.points.norm(dim=-1)
@@ -146,8 +152,7 @@ def test_the_surface_of_a_ball_is_closed_and_has_its_volume_and_colour():
     a, b, c = (mesh.vertices[mesh.faces[:, i]] for i in range(3))
     volume = (a * torch.linalg.cross(b, c)).sum() / 6  # positive: the faces look outwards
     assert float(volume) == pytest.approx(4 / 3 * math.pi * float(radius.mean()) ** 3, rel=0.02)
-    edges = torch.cat([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]])
-    assert (edges.sort(1).values.unique(dim=0, return_counts=True)[1] == 2).all()
+    assert is_closed(mesh)
 
 
 @pytest.mark.parametrize("speck, most", [(False, 0.02), (True, 1.0)])
@@ -198,6 +203,20 @@ def test_a_field_without_a_surface_says_what_helps():
     with raises(BadInput, name="field") as caught:
         find_surface(Field(wall, 2.4), Surface(cells=16))
     assert "raise cells" in caught.value.problem
+
+
+@pytest.mark.parametrize("smoothing", [1.0, 3.0, 8.0])
+def test_matter_at_the_border_of_the_cube_is_closed_there(smoothing):
+    box = FieldStart(shape="box", size=2.0, extent=2.0, resolution=32, fill=20.0).field()
+    skin = find_surface(box, Surface(cells=48, smoothing=smoothing))
+    assert is_closed(to_mesh(skin)) and skin.points.abs().max() < 1.0 + skin.cell
+
+
+def test_points_above_empty_space_have_a_colour_too():
+    field = BALL.field()
+    empty = Field(torch.cat([torch.full_like(field.grid[:1], -60.0), field.grid[1:]]), field.extent)
+    found = colors_at(empty, torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 1.0]]))
+    assert torch.allclose(found, torch.tensor([BALL.color]), atol=1e-4)
 
 
 # ---- runs
@@ -295,6 +314,17 @@ def test_a_field_fits_true_views():
     seen = rendering.render(last.result, held_out.cameras, 64, 64, torch.ones(3)).rgb
     psnr = -10 * (seen - held_out.images).square().mean((1, 2, 3)).log10()
     assert psnr.mean() > 25
+
+
+@pytest.mark.parametrize("field", [Field(BALL.field().grid - 100, 2.0), BALL.field()])
+def test_a_fit_to_cameras_that_do_not_see_the_field_is_refused(field):
+    shots = pictures_of("a purple house", size=16)
+    if field.grid.max() > 0:  # then they look elsewhere
+        viewmats = shots.cameras.viewmats.clone()
+        viewmats[:, 0, 3] += 50
+        shots = replace(shots, cameras=replace(shots.cameras, viewmats=viewmats))
+    with raises(BadInput, name="cameras"):
+        next(fit_field(field, shots, FIT, FITS["cpu"], FieldConfig(), 0, "numba"))
 
 
 def test_a_level_is_half_the_one_before():
