@@ -58,8 +58,8 @@ def solidify(
 
     A cell is filled by its signed distance behind the splat's depth (Fusion). Every Gaussian that is kept is
     opaque. In the gaps between Gaussians their depth is a mean of the front and of what is behind; there it
-    is at most GAP behind the depth of wider ones. Raises BadInput if no Gaussian is kept or nothing is
-    enclosed.
+    is at most GAP behind the depth of wider ones. Raises BadInput if no Gaussian is kept, if they are larger
+    than the space between them, or if nothing is enclosed.
     """
     kept = splats.opacities >= config.min_opacity
     if not kept.any():
@@ -67,7 +67,13 @@ def solidify(
         raise BadInput("the splat's opacities", problem)
     shell = replace(splats, opacities=torch.ones_like(splats.opacities)).map(lambda x: x[kept])
     low, high = box_of(shell.means)
-    cell = max(float((high - low).max()) / config.cells, 1e-12)
+    size, scale = float((high - low).max()), float(shell.scales.median())
+    if size <= scale:
+        problem = (
+            f"has Gaussians as large ({scale:.2g}) as all of it ({size:.2g}); give one of many small ones"
+        )
+        raise BadInput("the splat", problem)
+    cell = size / config.cells
     cells, filled = _occupancy(shell, cell, renderer, on_view)
     inside = filled > SOLID
     n = int(inside.sum())

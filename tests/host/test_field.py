@@ -40,6 +40,18 @@ def dream(steps=3, **inputs):
     return graph, run
 
 
+@pytest.mark.parametrize("name", ["lr_density", "lr_density_last"])
+def test_one_of_two_rates_may_be_given(client, name):
+    """The other one is that of the preset."""
+    rates = {"preset.lr_density": 0.15, "preset.lr_density_last": 0.015}
+    found = []
+    for changed in ({f"preset.{name}": 0.09}, {**rates, f"preset.{name}": 0.09}, rates):
+        graph, run = dream(**changed)
+        pictures, _ = show(graph, [run, 0])
+        found.append(image(client, client.run(graph), pictures))
+    assert np.array_equal(found[0], found[1]) and not np.array_equal(found[1], found[2])
+
+
 def show(graph, field):
     view = {"width": 48, "height": 48, "azimuth": 0.0, "elevation": 0.0, "fov": 30.0, "background": "#ffffff"}
     shown = graph.add("LucidRenderField", field=field, frames=2, **view)

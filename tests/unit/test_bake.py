@@ -360,3 +360,9 @@ def test_a_splat_without_an_inside_is_refused():
         solidify(replace(splats, opacities=splats.opacities * 0.05), Solid(cells=16), Renderer("numba"))
     with raises(BadSetting, name="cells"):
         Solid(cells=4)
+
+
+def test_a_solid_of_gaussians_as_large_as_the_splat_is_refused():
+    splats = ball_of(RED, 2)
+    with raises(BadInput, name="the splat"):
+        solidify(replace(splats, scales=torch.full((2, 3), 5.0)), Solid(cells=16), Renderer("numba"))
