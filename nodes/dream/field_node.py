@@ -127,7 +127,8 @@ class LucidDreamField(IO.ComfyNode):
                 checkpoint, saved = read(host.output_file("resume", resume), FIELD)
                 if resume_field_only:
                     start, checkpoint = checkpoint.field(), None
-            require_memory(start.resolution, host.memory_of(Renderer(backend).device))
+            free = host.memory_of(Renderer(backend).device)
+            require_memory(start.resolution, free, "the field's resolution")
             depends_on = settings_of(start, seed, config, own, ranges, **host.depends_on(guidance))
             if checkpoint:
                 require_same(saved, depends_on)
