@@ -14,7 +14,7 @@ from ..lucid_core.field.grid import Field, FieldStart, require_memory
 from ..lucid_core.field.render import render
 from ..lucid_core.field.surface import VIEWS, Skin, Surface, find_surface, to_mesh, to_splats
 from ..lucid_core.io.video import depth_image
-from ..lucid_core.optimize.radiance import fit_to_field
+from ..lucid_core.optimize.radiance import fit_splats_to_field
 from ..lucid_core.rasterize import device_for, require_usable, to_device
 from . import host
 from .inputs import CATEGORY, backend_input, errors_of, fold_seed, hex_color, inputs_of, seed_input
@@ -158,7 +158,7 @@ class LucidFieldToSplat(IO.ComfyNode):
             with torch.no_grad():
                 splats = to_splats(find_skin(field, config, backend, progress))
             if fit_steps:
-                for step in fit_to_field(splats, field, fit_steps, fold_seed(seed), backend):
+                for step in fit_splats_to_field(splats, field, fit_steps, fold_seed(seed), backend):
                     host.check_interrupt()
                     progress.update(VIEWS + step.step)
                 splats = step.splats.map(torch.Tensor.cpu)

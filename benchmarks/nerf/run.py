@@ -19,7 +19,7 @@ from lucid_core.field.grid import Field
 from lucid_core.field.surface import find_surface, to_splats
 from lucid_core.io import ply, video
 from lucid_core.io.atomic import atomic_path
-from lucid_core.optimize.radiance import distil_field, fit_to_field
+from lucid_core.optimize.radiance import distil_field, fit_splats_to_field
 from lucid_core.splats import Splats
 
 from .cases import FIT_STEPS, FieldCase
@@ -77,7 +77,7 @@ def convert(case: FieldCase, folder: Path) -> tuple[Splats, dict[str, Any]]:
     found = kept(field_case, folder) or run(field_case, folder)
     field, begun = read_field(folder / f"{field_case.key}.field"), time.perf_counter()
     splats = to_splats(find_surface(field, case.surface))
-    for step in fit_to_field(splats, field, FIT_STEPS, case.case.seed, "numba"):
+    for step in fit_splats_to_field(splats, field, FIT_STEPS, case.case.seed, "numba"):
         fitted = step
     facts = {name: getattr(found, name) for name in ("evaluations", "seconds", "steps", "stopped")}
     return fitted.splats, facts | {"seconds": found.seconds + time.perf_counter() - begun}

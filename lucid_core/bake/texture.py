@@ -94,7 +94,7 @@ def bake(
     validate(mesh)
     require_same_place(splats, mesh)
     mesh = prepare(mesh, config.faces, config.size)
-    kept = near(splats, mesh)
+    kept = in_reach(splats, mesh)
     frame = Frame.of_points(mesh.vertices)
     scene = frame.enter(splats.map(lambda x: x[kept]))
     moved = replace(mesh, vertices=frame.enter_points(mesh.vertices))
@@ -167,7 +167,7 @@ def _text(box: tuple[Tensor, Tensor]) -> str:
     return " to ".join(f"({', '.join(f'{x:.3g}' for x in end.tolist())})" for end in box)
 
 
-def near(splats: Splats, mesh: Mesh) -> Tensor:
+def in_reach(splats: Splats, mesh: Mesh) -> Tensor:
     """Which Gaussians (N,) lie in the mesh's box, widened by MARGIN: others would only hide the surface."""
     low, high = box_of(mesh.vertices)
     margin = MARGIN * (high - low).max()

@@ -23,7 +23,7 @@ from ..settings import BoundedSettings, setting
 from ..splats import SH_C0, Splats
 from ..starts.mesh import Mesh, to_linear
 from ..starts.points import flatten_to_discs
-from ..starts.surface_nets import cut_edges, join_quads, number_cells
+from ..starts.surface_nets import cut_edges, join_faces, number_cells
 from .grid import DENSITY, Field, validate
 from .render import normals_at, render, values_at
 
@@ -70,13 +70,13 @@ class Surface(BoundedSettings):
 @dataclass(frozen=True)
 class Skin:
     """N points of a surface in the world frame: points, unit normals (outwards) and sRGB colors, all (N, 3);
-    quads (Q, 4) of point indices, seen from outside against the clock; the side of a cell in world units.
+    faces (F, 3) of point indices, counter-clockwise from outside; the side of a cell in world units.
     """
 
     points: Tensor
     normals: Tensor
     colors: Tensor
-    quads: Tensor
+    faces: Tensor
     cell: float
 
 
@@ -99,7 +99,7 @@ def find_surface(field: Field, config: Surface, on_view: Callable[[int], None] |
     volume = Field(values[None], field.extent + 2 * cell)
     normals = normals_at(volume, points / (volume.extent / 2))
     colors = colors_at(field.map(torch.Tensor.cpu), points, normals)
-    return Skin(points, normals, colors, join_quads(cuts, number_cells(counts)), cell)
+    return Skin(points, normals, colors, join_faces(cuts, number_cells(counts)), cell)
 
 
 def radius_of(field: Field) -> float:
@@ -177,5 +177,4 @@ def to_splats(skin: Skin) -> Splats:
 
 def to_mesh(skin: Skin) -> Mesh:
     """The surface as triangles in glTF's frame (x right, y up, z to the front), with vertex colours."""
-    faces = torch.cat([skin.quads[:, [0, 1, 2]], skin.quads[:, [0, 2, 3]]])
-    return Mesh(skin.points * torch.tensor([1.0, -1.0, -1.0]), faces, to_linear(skin.colors))
+    return Mesh(skin.points * torch.tensor([1.0, -1.0, -1.0]), skin.faces, to_linear(skin.colors))

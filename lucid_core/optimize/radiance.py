@@ -298,7 +298,7 @@ def pictures_of_field(field: Field, backend: str = "auto") -> PosedImages:
     return PosedImages(images.clamp(0, 1), shown, masks[..., 0].clamp(0, 1))
 
 
-def fit_to_field(
+def fit_splats_to_field(
     splats: Splats, field: Field, steps: int, seed: int, backend: str = "auto"
 ) -> Iterator[Step[Splats]]:
     """Fit `splats` to the field's own renders by `fit_views`; results in the frame of `splats`.

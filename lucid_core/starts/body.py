@@ -16,7 +16,7 @@ from torch import Tensor
 from ..settings import check_bounds, require, setting
 from ..splats import SH_C0, Splats
 from .mesh import Mesh
-from .surface_nets import cut_edges, join_quads, number_cells
+from .surface_nets import cut_edges, join_faces, number_cells
 
 CENTRE = torch.tensor([0.0, 0.5, 0.0])
 TO_WORLD = torch.tensor([1.0, -1.0, -1.0])  # of splats: y down, z to the back
@@ -215,8 +215,7 @@ def surface(parts: list[Capsule]) -> tuple[Tensor, Tensor]:
         depth = torch.logaddexp(depth, part.depth(grid) / BLEND)
     sums, counts, cuts = cut_edges(depth * BLEND)
     passed = counts > 0
-    quads = join_quads(cuts, number_cells(counts))
-    faces = torch.cat([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
+    faces = join_faces(cuts, number_cells(counts))
     return low + CELL * sums[passed] / counts[passed][:, None], faces
 
 

@@ -39,21 +39,23 @@ def cut_edges(values: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         first, second = (other for other in range(3) if other != dim)
         for a in (0, 1):
             for b in (0, 1):
-                sums += near(place, shape, (first, a), (second, b))
-                counts += near(cut != 0, shape, (first, a), (second, b))
+                sums += at_cells(place, shape, (first, a), (second, b))
+                counts += at_cells(cut != 0, shape, (first, a), (second, b))
         cuts.append(cut)
     return sums, counts, cuts
 
 
-def near(edges: Tensor, shape: list[int], *shifts: tuple[int, int]) -> Tensor:
+def at_cells(edges: Tensor, shape: list[int], *shifts: tuple[int, int]) -> Tensor:
     """Values of edges for each of the cells (`shape`) beside them, shifted along dimensions."""
     for dim, shift in shifts:
         edges = edges.narrow(dim, shift, shape[dim])
     return edges
 
 
-def join_quads(cuts: list[Tensor], numbers: Tensor) -> Tensor:
-    """Quads (Q, 4) of the points of the four cells around each cut edge; `numbers`: point of each cell."""
+def join_faces(cuts: list[Tensor], numbers: Tensor) -> Tensor:
+    """Triangles (F, 3), two of the points of the four cells around each cut edge, counter-clockwise from
+    outside; `numbers`: point of each cell.
+    """
     quads = []
     for axis, cut in enumerate(cuts):
         at = cut.nonzero()  # z, y, x of the lower end of the edge
@@ -66,4 +68,5 @@ def join_quads(cuts: list[Tensor], numbers: Tensor) -> Tensor:
             corners.append(numbers[cell.unbind(1)])
         quad = torch.stack(corners, 1)
         quads.append(torch.where(cut[at.unbind(1)][:, None] > 0, quad, quad.flip(1)))
-    return torch.cat(quads)
+    joined = torch.cat(quads)
+    return torch.cat([joined[:, [0, 1, 2]], joined[:, [0, 2, 3]]])
