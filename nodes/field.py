@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 from comfy_api.latest import IO
 
-from ..lucid_core.cameras import orbit, rotate
+from ..lucid_core.cameras import orbit
 from ..lucid_core.field.grid import Field, FieldStart, require_memory
 from ..lucid_core.field.render import render
 from ..lucid_core.field.surface import VIEWS, Skin, Surface, find_surface, to_mesh, to_splats
-from ..lucid_core.io.video import depth_image
 from ..lucid_core.optimize.radiance import fit_splats_to_field
-from ..lucid_core.rasterize import device_for, require_usable, to_device
+from ..lucid_core.rasterize import device_for, require_usable
 from . import host
 from .inputs import CATEGORY, backend_input, errors_of, fold_seed, hex_color, inputs_of, seed_input
-from .render import view_inputs, view_outputs
+from .render import draw_frames, turn, view_inputs, view_outputs
 from .types import LucidFieldType
 
 log = logging.getLogger(__name__)
@@ -91,26 +91,18 @@ class LucidRenderField(IO.ComfyNode):
             require_usable(backend)
             device = device_for(backend)
             shown, color = field.to(device), torch.tensor(hex_color(background), device=device)
-            angles = math.radians(azimuth) + torch.arange(frames) * (2 * math.pi / frames)
             camera, centre = camera_of(field.extent, elevation, fov, width, height), torch.zeros(3)
             if camera_info is not None:
                 camera, centre = host.camera_of(camera_info, width, height)
-            images, masks, depths = [], [], []
-            progress = host.Progress(frames)
-            for angle in angles:
-                host.check_interrupt()
-                with torch.no_grad():
-                    at = to_device(rotate(camera, angle[None], centre), device)
-                    view = render(shown, at, width, height, color)
-                images.append(view.rgb.clamp(0, 1).cpu())
-                masks.append(view.alpha[..., 0].cpu())
-                depths.append(depth_image(view.depth, view.alpha).cpu())
-                progress.update(len(images), images[-1][0])
-            if not any(mask.any() for mask in masks):
+            cameras = turn(camera, centre, azimuth, frames)
+            draw = partial(render, shown, background=color)
+            shots = draw_frames(draw, cameras, width, height, device, host.Progress(frames))
+            images, masks, depths = map(torch.cat, zip(*shots))
+            if not masks.any():
                 note = "The field is not visible: it is empty, or no camera looks at it."
                 log.warning("Lucid Render Field: %s", note)
                 host.show_text(host.node_of_page(cls.hidden), note)
-            return IO.NodeOutput(torch.cat(images), torch.cat(masks), torch.cat(depths))
+            return IO.NodeOutput(images, masks, depths)
 
 
 def camera_of(extent: float, elevation_deg: float, fov_deg: float, width: int, height: int):

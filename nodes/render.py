@@ -1,12 +1,15 @@
 import logging
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from comfy_api.latest import IO
+from torch import Tensor
 
-from ..lucid_core.cameras import frame_splats, from_viewing_distance, rotate, why_unseen
+from ..lucid_core.cameras import Cameras, frame_splats, from_viewing_distance, rotate, why_unseen
 from ..lucid_core.io.video import depth_image
-from ..lucid_core.rasterize import device_for, rasterize, slowdown, to_device
+from ..lucid_core.rasterize import Render, device_for, rasterize, slowdown, to_device
 from . import host
 from .inputs import CATEGORY, backend_input, errors_of, hex_color
 
@@ -47,9 +50,8 @@ class LucidRender(IO.ComfyNode):
     ):
         with errors_of(cls):
             device = device_for(backend)
-            angles = math.radians(azimuth) + torch.arange(frames) * (2 * math.pi / frames)
             color = torch.tensor(hex_color(background), device=device)
-            images, masks, depths, notes = [], [], [], []
+            shots, notes = [], []
             items = host.to_splats(splat)
             progress = host.Progress(len(items) * frames)
             for item in items:
@@ -59,22 +61,47 @@ class LucidRender(IO.ComfyNode):
                     )
                 else:
                     shown, camera = from_viewing_distance(item, *host.camera_of(camera_info, width, height))
-                shown = shown.map(lambda x: x.to(device))
-                for angle in angles:
-                    host.check_interrupt()
-                    around = to_device(rotate(camera, angle[None], torch.zeros(3)), device)
-                    with torch.no_grad():
-                        view = rasterize(shown, around, width, height, background=color, backend=backend)
-                    images.append(view.rgb.clamp(0, 1).cpu())
-                    masks.append(view.alpha[..., 0].cpu())
-                    depths.append(depth_image(view.depth, view.alpha).cpu())
-                    progress.update(len(images), images[-1][0])
-                if not any(mask.any() for mask in masks[-frames:]):
+                draw = partial(
+                    rasterize, shown.map(lambda x: x.to(device)), background=color, backend=backend
+                )
+                cameras = turn(camera, torch.zeros(3), azimuth, frames)
+                shots += draw_frames(draw, cameras, width, height, device, progress, len(shots))
+                if not any(mask.any() for _, mask, _ in shots[-frames:]):
                     notes.append(f"The splat is not visible: {why_unseen(item)}.")
                     log.warning("Lucid Render: %s", notes[-1])
             if slowdown() or notes:
                 host.show_text(host.node_of_page(cls.hidden), "\n".join(filter(None, (*notes, slowdown()))))
-            return IO.NodeOutput(torch.cat(images), torch.cat(masks), torch.cat(depths))
+            return IO.NodeOutput(*map(torch.cat, zip(*shots)))
+
+
+def turn(camera: Cameras, centre: Tensor, azimuth_deg: float, frames: int) -> list[Cameras]:
+    """`camera` (1) at `frames` places of a full turn about `centre` (3,), from the azimuth on."""
+    angles = math.radians(azimuth_deg) + torch.arange(frames) * (2 * math.pi / frames)
+    return [rotate(camera, angle[None], centre) for angle in angles]
+
+
+def draw_frames(
+    draw: Callable[[Cameras, int, int], Render],
+    cameras: list[Cameras],
+    width: int,
+    height: int,
+    device: torch.device,
+    progress: host.Progress,
+    done: int = 0,
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Image (1, H, W, 3), mask (1, H, W) and depth image (1, H, W, 3) of each camera, on the CPU.
+
+    done: number of frames before these, for the progress.
+    """
+    shots = []
+    for camera in cameras:
+        host.check_interrupt()
+        with torch.no_grad():
+            view = draw(to_device(camera, device), width, height)
+        image, depth = view.rgb.clamp(0, 1).cpu(), depth_image(view.depth, view.alpha).cpu()
+        shots.append((image, view.alpha[..., 0].cpu(), depth))
+        progress.update(done + len(shots), image[0])
+    return shots
 
 
 def view_inputs(whole: str) -> list[IO.Input]:
