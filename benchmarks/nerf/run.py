@@ -54,21 +54,13 @@ def kept(case: FieldCase, folder: Path) -> Result | None:
 
 
 def distil(case: FieldCase) -> tuple[Splats | Field, dict[str, Any]]:
-    """As `benchmarks.quality.run.distil`, of a field or a splat; a field that diverges raises its error."""
+    """As `benchmarks.quality.run.distil`, of a field or a splat."""
     if case.field is None:
         return quality.distil(case.case)
     of, (start, settings) = case.case, case.field
-    source, begun = of.source(), time.perf_counter()
-    asked = source.evaluations
+    source = of.source()
     arguments = (source, of.cameras, of.config, settings, of.seed, "numba")
-    for step in distil_field(start.field(), *arguments):
-        done = step  # a list of all steps would hold a copy of the field for each
-    return done.result, {
-        "evaluations": source.evaluations - asked,
-        "seconds": time.perf_counter() - begun,
-        "steps": done.step,
-        "stopped": None,
-    }
+    return quality.finish(distil_field(start.field(), *arguments), source)
 
 
 def convert(case: FieldCase, folder: Path) -> tuple[Splats, dict[str, Any]]:

@@ -17,9 +17,11 @@ import torch
 
 from demo import measures, score, world
 from lucid_core.field.grid import Field
+from lucid_core.guidance.mixing import GuidanceSource, MixedSource
 from lucid_core.io import ply
 from lucid_core.io.atomic import atomic_path
 from lucid_core.optimize import loop as dream
+from lucid_core.optimize.loop import Step, Value
 from lucid_core.rasterize import Renderer
 from lucid_core.score.classifier import JudgeSettings, Verdict, judge
 from lucid_core.score.views import turntable_views
@@ -82,20 +84,27 @@ def kept(case: Case, folder: Path) -> Result | None:
 
 
 def distil(case: Case) -> tuple[Splats, dict[str, Any]]:
-    """The splat, and the fields of Result that do not come from its images. A run that diverges returns
-    its last valid splat; raises its error if there is none.
-    """
+    """The splat, and the facts of `finish`."""
     source, splats = case.source(), case.start.splats(case.start_seed)
+    return finish(dream.distil(splats, source, case.cameras, case.config, case.seed, "numba"), source)
+
+
+def finish(
+    steps: Iterator[Step[Value]], source: GuidanceSource | MixedSource
+) -> tuple[Value, dict[str, Any]]:
+    """The result of a run, and the fields of Result that do not come from its images. A run that diverges
+    returns its last valid result; raises its error if there is none.
+    """
     step, stopped, asked, begun = 0, None, source.evaluations, time.perf_counter()
     try:
-        for done in dream.distil(splats, source, case.cameras, case.config, case.seed, "numba"):
-            step, splats = done.step, done.splats
+        for done in steps:
+            step, value = done.step, done.result
     except (FloatingPointError, RuntimeError) as error:
         if step == 0:
             raise
         stopped = str(error)
     seconds = time.perf_counter() - begun
-    return splats, {
+    return value, {
         "evaluations": source.evaluations - asked,
         "seconds": seconds,
         "steps": step,

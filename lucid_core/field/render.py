@@ -29,14 +29,13 @@ RAYS = 1 << 16  # at a time
 @dataclass(frozen=True)
 class Samples:
     """P samples on R rays, ray by ray: their `ray` (P,) and number in it `rank` (P,), `at` (P, 3) in units of
-    half the cube, camera z `depth` (P,), and the `length` (P,) of their interval in world units.
+    half the cube, and camera z `depth` (P,).
     """
 
     ray: Tensor
     rank: Tensor
     at: Tensor
     depth: Tensor
-    length: Tensor
 
     def __len__(self) -> int:
         return len(self.ray)
@@ -89,10 +88,10 @@ def render(
     for start in range(0, views * count, RAYS):
         rows = slice(start, start + RAYS)
         some = rays.cut(rows)
-        if marches(field):
+        if has_kernels(field):
             parts.append(march(field, some, offsets[rows], filled, box))
         else:
-            samples = lit(field, find_samples(field, some, offsets[rows], filled, box))
+            samples = drop_dark(field, find_samples(field, some, offsets[rows], filled, box))
             parts.append(composite(field, samples, len(some.origins)))
     rgb, alpha, depth = (torch.cat(x).view(views, height, width, -1) for x in zip(*parts))
     if background is not None:
@@ -100,7 +99,7 @@ def render(
     return Render(rgb, alpha, depth)
 
 
-def marches(field: Field) -> bool:
+def has_kernels(field: Field) -> bool:
     """Whether numba's kernels render the field: on a CPU, in float32."""
     return field.grid.device.type == "cpu" and field.grid.dtype == torch.float32 and bool(find_spec("numba"))
 
@@ -175,7 +174,7 @@ def find_samples(field: Field, rays: Rays, offsets: Tensor, filled: Tensor, box:
     row, rank = (filled.view(-1)[index] & (depth < far[:, None])).nonzero(as_tuple=True)
     depth = depth[row, rank]
     at = torch.addcmul(start[row], depth[:, None], along[row]) * (2 / cells) - 1
-    return Samples(hit[row], rank_in(row, len(hit)), at, depth, torch.full_like(depth, field.cell))
+    return Samples(hit[row], rank_in(row, len(hit)), at, depth)
 
 
 def rank_in(row: Tensor, rows: int) -> Tensor:
@@ -191,17 +190,17 @@ def values_at(grid: Tensor, at: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def lit(field: Field, samples: Samples) -> Samples:
-    """The samples that light reaches and that have density."""
+def drop_dark(field: Field, samples: Samples) -> Samples:
+    """The samples whose light reaches the camera."""
     if not len(samples):
         return samples
-    through = DENSITY * softplus(values_at(field.grid[:1], samples.at)[:, 0]) * samples.length
-    total = pad(through, samples)
-    before = (total.cumsum(1) - total)[samples.ray, samples.rank]
+    density = values_at(field.grid[:1], samples.at)[:, 0]
+    thickness = pad(thickness_of(density, field.cell), samples)
+    before = (thickness.cumsum(1) - thickness)[samples.ray, samples.rank]
     kept = ((-before).exp() > DARK).nonzero()[:, 0]
     ray = samples.ray[kept]
     rows = int(samples.ray[-1]) + 1
-    return Samples(ray, rank_in(ray, rows), samples.at[kept], samples.depth[kept], samples.length[kept])
+    return Samples(ray, rank_in(ray, rows), samples.at[kept], samples.depth[kept])
 
 
 def pad(values: Tensor, samples: Samples, rays: int | None = None) -> Tensor:
@@ -210,18 +209,27 @@ def pad(values: Tensor, samples: Samples, rays: int | None = None) -> Tensor:
     return values.new_zeros(shape).index_put((samples.ray, samples.rank), values)
 
 
+def thickness_of(density: Tensor, length: float) -> Tensor:
+    """Optical thickness of intervals of `length` world units, from the field's raw density."""
+    return DENSITY * softplus(density) * length
+
+
+def weights_of(thickness: Tensor) -> Tensor:
+    """Share of each sample in its ray's colour; thickness (R, K) of the samples from front to back."""
+    return (thickness - thickness.cumsum(1)).exp() * -(-thickness).expm1()
+
+
 def composite(field: Field, samples: Samples, rays: int) -> tuple[Tensor, Tensor, Tensor]:
     """(rgb (R, 3) on black, alpha (R, 1), depth (R, 1) weighted by alpha) of the samples."""
     if not len(samples):
         nothing = 0 * field.grid[:, 0, 0, 0].sum() + torch.zeros(rays, 1).to(field.grid)
         return nothing.expand(-1, 3), nothing, nothing
     values = values_at(field.grid, samples.at)
-    through = pad(DENSITY * softplus(values[:, 0]) * samples.length, samples, rays)
-    total = through.cumsum(1)
-    weights = (through - total).exp() - (-total).exp()
+    thickness = pad(thickness_of(values[:, 0], field.cell), samples, rays)
+    weights = weights_of(thickness)
     colors = torch.cat([values[:, 1:].sigmoid(), samples.depth[:, None]], 1)
     seen = (weights[..., None] * pad(colors, samples, rays)).sum(1)
-    return seen[:, :3], 1 - (-total[:, -1:]).exp(), seen[:, 3:]
+    return seen[:, :3], -(-thickness.sum(1, keepdim=True)).expm1(), seen[:, 3:]
 
 
 def normals_at(field: Field, at: Tensor) -> Tensor:

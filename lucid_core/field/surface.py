@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from ..bake.fusion import Fusion
 from ..bake.views import around
@@ -24,8 +23,8 @@ from ..splats import SH_C0, Splats
 from ..starts.mesh import Mesh, to_linear
 from ..starts.points import flatten_to_discs
 from ..starts.surface_nets import cut_edges, join_faces, number_cells
-from .grid import DENSITY, Field, validate
-from .render import normals_at, render, values_at
+from .grid import Field, validate
+from .render import normals_at, render, thickness_of, values_at, weights_of
 
 SPREAD, THIN = 0.5, 0.2  # standard deviation of a Gaussian in cells, and its thickness as a share of it
 OPACITY = 0.95
@@ -156,8 +155,8 @@ def colors_at(field: Field, points: Tensor, normals: Tensor) -> Tensor:
     inwards = torch.linspace(first, last, count) * field.cell
     at = points[:, None] - inwards[:, None] * normals[:, None]
     values = values_at(field.grid, at.reshape(-1, 3) / (field.extent / 2)).view(len(points), count, 4)
-    thickness = (DENSITY * softplus(values[..., 0]) * step).clamp_min(LEAST_THICKNESS)
-    weights = (thickness - thickness.cumsum(1)).exp() * -(-thickness).expm1()
+    thickness = thickness_of(values[..., 0], step).clamp_min(LEAST_THICKNESS)
+    weights = weights_of(thickness)
     seen = (weights[..., None] * values[..., 1:].sigmoid()).sum(1)
     return (seen / weights.sum(1, keepdim=True)).clamp(0, 1)
 

@@ -71,7 +71,7 @@ def test_the_kernels_agree_with_torch(threads, set_threads, monkeypatch):
     monkeypatch.setattr(march, "RAYS_PER_JOB", 100)
     for name in ("kernels", "torch"):
         if name == "torch":
-            monkeypatch.setattr(rendering, "marches", lambda field: False)
+            monkeypatch.setattr(rendering, "has_kernels", lambda field: False)
         grid = field.grid.clone().requires_grad_()
         seen = rendering.render(
             replace(field, grid=grid), cameras, 17, 13, torch.ones(3), torch.Generator().manual_seed(1)
