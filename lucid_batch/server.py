@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import signal
@@ -53,7 +54,7 @@ def answers(url: str, timeout_s: float = 5) -> bool:
     try:
         with opener.open(f"{url}/system_stats", timeout=timeout_s) as response:
             return bool(response.status == 200)
-    except (urllib.error.URLError, OSError, ValueError):
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError):
         return False
 
 

@@ -197,7 +197,12 @@ class CameraRanges:
     """
 
     azimuth_min_deg: float = setting(
-        -180, -360, 360, "Minimum azimuth in degrees; 0 = front.", step=1, advanced=False
+        -180,
+        -360,
+        360,
+        "Minimum azimuth in degrees; 0 = front, 90 = from the viewer's right.",
+        step=1,
+        advanced=False,
     )
     azimuth_max_deg: float = setting(180, -360, 360, "Maximum azimuth in degrees.", step=1, advanced=False)
     elevation_min_deg: float = setting(
@@ -242,7 +247,9 @@ class CameraRanges:
     jitter_target: float = setting(
         0.05, 0, 10, "Random shift of the look-at point: standard deviation in world units; 0 = none."
     )
-    jitter_up: float = setting(0.01, 0, 1, "Random tilt of the up vector: standard deviation; 0 = none.")
+    jitter_up: float = setting(
+        0.01, 0, 1, "Random tilt of the up vector: standard deviation in radians; 0 = none."
+    )
     schedule: str = choice(
         SCHEDULES,
         "How radius and field of view change to their late ranges. official: in steps, every tenth of the "

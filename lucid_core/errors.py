@@ -126,8 +126,8 @@ class NotFinite(LucidError, FloatingPointError):
 
     def sentence(self) -> str:
         return (
-            f"{self.what} is not finite at step {self.step} of {self.steps}; lower cfg or the learning "
-            f"rates, or set clip_norm"
+            f"{self.what} is not finite at step {self.step} of {self.steps}; lower the learning "
+            f"rates or cfg, or clip gradients (clip_norm in Lucid Optimizer)"
         )
 
 

@@ -117,7 +117,9 @@ class LucidBestOf(IO.ComfyNode):
                 row = side_by_side(views[:, None].unbind(0))
                 said = f"{i}: score {score[i]:.3f}" + ("   best" if i == best else "")
                 rows.append(caption(row, [said], i == best))
-            host.show_text(host.node_of_page(cls.hidden), f"{best} of 0 to {len(items) - 1} is the best")
+            host.show_text(
+                host.node_of_page(cls.hidden), f"splat {best} of 0 to {len(items) - 1} has the highest score"
+            )
             made = host.from_splats(items[best])
             return IO.NodeOutput(made, best, score[best], contact_sheet(rows))
 

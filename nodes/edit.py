@@ -33,7 +33,8 @@ class LucidEditImage(IO.ComfyNode):
             inputs=[
                 IO.Image.Input(
                     "image",
-                    tooltip="Picture to edit, at the model's size, e.g. 512 px. Batches: one by one.",
+                    tooltip="Picture to edit, at the model's size, e.g. 512 px. A batch is edited picture "
+                    "by picture.",
                 ),
                 # lazy, so that `check_lazy_status` can check the settings before a model is loaded
                 LucidGuidanceType.Input(

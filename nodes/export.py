@@ -2,6 +2,7 @@ import logging
 import math
 import os
 
+import numpy as np
 import torch
 from comfy_api.latest import IO, Types
 
@@ -90,17 +91,17 @@ class LucidSave(IO.ComfyNode):
 
 
 def front_camera(splats: Splats) -> dict:
-    """The camera_info of a view of all of `splats` from the front, a little from the left and above."""
+    """The camera_info of a view of all of `splats` from the front, a little from the right and above."""
     target, distance = framing(splats, math.radians(VIEWER_FOV_DEG))
     angles = (torch.tensor([math.radians(deg)]) for deg in (VIEWER_AZIMUTH_DEG, ELEVATION_DEG))
     camera = orbit(*angles, torch.tensor([distance]), torch.ones(1), 1, 1)
     return host.camera_info_of(target + camera.positions()[0], target, VIEWER_FOV_DEG)
 
 
-def turntable_of(splats: Splats, frames: int, size: int) -> tuple[torch.Tensor, bool]:
+def turntable_of(splats: Splats, frames: int, size: int) -> tuple[list[np.ndarray], bool]:
     """Render one full turn around the splat on a white background.
 
-    Returns the frames (frames, size, size, 3) in sRGB, on the CPU, and whether the splat is visible in any.
+    Returns the frames (size, size, 3) in sRGB, uint8, and whether the splat is visible in any.
     """
     splats, camera = frame_splats(splats, math.radians(ELEVATION_DEG), math.radians(FOV_DEG), size, size)
     device = device_for("auto")
@@ -112,7 +113,7 @@ def turntable_of(splats: Splats, frames: int, size: int) -> tuple[torch.Tensor, 
         around = to_device(rotate(camera, torch.tensor([2 * math.pi * i / frames]), torch.zeros(3)), device)
         with torch.no_grad():
             view = rasterize(splats, around, size, size, background=white)
-        views.append(view.rgb.cpu())
+        views.append(video.to_uint8(view.rgb[0]))
         seen = seen or bool(view.alpha.any())
         progress.update(i + 1)
-    return torch.cat(views), seen
+    return views, seen

@@ -17,7 +17,7 @@ from ..lucid_core.field.surface import VIEWS, Skin, Surface, find_surface, to_me
 from ..lucid_core.optimize.radiance import fit_splats_to_field
 from ..lucid_core.rasterize import device_for, require_usable
 from . import host
-from .inputs import CATEGORY, backend_input, errors_of, fold_seed, hex_color, inputs_of, seed_input
+from .inputs import CATEGORY, DEVICE, backend_input, errors_of, fold_seed, hex_color, inputs_of, seed_input
 from .render import draw_frames, turn, view_inputs, view_outputs
 from .types import LucidFieldType
 
@@ -68,6 +68,7 @@ class LucidRenderField(IO.ComfyNode):
             inputs=[
                 LucidFieldType.Input("field", tooltip="Field to render."),
                 *view_inputs("the ball inside the field's cube"),
+                backend_input(DEVICE),
             ],
             outputs=view_outputs("angle"),
             hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],

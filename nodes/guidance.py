@@ -147,7 +147,8 @@ class LucidISM(GuidanceNode):
                     step=0.01,
                     optional=True,
                     tooltip="Final share of the run that uses Lucid Image Targets instead of ISM: cleaner "
-                    "colours, sharper edges, and most steps need no model evaluation. 0 = ISM only.",
+                    "colours, sharper edges, and most steps need no model evaluation. Its cfg is that of its "
+                    "preset, but not above the cfg here. 0 = ISM only.",
                 ),
             ],
             outputs=[guidance_output()],
@@ -161,7 +162,9 @@ class LucidISM(GuidanceNode):
             return shape
         with errors_of(cls):
             host.require_invertible(model)
-            surface = replace(shape.args[0], method=TARGETS.get(preset["preset"], TARGETS["official"]))
+            ism = shape.args[0].method
+            targets = TARGETS.get(preset["preset"], TARGETS["official"])
+            surface = replace(shape.args[0], method=targets.limit_cfg(max(ism.cfg, ism.cfg_start)))
             return IO.NodeOutput(LucidMixData(shape.args[0], surface, Mix("sequence", surface_share)))
 
 

@@ -103,15 +103,21 @@ def seed_input(result: str = "splat") -> IO.Int.Input:
     )
 
 
-def backend_input() -> IO.Combo.Input:
+RASTERIZER = (
+    "Rasterizer. auto = the fastest available: gsplat (CUDA with a compiler), gswarp (CUDA) or numba (any "
+    "CPU); the log says which one and why."
+)
+DEVICE = "Device. auto = the GPU if gsplat or gswarp works there, else the CPU; numba = the CPU."
+
+
+def backend_input(tooltip: str = RASTERIZER) -> IO.Combo.Input:
     return IO.Combo.Input(
         "backend",
         options=[name for name in BACKENDS if name != "reference"],
         default="auto",
         optional=True,
         advanced=True,
-        tooltip="Rasterizer. auto = the fastest available: gsplat (CUDA with a compiler), gswarp (CUDA) or "
-        "numba (any CPU); the log says which one and why.",
+        tooltip=tooltip,
     )
 
 

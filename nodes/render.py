@@ -29,6 +29,7 @@ class LucidRender(IO.ComfyNode):
             inputs=[
                 IO.Splat.Input("splat", tooltip="Splat to render, or a batch of splats."),
                 *view_inputs("the whole splat"),
+                backend_input(),
             ],
             outputs=view_outputs("splat"),
             hidden=[IO.Hidden.dynprompt, IO.Hidden.unique_id],
@@ -105,7 +106,7 @@ def draw_frames(
 
 
 def view_inputs(whole: str) -> list[IO.Input]:
-    """The size, the number and the camera of the frames, and what draws them; `whole`: what is framed."""
+    """The size, the number and the camera of the frames; `whole`: what is framed."""
     return [
         IO.Int.Input("width", default=512, min=16, max=4096, step=8, tooltip="Image width in pixels."),
         IO.Int.Input("height", default=512, min=16, max=4096, step=8, tooltip="Image height in pixels."),
@@ -122,8 +123,8 @@ def view_inputs(whole: str) -> list[IO.Input]:
             min=-360.0,
             max=360.0,
             step=1.0,
-            tooltip="Angle around the object in degrees; 0 = front. Added to camera_info if that "
-            "is connected.",
+            tooltip="Angle around the object in degrees; 0 = front, 90 = from the viewer's right. Added to "
+            "camera_info if that is connected.",
         ),
         IO.Float.Input(
             "elevation",
@@ -145,7 +146,6 @@ def view_inputs(whole: str) -> list[IO.Input]:
         ),
         IO.Color.Input("background", default="#ffffff", tooltip="Background colour; #ffffff = white."),
         IO.Load3DCamera.Input("camera_info", optional=True, tooltip=f"Camera to use. Empty = frame {whole}."),
-        backend_input(),
     ]
 
 

@@ -80,7 +80,7 @@ class LucidScore(IO.ComfyNode):
                     step=1.0,
                     tooltip="Camera elevation in degrees above the horizon. Unused with `image`.",
                 ),
-                seed_input(),
+                seed_input("score"),
                 IO.String.Input(
                     "other_texts",
                     default="",

@@ -154,7 +154,7 @@ class LucidPointsFromFile(IO.ComfyNode):
                     options=host.point_files(),
                     tooltip="A .ply file (points, or a mesh whose surface is sampled) or .npz file "
                     "(points, colors) in the input folder or input/3d. For a Gaussian splat, use Load 3D "
-                    "& Animation and Get Splat instead.",
+                    "(Advanced) and Get Splat instead.",
                 ),
                 IO.Combo.Input(
                     "axes",

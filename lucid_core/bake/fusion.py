@@ -13,9 +13,9 @@ POINTS = 1 << 21  # at a time
 
 
 class Fusion:
-    """How far points (N, 3) lie behind what `picture` shows, in world units (N,).
+    """Signed distances of points (N, 3) to the surface that depth images show, averaged over the views.
 
-    -inf outside of the picture and where its opacity is below `min_opacity`.
+    cell: unit and limit of the distances, in world units. min_opacity: of a pixel that shows the surface.
     """
 
     def __init__(self, points: Tensor, cell: float, min_opacity: float) -> None:

@@ -58,7 +58,7 @@ class Bake(BoundedSettings):
         0,
         32,
         "Power of the cosine of the angle between view and surface, by which views are weighted. Higher = "
-        "sharper, as views from the front count more; 1 = the cosine; 0 = equal weights.",
+        "sharper, as views that face the surface count more; 1 = the cosine; 0 = equal weights.",
         step=0.5,
     )
 

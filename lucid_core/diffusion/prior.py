@@ -81,7 +81,7 @@ class Prior(ABC):
         """Whether `guide` at `cfg` uses the prediction with the negative conditioning: not at 1."""
         return cfg != 1
 
-    def show(self, hints: list[Tensor]) -> None:
+    def set_control_images(self, hints: list[Tensor]) -> None:
         """Set the ControlNet images, (B, H, W, 3) in [0, 1] for each hint, for the following `denoise` calls
         on B views. Called if the prompts have hints; raises BadInput unless a subclass takes them.
         """
@@ -93,7 +93,7 @@ class Prior(ABC):
         """
 
 
-IN_WORDS_ALONE = (  # out-of-memory messages without an error class: CPU, MPS, DirectML, CUDA libraries
+OOM_MESSAGES = (  # out-of-memory messages without an error class: CPU, MPS, DirectML, CUDA libraries
     "DefaultCPUAllocator",
     "MPS backend out of memory",
     "not enough GPU video memory",
@@ -107,7 +107,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     # a failed allocation by CUDA itself
     on_the_device = isinstance(error, getattr(torch, "AcceleratorError", ()))
-    return any(words in str(error) for words in IN_WORDS_ALONE) or (
+    return any(words in str(error) for words in OOM_MESSAGES) or (
         on_the_device and "out of memory" in str(error)
     )
 
@@ -150,8 +150,8 @@ class WrappedPrior(Prior):
     def needs_negative(self, cfg: float) -> bool:
         return self.prior.needs_negative(cfg)
 
-    def show(self, hints: list[Tensor]) -> None:
-        self.prior.show(hints)
+    def set_control_images(self, hints: list[Tensor]) -> None:
+        self.prior.set_control_images(hints)
 
     def save_memory(self) -> None:
         self.prior.save_memory()
@@ -189,13 +189,13 @@ class SplitPrior(WrappedPrior):
     def encode(self, images: Tensor) -> Tensor:
         return encode_in_parts(self.prior.encode, images, self.size)
 
-    def show(self, hints: list[Tensor]) -> None:
+    def set_control_images(self, hints: list[Tensor]) -> None:
         self._hints = hints
 
     def _to(self, i: int) -> Prior:
         """Return the inner prior, with the ControlNet images of part `i`."""
         if self._hints:
-            self.prior.show([hint.split(self.size)[i] for hint in self._hints])
+            self.prior.set_control_images([hint.split(self.size)[i] for hint in self._hints])
         return self.prior
 
     def denoise(self, z: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor]:

@@ -84,7 +84,9 @@ class FieldStart:
     2211.10440). color: sRGB. Raises BadSetting for a value out of bounds or a shape larger than the cube.
     """
 
-    shape: str = choice(SHAPES, "Shape of the start.", advanced=False)
+    shape: str = choice(
+        SHAPES, "Solid from which the field starts; the run can change it freely.", advanced=False
+    )
     size: float = setting(1.2, 0.05, 100, "Height and width of the shape in world units.", advanced=False)
     extent: float = setting(
         2.4,
@@ -97,8 +99,8 @@ class FieldStart:
         80,
         8,
         512,
-        "Vertices along a side, one more than voxels. More give finer detail; memory and time grow with the "
-        "third power.",
+        "Grid points along a side, one more than voxels. More give finer detail; memory and time grow with "
+        "the third power.",
         step=8,
         advanced=False,
     )

@@ -48,8 +48,8 @@ class Guidance(ABC):
         """
 
     def with_strength(self, strength: float) -> Guidance:
-        """Return the method with its noise range above the minimum scaled by `strength` (0 to 1), like
-        KSampler's denoise.
+        """Return the method with lower noise levels, like KSampler's denoise: `strength` (0 to 1) scales the
+        range from the lowest to the highest level at the start, and limits the levels later on.
 
         A method that draws no noise level is returned unchanged.
         """
@@ -64,7 +64,9 @@ class Distillation(Guidance):
     highest noise level.
     """
 
-    t_min: float = setting(0.02, MIN_T, 1, "Lowest noise level, as a fraction of the training schedule.")
+    t_min: float = setting(
+        0.02, MIN_T, 1, "Lowest noise level: 0 = clean, 1 = pure noise. Lower works on finer detail."
+    )
     t_min_start: float = setting(
         0.0, 0, 1, "Lowest noise level at the start of the run; reaches t_min after the warm-up. 0 = t_min."
     )
@@ -72,7 +74,7 @@ class Distillation(Guidance):
         0.5,
         MIN_T,
         1,
-        "Highest noise level after the warm-up. Lower keeps more of the splat.",
+        "Highest noise level after the warm-up, from 0 to 1. Lower keeps more of the splat.",
     )
     t_max_start: float = setting(
         0.98, MIN_T, 1, "Highest noise level at the start of the run; falls to t_max over the warm-up."
@@ -81,7 +83,11 @@ class Distillation(Guidance):
         0.3, 0, 1, "Share of the run over which the noise range is annealed. 0 = no warm-up."
     )
     weight: float = setting(
-        0.1, 1e-6, 1e6, "Weight of the guidance loss relative to the regularisers (lambda in the paper)."
+        0.1,
+        1e-6,
+        1e6,
+        "Weight of the guidance loss relative to the regularisers. Higher is sharper and noisier; 0.1 = the "
+        "paper.",
     )
 
     def __post_init__(self) -> None:
@@ -106,7 +112,8 @@ class Distillation(Guidance):
             return self
         top = self.t_min + strength * (self.t_max_start - self.t_min)
         last = min(self.t_max, top)
-        limits = {"t_max_start": top, "t_max": last, **self.reach(top, last)}
+        start = max(top - MIN_T, 0.0)
+        limits = {"t_max_start": top, "t_max": last, "t_min_start": start, **self.reach(top, last)}
         return replace(self, **{name: min(getattr(self, name), t) for name, t in limits.items()})
 
     def reach(self, first: float, last: float) -> dict[str, float]:
@@ -238,7 +245,7 @@ class PixelGradient(BoundedSettings):
     )
 
 
-def average_pixels(images: Tensor, size: int) -> None:
+def average_pixel_gradients(images: Tensor, size: int) -> None:
     """Register a hook that replaces the gradient at `images` (B, H, W, 3) by its mean over squares of `size`
     x `size` pixels; `size` must divide H and W, 1 = off.
     """
@@ -251,7 +258,7 @@ def average_pixels(images: Tensor, size: int) -> None:
         images.register_hook(average)
 
 
-def limit_pixels(images: Tensor, limit: float) -> None:
+def clip_pixel_gradients(images: Tensor, limit: float) -> None:
     """Register a hook that clips the gradient at `images` (B, H, W, 3): no channel of a pixel exceeds
     `limit` (inf = no limit).
 

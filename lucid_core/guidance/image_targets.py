@@ -74,23 +74,28 @@ class ImageTargets:
         0.15,
         MIN_T,
         1,
-        "Noise level of the target images at the end. Lower keeps more of the splat.",
+        "Noise level of the target images at the end. Lower keeps more of the splat. Not above t.",
         advanced=False,
     )
     t_spread: float = setting(
-        0.04, 0, 0.5, "Largest random deviation of the noise level in either direction. 0 = off."
+        0.04,
+        0,
+        0.5,
+        "Largest random deviation of the noise level in either direction, below t_last. 0 = off.",
     )
     fall: float = setting(
         0.6,
         0,
         1,
-        "Share of these steps over which cfg and noise level reach their end values. 0 = immediately.",
+        "Share of the steps with image targets over which cfg and noise level reach their end values. 0 = "
+        "immediately.",
     )
     last: float = setting(
         0.35,
         0,
         0.99,
-        "Share of these steps at the end that fit the last target images without new ones. 0 = off.",
+        "Share of the steps with image targets, at their end, that fit the last images without new ones. 0 = "
+        "off.",
     )
     inversion_steps: int = setting(
         2,
@@ -104,25 +109,29 @@ class ImageTargets:
         4, 1, 100, "Number of DDIM sampling steps from the noisy latents to the target image.", step=1
     )
     kept: int = setting(
-        48, 1, 1000, "Number of target images kept for fitting; the newest ones stay.", step=1
+        48,
+        1,
+        1000,
+        "Number of target images kept for fitting, at least `views`; the newest ones stay.",
+        step=1,
     )
     rate: float = setting(
-        2.0, 1e-3, 100, "Multiplier on the learning rates during these steps. 1 = unchanged."
+        2.0, 1e-3, 100, "Multiplier on the learning rates while images are fitted. 1 = unchanged."
     )
     grow_grad2d: float = setting(
         2e-4,
         0,
         NO_GROWTH,
-        "Densification in these steps: mean gradient, in half image widths, above which a Gaussian is split "
-        f"or cloned. Lower is sharper with more Gaussians; {NO_GROWTH:g} = off.",
+        "Densification while images are fitted: mean gradient, in half image widths, above which a Gaussian "
+        f"is split or cloned. Lower is sharper with more Gaussians; {NO_GROWTH:g} = off.",
         step=1e-5,
     )
     prune_opacity: float = setting(
         0.005,
         0,
         1,
-        "Opacity below which densification removes a Gaussian in these steps. Higher clears fog and wisps; "
-        "0 = off.",
+        "Opacity below which densification removes a Gaussian while images are fitted. Higher clears fog and "
+        "wisps; 0 = off.",
         step=0.005,
     )
     scale_weight: float = setting(
@@ -176,8 +185,12 @@ class ImageTargets:
         t, t_last = (max(strength * t, MIN_T) for t in (self.t, self.t_last))
         return replace(self, t=t, t_last=t_last, t_spread=strength * self.t_spread)
 
+    def limit_cfg(self, most: float) -> ImageTargets:
+        """Return these settings with guidance scales of at most `most`."""
+        return replace(self, cfg=min(self.cfg, most), cfg_last=min(self.cfg_last, most))
+
     def anneal(self, progress: float, first: float, last: float) -> float:
-        """Interpolate linearly from `first` to `last` over `fall`, a share of these steps."""
+        """Interpolate linearly from `first` to `last` over `fall`, a share of the steps."""
         return first + (min(progress / self.fall, 1.0) if self.fall else 1.0) * (last - first)
 
     def rounds(self, progress: float, steps: int) -> int:

@@ -15,13 +15,14 @@ from ..conditioning.view_prompts import Prompts
 from ..diffusion.prior import Conds, Listening, Prior
 from ..frames import Frame
 from ..settings import check_bounds, require, setting
-from .base import Guidance, PixelGradient, average_pixels, limit_pixels
+from .base import Guidance, PixelGradient, average_pixel_gradients, clip_pixel_gradients
 from .image_targets import ImageTargets, Predict
 
 MODES = {
     "switch": "the first guidance, then the second for the last share of the run (for example shape, then "
     "surface)",
-    "sequence": "as switch, but each guidance runs through its full learning-rate and noise schedules",
+    "sequence": "as switch, but each guidance runs through its full learning-rate and noise schedules, as "
+    "image targets always do",
     "alternate": "one guidance per step, drawn at random",
     "add": "both guidances in each step, with their gradients added at twice the cost; two image targets "
     "draw each image together: above the noise level of the second, the first predicts alone",
@@ -68,12 +69,13 @@ class Mix:
         return self.share + progress * (last - self.share)
 
     def weights(self, progress: float, generator: Generator) -> tuple[float, float]:
-        """Return the weights of the first and the second source at `progress` (0 to 1) of the run."""
+        """Return the weights of the first and the second source in a step at `progress` (0 to 1) of the run,
+        for alternate and add.
+        """
         share = self.share_at(progress)
         if self.mode == "add":
             return 1 - share, share
-        drawn = progress if self.mode in IN_TURN else 1 - torch.rand((), generator=generator).item()
-        second = drawn >= 1 - share
+        second = 1 - torch.rand((), generator=generator).item() >= 1 - share
         return 1.0 - second, float(second)
 
 
@@ -105,8 +107,8 @@ class GuidanceLoss:
 
 @dataclass(frozen=True)
 class Phase:
-    """The active source at a moment of the run, with its own `progress` (0 to 1), the share `length` of the
-    run that it covers, and the fraction `start` of the run at which it begins.
+    """The active source at a moment of the run, and its own `progress` (0 to 1), which takes the share
+    `length` of the run and is for image targets 0 at the fraction `start` of it.
     """
 
     source: GuidanceSource | MixedSource
@@ -175,10 +177,10 @@ class GuidanceSource:
         images, method = batch.images, self.guidance
         if isinstance(method, ImageTargets):
             raise TypeError("image targets give no gradient; use `pictures`")
-        self._show(batch)
-        average_pixels(images, pixels.pixel_average)
+        self._set_control_images(batch)
+        average_pixel_gradients(images, pixels.pixel_average)
         limits = (pixels.pixel_limit or math.inf, method.pixel_limit, self.prior.pixel_limit)
-        limit_pixels(images, next((limit for limit in limits if limit < math.inf), math.inf))
+        clip_pixel_gradients(images, next((limit for limit in limits if limit < math.inf), math.inf))
         z0 = self.prior.encode(images.detach() if pixels.image_residual else images)
         conds = self._conds(batch)
         listening = Listening(self.prior, conds.y)
@@ -203,14 +205,14 @@ class GuidanceSource:
 
     def predict(self, batch: RenderedBatch, progress: float) -> Predict:
         """Return the function that predicts the noise in the views, for image targets."""
-        self._show(batch)
+        self._set_control_images(batch)
         return self.targets.predict(self.prior, self._conds(batch), progress)
 
     def pictures(
         self, batch: RenderedBatch, progress: float, generator: Generator, predict: Predict | None = None
     ) -> Tensor:
         """Make the target images (B, H, W, 3) in [0, 1] of the views; see `ImageTargets.pictures`."""
-        self._show(batch)
+        self._set_control_images(batch)
         pictures = self.targets.pictures(
             self.prior, batch.images, self._conds(batch), progress, generator, predict
         )
@@ -224,9 +226,9 @@ class GuidanceSource:
     def _conds(self, batch: RenderedBatch) -> Conds:
         return self.prompts.at(self.prior, batch.views.azimuth_rad, batch.views.elevation_rad)
 
-    def _show(self, batch: RenderedBatch) -> None:
+    def _set_control_images(self, batch: RenderedBatch) -> None:
         if self.prompts.hints:
-            self.prior.show(batch.control_images(self.prompts.hints))
+            self.prior.set_control_images(batch.control_images(self.prompts.hints))
 
 
 @dataclass(frozen=True)
@@ -276,7 +278,7 @@ class MixedSource:
         is_second = progress >= 1 - share
         active = self.second if is_second else self.first
         start = 1 - share if is_second else 0.0
-        if self.mix.mode == "switch":
+        if self.mix.mode == "switch" and not active.makes_targets:
             inner = active.phase(progress)
             return replace(inner, start=max(start, inner.start))
         length = share if is_second else 1 - share
@@ -316,6 +318,9 @@ class MixedSource:
         pixels: PixelGradient = THROUGH_ENCODER,
     ) -> GuidanceLoss:
         """See GuidanceSource.loss. A source of weight 0 is not evaluated."""
+        if self.mix.mode in IN_TURN:
+            phase = self.phase(progress)
+            return phase.source.loss(batch, phase.progress, generator, pixels)
         weights = self.mix.weights(progress, generator)
         losses = [
             detached_loss(source, weight, batch, progress, generator, pixels)

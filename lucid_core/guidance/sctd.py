@@ -54,13 +54,12 @@ class SCTD(Distillation):
 
     def times(self, progress: float, u: float, v: float) -> tuple[float, float, float]:
         """Return (t, s, e) for u and v uniform in [0, 1). The range of t moves down over the warm-up."""
-        t = (
-            self.t_min
-            + self.anneal(progress, self.t_max_start - self.t_max, 0.0)
-            + u * (self.t_max - self.t_min)
-        )
-        length = (self.t_max_start - self.t_min) / self.segments
-        e = self.t_min + int((t - self.t_min) / length + 1e-9) * length
+        lowest = min(self.t_min, self.t_min_start or self.t_min)
+        start = self.t_min_start or self.t_min + self.t_max_start - self.t_max
+        low = self.anneal(progress, start, self.t_min)
+        t = low + u * (self.anneal(progress, self.t_max_start, self.t_max) - low)
+        length = (self.t_max_start - lowest) / self.segments
+        e = lowest + int((t - lowest) / length + 1e-9) * length
         t = min(max(t, e + self.delta_t), 1.0)
         e = min(e, t - 3 * APART)
         return t, e + APART + v * (t - e - 2 * APART), e

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from ..diffusion.prior import Conds, Prior
 from ..settings import setting
-from .base import Distillation, gaussian, guided_eps, variance_of
+from .base import MIN_T, Distillation, gaussian, guided_eps, variance_of
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class SDS(Distillation):
     )
     t_max: float = setting(
         0.98,
-        1e-3,
+        MIN_T,
         1,
-        "Highest noise level after the warm-up. Lower keeps more of the splat.",
+        "Highest noise level after the warm-up, from 0 to 1. Lower keeps more of the splat.",
     )
     warmup: float = setting(
         0.0, 0, 1, "Share of the run over which the noise range is annealed. 0 = no warm-up."

@@ -72,7 +72,9 @@ def _read_ply(path: Path) -> tuple[Tensor, Tensor, Tensor | None]:
     vertices = tables["vertex"]
     names = vertices.dtype.names or ()
     if "f_dc_0" in names:
-        raise BadFile(path, "it holds a Gaussian splat, not points; load it with Load 3D and Get Splat")
+        raise BadFile(
+            path, "it holds a Gaussian splat, not points; load it with Load 3D (Advanced) and Get Splat"
+        )
     scalars = {name for name in names if not vertices.dtype[name].hasobject}
     if not set("xyz") <= scalars:
         raise BadFile(

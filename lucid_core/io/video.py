@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,11 +41,13 @@ def write_png(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
     Path(path).write_bytes(data.tobytes())
 
 
-def write_mp4(path: str | os.PathLike[str], frames: Tensor, fps: float) -> None:
-    """Write an .mp4; H and W must be even. Raises OSError if OpenCV has none of the codecs."""
+def write_mp4(path: str | os.PathLike[str], pictures: Sequence[NDArray[np.uint8]], fps: float) -> None:
+    """Write pictures (H, W, 3) RGB, uint8, as an .mp4; H and W must be even.
+
+    Raises OSError if OpenCV has none of the codecs.
+    """
     cv2 = load("cv2", "opencv-python-headless")
-    pictures = to_uint8(frames)
-    height, width = pictures.shape[1:3]
+    height, width = pictures[0].shape[:2]
     for codec in CODECS:
         writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), fps, (width, height))
         if writer.isOpened():

@@ -14,7 +14,7 @@ BACKGROUNDS = ("any", "grey")
 
 def rates(of: str, default: tuple[float, float], what: str) -> Any:
     """A setting with two values: the initial and the final learning rate."""
-    help = f"Learning rate of {what}. Decays exponentially from the initial to the final (last) value."
+    help = f"Learning rate of {what} at the start and the end. Higher changes faster; too high gives noise."
     return setting(default, 1e-9, 10, help, step=1e-7, advanced=False, parts=(f"lr_{of}", f"lr_{of}_last"))
 
 
@@ -22,7 +22,14 @@ def rates(of: str, default: tuple[float, float], what: str) -> Any:
 class Budget:
     """Length of a run and size of its batches. Raises BadSetting for a value out of bounds."""
 
-    steps: int = setting(5000, 1, 1_000_000, "Number of optimisation steps.", step=1, advanced=False)
+    steps: int = setting(
+        5000,
+        1,
+        1_000_000,
+        "Number of optimisation steps. More give finer results and take longer; all schedules scale with it.",
+        step=1,
+        advanced=False,
+    )
     views: int = setting(
         4,
         1,

@@ -21,6 +21,7 @@ from ..rasterize import RenderInfo
 from ..settings import NO_GROWTH, check_bounds, choice, require, setting
 
 STRATEGIES = ("default", "mcmc")
+RESET_OPACITY, MOST_OPAQUE = 0.01, 0.99  # after a reset: if prune_opacity is 0 (as in 3DGS), and at most
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Densify:
     strategy: str = choice(
         STRATEGIES,
         "Densification method. default: 3DGS splitting, cloning and pruning; mcmc: relocate transparent "
-        "Gaussians and add 5% each time, up to max_splats.",
+        "Gaussians and add 5% each time, up to the maximum number.",
         advanced=False,
     )
     max_splats: int = setting(
@@ -69,19 +70,23 @@ class Densify:
         0.35,
         0,
         1000,
-        "default: Gaussians above this scale (world units) are pruned, after the first `reset_every`; "
+        "default: Gaussians above this scale (world units) are pruned, after the first opacity reset; "
         "0 = off.",
         step=0.01,
     )
     prune_opacity: float = setting(
-        0.005, 0, 1, "Opacity below which a Gaussian is pruned (default) or relocated (mcmc).", step=0.001
+        0.005,
+        0,
+        1,
+        "Opacity below which a Gaussian is pruned (default) or relocated (mcmc). Higher clears fog; 0 = off.",
+        step=0.001,
     )
     reset_every: float = setting(
         0.06,
         0,
         1,
-        "default: fraction of the run between opacity resets, which cap opacities at 2 * prune_opacity; "
-        "0 = never.",
+        "default: fraction of the run between opacity resets, which cap opacities at 2 * prune_opacity "
+        "(0.01 if that is 0); 0 = never.",
         step=0.001,
     )
     noise: float = setting(
@@ -172,7 +177,8 @@ class Densifier:
             self.strategy.step_post_backward(params, optimizers, self.state, step, info)
         if not fitting and self.reset_every and reset < self.stop and reset % self.reset_every == 0:
             ops = load("gsplat.strategy.ops", "gsplat")
-            ops.reset_opa(params, optimizers, self.state, value=2 * self.config.prune_opacity)
+            value = min(2 * self.config.prune_opacity or RESET_OPACITY, MOST_OPAQUE)
+            ops.reset_opa(params, optimizers, self.state, value=value)
 
 
 def latest(before: int, step: int, every: int) -> int:

@@ -145,6 +145,8 @@ def optimise(
         except RuntimeError as error:
             if isinstance(error, RenderError) or not is_out_of_memory(error):
                 raise
+            if not run.is_whole:
+                raise OutOfMemory("the update of the parameters") from error
             steps.save_memory(error)
             continue
         yield report(run, budget)

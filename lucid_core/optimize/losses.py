@@ -9,7 +9,9 @@ from torch import Tensor
 
 
 def tv(images: Tensor) -> Tensor:
-    """Total variation: mean squared difference of neighbours over both directions; images (B, H, W, C)."""
+    """Twice the sum of the mean squared differences of neighbours along rows and along columns, as in the
+    official code; images (B, H, W, C).
+    """
     rows = (images[:, 1:] - images[:, :-1]).square().mean()
     columns = (images[:, :, 1:] - images[:, :, :-1]).square().mean()
     return 2 * (rows + columns)
@@ -47,21 +49,25 @@ def aspect(scales: Tensor) -> Tensor:
 
 
 WINDOW, SIGMA = 11, 1.5  # pixels, of the Gaussian window of SSIM
-K1, K2 = 0.01**2, 0.03**2
+C1, C2 = 0.01**2, 0.03**2  # stabilise the divisions
 
 
 def ssim(images: Tensor, pictures: Tensor) -> Tensor:
-    """Structural similarity of each image (B,): 1 = equal; both (B, H, W, C) in [0, 1], at least WINDOW px.
+    """Structural similarity of each image (B,): 1 = equal; the mean of `ssim_map`."""
+    return ssim_map(images, pictures).mean(dim=(1, 2))
 
-    Mean over the channels and over all places of the window inside the image. Source: Wang et al. 2004.
+
+def ssim_map(images: Tensor, pictures: Tensor) -> Tensor:
+    """Structural similarity (B, H - 10, W - 10) at all places of the window inside the image, mean over the
+    channels; both (B, H, W, C) in [0, 1], at least WINDOW px. Source: Wang et al. 2004.
     """
     a, b = (x.movedim(-1, 1) for x in (images, pictures))
     mean_a, aa, ab = blur(torch.stack([a, a * a, a * b])).unbind(0)
     mean_b, bb = blur(torch.stack([b, b * b])).unbind(0)
     both, squares = mean_a * mean_b, mean_a.square() + mean_b.square()
     covariance, variances = ab - both, aa + bb - squares
-    similarity = (2 * both + K1) * (2 * covariance + K2) / ((squares + K1) * (variances + K2))
-    return similarity.mean(dim=(1, 2, 3))
+    similarity = (2 * both + C1) * (2 * covariance + C2) / ((squares + C1) * (variances + C2))
+    return similarity.mean(1)
 
 
 def blur(x: Tensor) -> Tensor:

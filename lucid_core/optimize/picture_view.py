@@ -20,7 +20,7 @@ from .losses import decorrelation
 # The gradient of a guidance is a sum over latents, of 8 x 8 pixels each, the picture's loss a mean over
 # pixels. In 200 steps of ISM on the demo's mug the picture's view reached 23 dB at a tenth of this factor and
 # 28 dB at half of it; the other views did not change.
-OF_A_VIEW = 1 / 64  # per pixel of a view
+WEIGHT_PER_PIXEL = 1 / 64  # per pixel of a view
 DIFFERENCE = ImageTargets().difference
 
 

@@ -32,7 +32,7 @@ from .config import Budget
 from .guards import require_finite
 from .loop import GuidedSteps
 
-CELL = 4.0  # side of a cell in radii of the mesh, by the pixels across a view; about a pixel
+CELL = 4.0  # side of a cell: CELL * radius / resolution, about a pixel of a view
 WHOLE = 1 - 1e-4  # alpha of a pixel that lies on the mesh alone
 
 
@@ -118,7 +118,7 @@ def polish(
         if rounds < (due := targets.rounds(progress, config.steps)):
             views = cameras.sample(targets.views, 1.0, config.resolution, config.resolution, generator)
             batch, seen = render(scene, texels.final(), views, config.resolution, renderer)
-            pictures = ask(asked, batch, progress, generator)
+            pictures = make_targets(asked, batch, progress, generator)
             require_finite({"a picture of the model": pictures}, step + 1, config.steps)
             shots, rounds = [*shots, *map(Shot, seen, pictures)][-targets.kept :], due
         optimizer.param_groups[0]["lr"] = config.rate * (1 - progress)
@@ -229,16 +229,16 @@ def on_white(seen: Footprint, texture: Tensor) -> Tensor:
     return seen.look_up(texture) + 1 - seen.alpha
 
 
-def ask(asked: GuidedSteps, batch: RenderedBatch, progress: float, generator: Generator) -> Tensor:
+def make_targets(steps: GuidedSteps, batch: RenderedBatch, progress: float, generator: Generator) -> Tensor:
     """The target images (B, H, W, 3), made of fewer views at a time while memory is too small."""
     state = generator.get_state()
     while True:
         try:
-            source = asked.active
+            source = steps.active
             assert isinstance(source, GuidanceSource)
             return source.pictures(batch, progress, generator)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            asked.save_memory(error)
+            steps.save_memory(error)
             generator.set_state(state)

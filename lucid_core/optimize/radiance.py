@@ -87,14 +87,18 @@ class FieldConfig(BoundedSettings):
         step=1,
     )
     opaque_weight: float = setting(
-        100.0, 0, 1e6, "As entropy_weight, from `late` on. Higher clears fog and hardens the surface.", step=1
+        100.0,
+        0,
+        1e6,
+        "As entropy_weight, from `late` on. Higher clears fog and hardens the surface; 0 = off.",
+        step=1,
     )
     late: float = setting(
         0.5,
         0,
         1,
-        "Share of the run from which opaque_weight replaces entropy_weight; of a run that ends in image "
-        "targets, of the part before them.",
+        "Share of the run from which opaque_weight replaces entropy_weight; with image targets after it by "
+        "surface_share or sequence, of the part before them. 0 = from the start.",
     )
     sparsity_weight: float = setting(
         0.0,

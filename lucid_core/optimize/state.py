@@ -101,6 +101,11 @@ class Run:
         self.seconds = time.monotonic() - self._begun
         self._drawn, self._fitted, self._whole = self.generator.get_state(), self.replay, True
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the parameters are those of a finished step, not partially updated."""
+        return self._whole
+
     def begin_update(self) -> None:
         """Mark the parameters as partially updated, until the step ends."""
         self._whole = False

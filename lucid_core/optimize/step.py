@@ -17,7 +17,7 @@ from . import losses
 from .augment import guided_images, light_backgrounds, random_backgrounds
 from .config import DreamConfig
 from .guards import require_finite
-from .picture_view import OF_A_VIEW, PictureTarget
+from .picture_view import WEIGHT_PER_PIXEL, PictureTarget
 from .replay import Replay
 from .representation import PictureLoss
 from .state import Run
@@ -77,7 +77,7 @@ def backpropagate(run: Run, setup: Setup, phase: Phase, sh_degree: int) -> Gradi
     # 3. add the regularisers and backpropagate
     terms = {
         **run.representation.regularisers(value, render, views.cameras, disparity, phase.progress),
-        **picture_loss(run, setup, sh_degree, OF_A_VIEW * budget.resolution**2),
+        **picture_loss(run, setup, sh_degree, WEIGHT_PER_PIXEL * budget.resolution**2),
     }
     loss = guidance.loss + torch.stack(list(terms.values())).sum()
     return finish_backward(run, setup, loss, {"gradient norm": guidance.gradient_norm, **terms}, render)
@@ -89,12 +89,15 @@ def fit(
     """As `backpropagate`, but fits the image targets of `source`; makes new ones when they are due."""
     budget, targets = setup.config.budget, source.targets
     rounds = targets.rounds(phase.progress, round(phase.length * budget.steps))
-    rounds += round(phase.start * budget.steps)  # more than those of the targets before
+    before = round(phase.start * budget.steps)  # at least the rounds of the targets before these
+    rounds += before
     if run.replay is None or run.replay.rounds < rounds:
         new = make_targets(run, setup, source, phase.progress, sh_degree, rounds)
         if run.replay is None:
             run.forget_gradients()
-        run.replay = run.replay.add(new, targets.kept) if run.replay else new
+        if run.replay and run.replay.rounds > before:
+            new = run.replay.add(new, targets.kept)
+        run.replay = new
     return fit_pictures(run, setup, run.replay.draw(budget.views, run.generator), targets, sh_degree)
 
 

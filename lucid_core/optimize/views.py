@@ -123,7 +123,8 @@ class ViewFit:
 
 
 PRESETS = {
-    # The official settings of 3DGS, whose distances are in units of 1.1 times the cameras' radius.
+    # As in 3DGS, whose distances are in units of 1.1 times the cameras' radius; without its opacity resets,
+    # and with LucidDreamer's rates of the colours.
     "official": DreamConfig(
         Budget(steps=30_000, views=1),
         Task(),
@@ -368,9 +369,15 @@ def score_views(splats: Splats, shots: PosedImages, fit: ViewFit, backend: str =
         one = buffer.select(row.to(device))
         picture, cameras = one.pictures / 255, Cameras(one.viewmats, one.Ks)
         image = renderer(splats, cameras, width, height, background=one.backgrounds).rgb.clamp(0, 1)
-        image = one.cover(image, picture)
-        compared = (one.masks >= 128).float().mean() if one.masks is not None and one.ignore else 1.0
-        error = (image - picture).square().mean() / max(float(compared), 1e-6)
-        found.append((-10 * math.log10(max(float(error), 1e-10)), float(losses.ssim(image, picture))))
+        compared = image.new_ones(1, height, width)
+        if one.masks is not None and one.ignore:
+            compared = (one.masks[..., 0] >= 128).to(image)
+        image, picture = (compared[..., None] * x for x in (image, picture))
+        similarity = losses.ssim_map(image, picture)
+        error = (image - picture).square().mean() / compared.mean().clamp_min(1e-6)
+        edge = losses.WINDOW // 2
+        inside = compared[:, edge : height - edge, edge : width - edge]
+        ssim = (similarity * inside).sum() / inside.sum() if inside.any() else 1.0
+        found.append((-10 * math.log10(max(float(error), 1e-10)), float(ssim)))
     psnr, ssim = (sum(values) / len(found) for values in zip(*found, strict=True))
     return ViewScore(psnr, ssim, len(found))

@@ -7,6 +7,7 @@ as many as fit into memory.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypedDict
 
 import torch
@@ -110,11 +111,11 @@ def _render(backend: str, arguments: Arguments) -> Outputs:
 
 @dataclass(frozen=True)
 class Renderer:
-    """`rasterize` with one backend, on the device of that backend."""
+    """`rasterize` with one backend, on the device of that backend; one for each run, see `device_for`."""
 
     backend: str = "auto"
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         return device_for(self.backend)
 

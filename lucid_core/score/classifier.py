@@ -52,7 +52,7 @@ class JudgeSettings(BoundedSettings):
         2 * FEWEST_VIEWS,
         100_000,
         "Maximum number of model evaluations: views x texts x noise levels. More = more noise levels and "
-        "smaller standard errors. Regions of a prompt are not counted.",
+        "smaller standard errors. A prompt with regions takes more than this.",
         step=1,
         advanced=False,
     )

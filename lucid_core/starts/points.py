@@ -140,7 +140,7 @@ def require_points(points: Tensor) -> None:
     require(len(points) > NEIGHBOURS, "the number of points", len(points), f"at least {NEIGHBOURS + 1}")
     require(bool(torch.isfinite(points).all()), "the points' extent", "not finite", "finite")
     extent = float((points.amax(dim=0) - points.amin(dim=0)).max())
-    require(extent > 0, "the points' extent", 0, "more: all lie on one spot")
+    require(extent > 0, "the points' extent", 0, "above 0; all points coincide")
     require(
         MIN_EXTENT < extent < 1 / MIN_EXTENT,
         "the points' extent",

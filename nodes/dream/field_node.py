@@ -15,6 +15,7 @@ from ...lucid_core.rasterize import Renderer, require_usable
 from .. import host
 from ..inputs import (
     CATEGORY,
+    DEVICE,
     backend_input,
     chosen_of,
     errors_of,
@@ -65,8 +66,8 @@ class LucidDreamField(IO.ComfyNode):
                     "official: as many steps as for splats, for a GPU. cpu: fewer steps with higher "
                     "learning rates.",
                 ),
-                seed_input(),
-                backend_input(),
+                seed_input("field"),
+                backend_input(DEVICE),
                 *resume_inputs("field"),
                 *inputs_of(Budget, "max_minutes", optional=True),
                 *inputs_of(Task, optional=True),

@@ -42,7 +42,7 @@ class FieldSession(Session):
 
     def size_of(self, step: Step) -> str:
         """See Session."""
-        return f"{step.result.resolution} voxels a side"
+        return f"{step.result.resolution} grid points a side"
 
     def size(self) -> dict:
         """See Session."""

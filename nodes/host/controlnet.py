@@ -195,14 +195,14 @@ def _follow_batch_size(adapter: comfy.controlnet.T2IAdapter) -> None:
     adapter.get_control = fresh
 
 
-def show(nets: Shown, hint: Tensor) -> None:
+def set_hint(nets: Shown, hint: Tensor) -> None:
     """Replace the hint of `nets` by `hint` (B, H, W, 3) in [0, 1].
 
     The host converts it to the size, device and dtype of the latents.
     """
     for net in nets:
         if isinstance(net, PatchControl):
-            net.show(hint)
+            net.set_hint(hint)
             continue
         for each in (net, *net.multigpu_clones.values()):
             each.cond_hint_original, each.cond_hint, each.extra_concat = hint.movedim(-1, 1), None, None

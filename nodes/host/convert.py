@@ -131,7 +131,7 @@ def cameras_of(infos: Iterable[Any], width: int, height: int) -> Cameras:
     """Each camera_info, or list of them, as `camera_of` gives it."""
     flat = [one for info in infos for one in (info if isinstance(info, (list, tuple)) else [info])]
     if not flat:
-        raise BadInput("cameras", "are none; connect a camera_info per picture")
+        raise BadInput("cameras", "are missing; connect one camera_info per picture")
     cameras = [camera_of(info, width, height)[0] for info in flat]
     return Cameras(*(torch.cat([getattr(one, name) for one in cameras]) for name in ("viewmats", "Ks")))
 

@@ -171,8 +171,8 @@ def _require_patches(model: Any) -> None:
 
 
 def pixel_limit_of(model: Any) -> float:
-    """The limit of pixel gradients (see lucid_core.guidance.base.limit_pixels) for this model if the method
-    sets none; math.inf = no limit.
+    """The limit of pixel gradients (see lucid_core.guidance.base.clip_pixel_gradients) for this model if the
+    method sets none; math.inf = no limit.
     """
     return SDXL_PIXEL_LIMIT if isinstance(model, comfy.model_base.SDXL) else math.inf
 

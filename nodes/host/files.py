@@ -70,7 +70,7 @@ def output_file(field: str, name: str) -> str:
 
 def output_stamp(name: str) -> str:
     """Modification time and size of a file under the output folder: a value that changes with the file."""
-    stat = os.stat(output_file("file", name))
+    stat = os.stat(output_file("resume", name))
     return f"{stat.st_mtime_ns} {stat.st_size}"
 
 

@@ -70,7 +70,7 @@ class PatchControl:
         # (patch, encoded hints with one row per view, their size)
         self._encoded: list[tuple[Any, Tensor, tuple]] = []
 
-    def show(self, hint: Tensor) -> None:
+    def set_hint(self, hint: Tensor) -> None:
         """Make the patches for `hint` (B, H, W, 3) in [0, 1]."""
         import nodes  # the host's module: heavy, but already loaded when a node runs
 

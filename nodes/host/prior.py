@@ -160,9 +160,9 @@ class HostPrior(Prior):
         held = [each for each in self._patches if each.holds_at(float(levels[0]))]
         return add_patches(self._options, held) if held else self._options
 
-    def show(self, hints: list[Tensor]) -> None:
+    def set_control_images(self, hints: list[Tensor]) -> None:
         for nets, hint in zip(self._shown, hints, strict=True):
-            controlnet.show(nets, hint)
+            controlnet.set_hint(nets, hint)
         if self._patches:
             self._load()  # encoding the hints may have unloaded models, in part or completely
 

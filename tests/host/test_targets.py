@@ -48,15 +48,16 @@ def test_every_preset_sets_the_widgets_of_the_node_to_its_values(client):
         assert shown == dataclasses.asdict(PRESETS[option["key"]])
 
 
-def test_a_surface_share_is_the_second_part_of_the_run(client):
-    """As the node behind Lucid ISM by a Lucid Mix Guidance of the same share; resumed in it, the run is the
-    run.
+@pytest.mark.parametrize("ism_cfg, cfgs", [({}, {}), ({"cfg": 1.0, "cfg_start": 0.0}, {"cfg": 1.0})])
+def test_a_surface_share_is_the_second_part_of_the_run(client, ism_cfg, cfgs):
+    """As the node behind Lucid ISM by a Lucid Mix Guidance of the same share, with guidance scales up to that
+    of ISM; resumed in it, the run is the run.
     """
-    share = workflow(LucidISM={"surface_share": 0.5}, LucidDream={"steps": 4, "seed": 202})
+    share = workflow(LucidISM={"surface_share": 0.5, **ism_cfg}, LucidDream={"steps": 4, "seed": 202})
     by_share = client.run(share)
-    mixed = workflow(LucidDream={"steps": 4, "seed": 202})
+    mixed = workflow(LucidISM=ism_cfg, LucidDream={"steps": 4, "seed": 202})
     ism = node_of(mixed, "LucidISM")
-    mixed["targets"] = targets_of(mixed, ism, **dataclasses.asdict(PRESETS["cpu"]))
+    mixed["targets"] = targets_of(mixed, ism, **(dataclasses.asdict(PRESETS["cpu"]) | cfgs))
     inputs = {"first": [ism, 0], "second": ["targets", 0], "mode": "sequence", "share": 0.5}
     mixed["mix"] = {"class_type": "LucidMix", "inputs": inputs}
     mixed[node_of(mixed, "LucidDream")]["inputs"]["guidance"] = ["mix", 0]

@@ -8,7 +8,7 @@ from raising import raises
 
 from lucid_core.diffusion.prior import Conds
 from lucid_core.errors import BadSetting
-from lucid_core.guidance.base import limit_pixels
+from lucid_core.guidance.base import clip_pixel_gradients
 from lucid_core.guidance.baselines import METHODS as BY_NAME
 from lucid_core.guidance.csd import CSD, classifier_score
 from lucid_core.guidance.isd import ISD, invariant_score
@@ -225,6 +225,8 @@ def test_sctd_draws_points_of_one_segment():
                 assert min(abs(e - edge) for edge in edges) < 1e-9
                 assert s - e >= 0.01 - 1e-9 and t - s >= 0.01 - 1e-9
     assert sctd.times(0.0, 0.0, 0.0)[0] == pytest.approx(0.5) and sctd.times(1.0, 0.999, 0.0)[0] < 0.5
+    assert SCTD(t_min_start=0.3).times(0.0, 0.0, 0.0)[0] == pytest.approx(0.3)
+    assert SCTD(t_min_start=0.3).times(1.0, 0.999, 0.0) == sctd.times(1.0, 0.999, 0.0)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -289,7 +291,7 @@ def test_pixels_are_limited_one_by_one_and_keep_their_hue():
     images = torch.zeros(1, 2, 2, 3, requires_grad=True)
     wanted = torch.tensor([[[[0.3, -0.6, 0.1], [0.01, 0.02, 0.03]], [[0.0, 0.0, 0.0], [0.0, 0.0, -5.0]]]])
     seen = images * 1
-    limit_pixels(seen, 0.06)
+    clip_pixel_gradients(seen, 0.06)
     (seen * wanted).sum().backward()
     expected = torch.tensor(
         [[[[0.03, -0.06, 0.01], [0.01, 0.02, 0.03]], [[0.0, 0.0, 0.0], [0.0, 0.0, -0.06]]]]
@@ -297,6 +299,6 @@ def test_pixels_are_limited_one_by_one_and_keep_their_hue():
     torch.testing.assert_close(images.grad, expected)
     free = torch.zeros(1, 2, 2, 3, requires_grad=True)
     seen = free * 1
-    limit_pixels(seen, math.inf)
+    clip_pixel_gradients(seen, math.inf)
     (seen * wanted).sum().backward()
     torch.testing.assert_close(free.grad, wanted)

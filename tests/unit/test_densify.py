@@ -160,6 +160,13 @@ def test_large_splats_are_pruned_after_the_first_reset():
     assert len(densified(start, still, prune_scale3d=0.0)["means"]) == 10
 
 
+@pytest.mark.parametrize("prune, highest", [(0.0, 0.01), (0.005, 0.01), (0.02, 0.04), (0.6, 0.99)])
+def test_a_reset_caps_opacities_and_leaves_some(prune, highest):
+    start = dataclasses.replace(ten_splats(0.02), opacities=torch.full((10,), 0.995))
+    after = densified(start, torch.zeros(1, 10, 2), step=100, prune_opacity=prune)
+    torch.testing.assert_close(after["opacities"].detach().sigmoid(), torch.full((10,), highest))
+
+
 @pytest.mark.parametrize("strategy", ["default", "mcmc"])
 def test_same_seed_same_splat(strategy):
     densify = dataclasses.replace(MCMC, strategy=strategy, grow_grad2d=1e-6)

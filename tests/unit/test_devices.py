@@ -119,7 +119,7 @@ class PriorOnGpu(WishPrior):
     def blend(self, conds, weights):
         return super().blend(conds, weights.to(GPU))
 
-    def show(self, hints):
+    def set_control_images(self, hints):
         self.shown = [hint.shape for hint in hints]
 
 

@@ -147,9 +147,18 @@ def test_what_lies_outside_an_ignoring_mask_has_no_effect():
     other = dataclasses.replace(views, images=torch.where(masks[..., None] > 0, views.images, noise))
     a, b = fitted(views, fit)[-1], fitted(other, fit)[-1]
     assert "mask" not in a.losses and same(a.splats, b.splats)
-    assert math.isclose(
-        score_views(a.splats, views, fit, "numba").psnr, score_views(a.splats, other, fit, "numba").psnr
-    )
+    scores = [score_views(a.splats, one, fit, "numba") for one in (views, other)]
+    assert math.isclose(scores[0].psnr, scores[1].psnr) and math.isclose(scores[0].ssim, scores[1].ssim)
+
+
+def test_the_ssim_of_ignoring_masks_is_of_the_pixels_within():
+    """Ignored pixels would raise it to the middle between that of the others and 1."""
+    views, fit = shots(), dataclasses.replace(FIT, mask_use="ignore")
+    masks = torch.zeros(VIEWS, H, W)
+    masks[:, :, : W // 2] = 1
+    start = PointCloud(count=100, size=1.2).splats(0)
+    score = lambda masks: score_views(start, dataclasses.replace(views, masks=masks), fit, "numba").ssim
+    assert score(torch.ones_like(masks)) < 0.3 and score(masks) < 0.4 and score(1 - masks) < 0.4
 
 
 def test_a_mask_that_cuts_out_replaces_the_background():

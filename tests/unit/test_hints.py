@@ -169,7 +169,7 @@ class Shown(GaussianPrior):
         super().__init__(0.5)
         self.hints, self.log = None, []
 
-    def show(self, hints):
+    def set_control_images(self, hints):
         self.hints = hints
         self.log.append(hints)
 

@@ -109,6 +109,25 @@ def test_no_memory_for_one_view_is_an_error_that_says_what_helps_and_loses_nothi
     assert last.checkpoint().step == 2
 
 
+def test_a_full_memory_in_the_update_ends_the_run_with_the_last_splat(monkeypatch):
+    """The parameters are partially updated: a repeated step would update some of them twice."""
+    iterator = dream(PointCloud(count=100).splats(0), WishPrior(), ISM(), prompts(), CAMERAS, CONFIG, seed=0)
+    last = next(iterator)
+    before = last.splats.map(torch.clone)
+    calls, adam = [], torch.optim.Adam.step
+
+    def second_fails(optimizer, *arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("on purpose")
+        return adam(optimizer, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", second_fails)
+    with raises(OutOfMemory, what="the update of the parameters"):
+        next(iterator)
+    assert len(calls) == 2 and torch.equal(last.splats.means, before.means)
+
+
 def test_another_error_is_not_taken_for_a_full_memory():
     class Broken(WishPrior):
         def denoise(self, z, sigma, conds):

@@ -64,6 +64,14 @@ def test_a_switch_is_one_teacher_and_then_the_other(progress, second):
     assert (first if second else other).evaluations == 0
 
 
+@pytest.mark.parametrize("mode, own", [("sequence", 0.5), ("switch", 0.75)])
+def test_a_mix_in_turn_within_a_sum_has_its_own_schedules(mode, own):
+    """At 0.75 of the run, half of the second part has passed in a sequence."""
+    inner = MixedSource(source(RED), source(BLUE), Mix(mode, 0.5))
+    both, _ = pulled(MixedSource(source(RED), inner, Mix("add", 1.0)), 0.75)
+    assert torch.equal(both, pulled(source(BLUE), own)[0])
+
+
 def test_added_teachers_pull_by_their_shares():
     """The second draws after the first; each through its own encoder."""
     first, second = source(RED), source(BLUE, SDS(), factor=2.0)
@@ -99,13 +107,10 @@ def test_teachers_alternate_at_random_by_their_share():
 @pytest.mark.parametrize("mode", MODES)
 def test_no_share_and_a_whole_share_are_one_teacher_alone(mode):
     for share, speaks in ((0.0, 0), (1.0, 1)):
-        weights = (
-            Mix(mode, share).weights(0.0, torch.Generator()),
-            Mix(mode, share).weights(0.999, torch.Generator()),
-        )
-        assert {weight[speaks] for weight in weights} == {1.0} and {
-            weight[1 - speaks] for weight in weights
-        } == {0.0}
+        sources = source(RED), source(BLUE)
+        for progress in (0.0, 0.999):
+            pulled(MixedSource(*sources, Mix(mode, share)), progress)
+        assert sources[speaks].evaluations > 0 and sources[1 - speaks].evaluations == 0
 
 
 def test_the_share_of_a_sum_changes_linearly():

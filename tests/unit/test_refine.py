@@ -161,6 +161,12 @@ def test_strength_limits_the_noise(method):
     method.with_strength(0.01)
 
 
+def test_strength_limits_the_first_noise_levels_too():
+    weak = ISM(t_min_start=0.5).with_strength(0.4)
+    assert weak.t_min_start < weak.t_max_start == pytest.approx(0.404)
+    assert ISM().with_strength(0.4).t_min_start == 0
+
+
 def test_less_strength_stays_nearer_to_the_start():
     start = some()
     moved = [

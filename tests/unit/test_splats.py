@@ -179,7 +179,7 @@ def test_video_holds_every_frame(tmp_path):
     import cv2
 
     frames = torch.linspace(0, 1, 20)[:, None, None, None].expand(20, 64, 64, 3)
-    video.write_mp4(tmp_path / "a.mp4", frames, fps=24)
+    video.write_mp4(tmp_path / "a.mp4", list(video.to_uint8(frames)), fps=24)
     capture = cv2.VideoCapture(str(tmp_path / "a.mp4"))
     means = []
     while (frame := capture.read())[0]:

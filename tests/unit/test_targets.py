@@ -11,7 +11,7 @@ from lucid_core.cameras import Views, turntable
 from lucid_core.conditioning.view_prompts import Prompts
 from lucid_core.diffusion.prior import Conds
 from lucid_core.errors import BadSetting, NotFinite, OutOfMemory
-from lucid_core.guidance.image_targets import ImageTargets
+from lucid_core.guidance.image_targets import PRESETS, ImageTargets
 from lucid_core.guidance.mixing import GuidanceSource, Mix, MixedSource
 from lucid_core.optimize.checkpoint import read, write
 from lucid_core.optimize.densify import Densify
@@ -239,8 +239,19 @@ def test_image_targets_after_image_targets_are_made_anew(mode):
     done = list(steps(asked))
     assert first.evaluations > 0 and second.evaluations > 0
     assert done[20].evaluations == first.evaluations and done[21].evaluations > first.evaluations
+    assert len(done[21].checkpoint().tensors["replay.pictures"]) == few.views  # none of the first model's
     *_, end = steps(asked, resume=next(itertools.islice(steps(asked), 24, None)).checkpoint())
     assert same_end(end, done[-1])
+
+
+def test_image_targets_after_a_switch_have_their_own_schedule():
+    """As in a sequence: several rounds, the first at the first noise level."""
+    phases = [
+        MixedSource(source(METHOD), source(), Mix(mode, 0.3)).phase(0.85) for mode in ("switch", "sequence")
+    ]
+    assert [(phase.progress, phase.length, phase.start) for phase in phases] == [
+        pytest.approx((0.5, 0.3, 0.7))
+    ] * 2
 
 
 def test_one_prior_behind_two_methods_is_counted_once():
@@ -328,6 +339,12 @@ def test_strength_lowers_the_noise():
     weak = TARGETS.with_strength(0.5)
     assert (weak.t, weak.t_last, weak.t_spread) == (TARGETS.t / 2, TARGETS.t_last / 2, TARGETS.t_spread / 2)
     assert TARGETS.with_strength(1.0) == TARGETS
+
+
+@pytest.mark.parametrize("most, found", [(9.0, (7.5, 5.0)), (6.0, (6.0, 5.0)), (1.0, (1.0, 1.0))])
+def test_guidance_scales_are_limited(most, found):
+    limited = PRESETS["official"].limit_cfg(most)
+    assert (limited.cfg, limited.cfg_last) == found
 
 
 def test_frozen_colours_stay_whatever_the_pictures_show():

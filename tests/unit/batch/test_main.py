@@ -2,14 +2,16 @@
 
 import io
 import os
+import socket
 import sys
+import threading
 
 import pytest
 
 from lucid_batch import driver, pool
 from lucid_batch.__main__ import main, options_of
 from lucid_batch.scheduler import Event
-from lucid_batch.server import free_port
+from lucid_batch.server import answers, free_port
 from lucid_batch.view import View
 
 WORKFLOW = "text_to_splat.json"
@@ -117,3 +119,17 @@ def test_a_cluster_that_starts_no_worker_is_told_once(monkeypatch):
     events = driver.wait_for_worker(Busy(), View(["w"], stream), driver.Stop())
     assert [event.kind for event in events] == ["ready"]
     assert stream.getvalue().count("are the cluster's CPUs and GPUs in use?") == 1
+
+
+def test_a_port_that_does_not_speak_http_is_no_comfyui():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet():
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-test\r\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        assert not answers(f"http://127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
