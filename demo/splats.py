@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lucid_core.optimize.selection import join_splats
-from lucid_core.splats import SH_C0, Splats
+from lucid_core.splats import Splats, round_splats
 
 from . import shapes
 from .words import COLORS, KINDS
@@ -35,13 +35,7 @@ def splat_of(thing: Thing, count: int = 3000, seed: int = 0) -> Splats:
                 points.append(point)
                 colors.append(np.minimum(np.array(albedo) * shapes.light_at(kind, *point), 1))
     means, colors = np.array(points[:count]) * [1, -1, -1], np.array(colors[:count])
-    return Splats(
-        means=torch.tensor(means, dtype=torch.float32),
-        quats=torch.tensor([1.0, 0, 0, 0]).repeat(count, 1),
-        scales=torch.full((count, 3), SCALE),
-        opacities=torch.full((count,), OPACITY),
-        sh=(torch.tensor(colors, dtype=torch.float32)[:, None] - 0.5) / SH_C0,
-    )
+    return round_splats(torch.tensor(means).float(), SCALE, OPACITY, torch.tensor(colors).float())
 
 
 def two_faced(splats: Splats) -> Splats:

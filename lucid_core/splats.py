@@ -57,6 +57,21 @@ class Splats:
         return replace(self, means=self.means * factor, scales=self.scales * factor)
 
 
+def round_splats(points: Tensor, scales: Tensor | float, opacity: float, colors: Tensor) -> Splats:
+    """Round Gaussians of SH degree 0 at points (N, 3).
+
+    scales: standard deviations (N,) or one for all. opacity: in [0, 1]. colors: sRGB (N, 3) in [0, 1].
+    """
+    n = len(points)
+    return Splats(
+        points,
+        points.new_tensor([1.0, 0.0, 0.0, 0.0]).repeat(n, 1),
+        torch.as_tensor(scales).to(points).expand(n)[:, None].repeat(1, 3),
+        points.new_full((n,), opacity),
+        ((colors - 0.5) / SH_C0)[:, None],
+    )
+
+
 def validate(splats: Splats) -> None:
     """Raise BadSplats unless `splats` is non-empty, finite and of consistent shapes."""
     validate_shapes(splats)

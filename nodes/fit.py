@@ -9,7 +9,7 @@ from comfy_api.latest import IO
 from ..lucid_core.cameras import Cameras, orbit
 from ..lucid_core.errors import BadInput
 from ..lucid_core.optimize.checkpoint import digest, require_same, settings_of
-from ..lucid_core.optimize.config import Budget, DreamConfig, OptimizerConfig, Task
+from ..lucid_core.optimize.config import Budget, Task
 from ..lucid_core.optimize.selection import Subject, divide, join_splats
 from ..lucid_core.optimize.views import (
     PRESETS,
@@ -30,6 +30,7 @@ from .inputs import (
     CATEGORY,
     backend_input,
     chosen_of,
+    config_of,
     errors_of,
     fold_seed,
     hex_color,
@@ -157,7 +158,7 @@ class LucidFit(IO.ComfyNode):
     ) -> IO.NodeOutput:
         with errors_of(cls), torch.inference_mode(False), torch.enable_grad():
             require_usable(backend)
-            config = config_of(chosen_of("preset", PRESETS, preset), optimizer, settings)
+            config = config_of(PRESETS, preset, optimizer, settings)
             fit = replace_from_widgets(ViewFit(background=hex_color(background)), settings)
             views = host.posed_images(image, mask, depth, cameras_of(cameras, image))
             start, checkpoint, saved = start_of(splat, resume, resume_splat_only)
@@ -291,15 +292,3 @@ def cameras_of(chosen: dict[str, Any], image: torch.Tensor) -> Cameras:
     ]
     sizes = torch.full((views,), chosen["radius"]), torch.full((views,), math.radians(chosen["fov"]))
     return orbit(*angles, *sizes, width, height)
-
-
-def config_of(
-    preset: dict[str, Any], optimizer: OptimizerConfig | None, widgets: dict[str, Any]
-) -> DreamConfig:
-    """The settings of a run: those of the preset, `optimizer` if given, and the values of the widgets.
-
-    Raises BadSetting if a value is invalid.
-    """
-    base = PRESETS[preset["preset"]]
-    budget = replace_from_widgets(base.budget, {**preset, **widgets})
-    return DreamConfig(budget, replace_from_widgets(base.task, widgets), optimizer or base.optimizer)

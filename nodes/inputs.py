@@ -11,6 +11,7 @@ from typing import Any
 from comfy_api.latest import IO
 
 from ..lucid_core.errors import BadSetting, LucidError
+from ..lucid_core.optimize.config import DreamConfig, OptimizerConfig
 from ..lucid_core.rasterize import BACKENDS
 from ..lucid_core.settings import Bounds, Config, bounds_of, require
 
@@ -90,6 +91,23 @@ def chosen_of(combo: str, options: Iterable[str], chosen: dict[str, Any] | None)
     require(bool(chosen), combo, "not known", f"one of {', '.join(options)}")
     # ComfyUI passes values wrapped in tuples during lazy evaluation
     return {name: value[0] if isinstance(value, tuple) else value for name, value in chosen.items()}
+
+
+def config_of(
+    presets: dict[str, DreamConfig],
+    preset: dict[str, Any] | None,
+    optimizer: OptimizerConfig | None,
+    widgets: dict[str, Any],
+) -> DreamConfig:
+    """The settings of a run: those of the preset, `optimizer` if given, and the values of the widgets.
+
+    preset: value of the dynamic combo (its choice and widgets). widgets: of the node; names that are not
+    settings are ignored. Raises BadSetting if a value is invalid.
+    """
+    preset = chosen_of("preset", presets, preset)
+    base = presets[preset["preset"]]
+    budget = replace_from_widgets(base.budget, {**preset, **widgets})
+    return DreamConfig(budget, replace_from_widgets(base.task, widgets), optimizer or base.optimizer)
 
 
 def seed_input(result: str = "splat") -> IO.Int.Input:

@@ -19,7 +19,7 @@ from ..errors import BadInput
 from ..optional import load
 from ..rasterize import to_device
 from ..settings import BoundedSettings, setting
-from ..splats import SH_C0, Splats
+from ..splats import Splats, round_splats
 from ..starts.mesh import Mesh, to_linear
 from ..starts.points import flatten_to_discs
 from ..starts.surface_nets import cut_edges, join_faces, number_cells
@@ -163,15 +163,8 @@ def colors_at(field: Field, points: Tensor, normals: Tensor) -> Tensor:
 
 def to_splats(skin: Skin) -> Splats:
     """Flat Gaussians on the surface, of SH degree 0."""
-    n = len(skin.points)
-    round_ones = Splats(
-        skin.points,
-        torch.tensor([1.0, 0, 0, 0]).repeat(n, 1),
-        torch.full((n, 3), SPREAD * skin.cell),
-        torch.full((n,), OPACITY),
-        ((skin.colors - 0.5) / SH_C0)[:, None],
-    )
-    return flatten_to_discs(round_ones, skin.normals, THIN)
+    balls = round_splats(skin.points, SPREAD * skin.cell, OPACITY, skin.colors)
+    return flatten_to_discs(balls, skin.normals, THIN)
 
 
 def to_mesh(skin: Skin) -> Mesh:

@@ -210,6 +210,11 @@ def offset_noise(like: Tensor, generator: Generator) -> Tensor:
     return (noise + 0.1 * torch.randn((1, like.shape[1], 1, 1), generator=generator)).to(like)
 
 
+def draw_noise(like: Tensor, generator: Generator, fixed: bool) -> Tensor:
+    """`fixed_noise` or `offset_noise`."""
+    return (fixed_noise if fixed else offset_noise)(like, generator)
+
+
 def fixed_noise(like: Tensor, generator: Generator) -> Tensor:
     """Offset noise that depends only on the run's seed, so that every step gets the same."""
     return offset_noise(like, Generator().manual_seed(generator.initial_seed() ^ FIXED_NOISE))

@@ -22,7 +22,7 @@ from typing_extensions import Self
 
 from ..diffusion.prior import Conds, Prior
 from ..settings import setting
-from .base import MIN_T, Distillation, ddim, eps, fixed_noise, guided_eps, offset_noise
+from .base import MIN_T, Distillation, ddim, draw_noise, eps, guided_eps
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,15 @@ class ISM(Distillation):
     ) -> Tensor:
         """See Guidance."""
         t, s = self.times(progress, torch.rand((), generator=generator).item())
-        now = self.at(progress)
-        noise = (fixed_noise if self.fix_noise else offset_noise)(z0, generator)
+        noise = draw_noise(z0, generator, self.fix_noise)
         with torch.no_grad():
-            return self.weight * interval_score(now, prior, z0.detach(), noise, t, s, conds, generator)
+            return self.weight * self.at(progress).score(prior, z0.detach(), noise, t, s, conds, generator)
+
+    def score(
+        self, prior: Prior, z0: Tensor, noise: Tensor, t: float, s: float, conds: Conds, generator: Generator
+    ) -> Tensor:
+        """Return the unweighted gradient (B, C, h, w) at z0 for one draw of the noise and of the times."""
+        return interval_score(self, prior, z0, noise, t, s, conds, generator)
 
 
 PRESETS = {

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from ..diffusion.prior import Conds, Prior
 from ..settings import setting
-from .base import Distillation, ddim, eps, fixed_noise, guided_eps, offset_noise, variance_of
+from .base import Distillation, ddim, draw_noise, eps, guided_eps, variance_of
 
 TWO_STRIDES = 0.15  # from this t on, the inversion to z_t goes through s (the authors' t_threshold)
 APART = 0.01  # minimum distance of s from e and t
@@ -69,7 +69,7 @@ class SCTD(Distillation):
     ) -> Tensor:
         """See Guidance."""
         t, s, e = self.times(progress, *torch.rand(2, generator=generator).tolist())
-        noise = (fixed_noise if self.fix_noise else offset_noise)(z0, generator)
+        noise = draw_noise(z0, generator, self.fix_noise)
         with torch.no_grad():
             return self.weight * segment_score(self, prior, z0.detach(), noise, (t, s, e), conds)
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Generator, Tensor
 
 from ..diffusion.prior import Conds, Prior
 from ..settings import setting
-from .base import fixed_noise, guided_eps, offset_noise
+from .base import guided_eps
 from .ism import ISM, inverse_eps, invert_to
 
 
@@ -40,16 +39,11 @@ class TSM(ISM):
         step=0.01,
     )
 
-    def gradient(
-        self, prior: Prior, z0: Tensor, conds: Conds, progress: float, generator: Generator
+    def score(
+        self, prior: Prior, z0: Tensor, noise: Tensor, t: float, s: float, conds: Conds, generator: Generator
     ) -> Tensor:
-        """See Guidance."""
-        t, s = self.times(progress, torch.rand((), generator=generator).item())
-        noise = (fixed_noise if self.fix_noise else offset_noise)(z0, generator)
-        with torch.no_grad():
-            return self.weight * trajectory_score(
-                self.at(progress), prior, z0.detach(), noise, t, s, conds, generator
-            )
+        """See ISM."""
+        return trajectory_score(self, prior, z0, noise, t, s, conds, generator)
 
 
 def trajectory_score(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..settings import check_bounds, require, setting
-from ..splats import SH_C0, Splats
+from ..splats import Splats, round_splats
 from .mesh import Mesh
 from .surface_nets import cut_edges, join_faces, number_cells
 
@@ -125,14 +125,7 @@ class Body:
         ]
         means = (torch.cat([filled for filled, _ in parts]) - CENTRE) * self.height * TO_WORLD
         colors = torch.cat([color.expand(len(filled), 3) for filled, color in parts])
-        n = len(means)
-        return Splats(
-            means=means,
-            quats=torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(n, 1),
-            scales=torch.full((n, 3), 0.5 * SPACING * self.height),
-            opacities=torch.full((n,), 0.99),
-            sh=((colors - 0.5) / SH_C0)[:, None],
-        )
+        return round_splats(means, 0.5 * SPACING * self.height, 0.99, colors)
 
 
 def joints(pose: Pose) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from ..optional import load
 from ..settings import check_bounds, require, setting
-from ..splats import SH_C0, Splats
+from ..splats import Splats, round_splats
 
 SHAPES = ("ball", "sphere", "box", "cylinder")
 
@@ -63,14 +63,7 @@ def from_points(points: Tensor, colors: Tensor, opacity: float) -> Splats:
     tree = load("scipy.spatial", "scipy").cKDTree(points.numpy())
     distances, _ = tree.query(points.numpy(), k=4, workers=-1)  # column 0 is the point itself
     spacing = torch.from_numpy(np.sqrt((distances[:, 1:] ** 2).mean(axis=1))).to(points).clamp_min(1e-7)
-    n = len(points)
-    return Splats(
-        means=points,
-        quats=torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(n, 1),
-        scales=spacing[:, None].repeat(1, 3),
-        opacities=torch.full((n,), opacity),
-        sh=((colors - 0.5) / SH_C0)[:, None, :],
-    )
+    return round_splats(points, spacing, opacity, colors)
 
 
 def _points(shape: str, count: int, generator: Generator) -> Tensor:

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-from typing import Any
-
 from comfy_api.latest import IO
 
 from ...lucid_core.cameras import CameraRanges
 from ...lucid_core.optimize.checkpoint import changing, require_same, settings_of
-from ...lucid_core.optimize.config import PRESETS, Budget, DreamConfig, OptimizerConfig, Task
+from ...lucid_core.optimize.config import PRESETS, Budget, Task
 from ...lucid_core.optimize.guards import view_note
 from ...lucid_core.optimize.loop import distil
 from ...lucid_core.optimize.selection import Subject, join_splats
@@ -15,11 +13,10 @@ from .. import host
 from ..inputs import (
     CATEGORY,
     backend_input,
-    chosen_of,
+    config_of,
     errors_of,
     fold_seed,
     inputs_of,
-    replace_from_widgets,
     seed_input,
 )
 from .checkpoints import CheckpointWriter, start_of
@@ -105,7 +102,7 @@ class LucidDream(IO.ComfyNode):
         cls, preset=None, guidance=None, optimizer=None, backend="auto", resume="", **others
     ):
         with errors_of(cls):
-            config_of(chosen_of("preset", PRESETS, preset), optimizer, others)
+            config_of(PRESETS, preset, optimizer, others)
             require_usable(backend)
             if resume:
                 host.output_file("resume", resume)
@@ -133,7 +130,7 @@ class LucidDream(IO.ComfyNode):
         **settings,
     ) -> IO.NodeOutput:
         with errors_of(cls):
-            config = config_of(chosen_of("preset", PRESETS, preset), optimizer, settings)
+            config = config_of(PRESETS, preset, optimizer, settings)
             ranges, seed = cameras or CameraRanges(), fold_seed(seed)
             start, checkpoint, saved = start_of(splat, resume, resume_splat_only)
             subject = Subject.of(start, selection, fit_to_view)
@@ -158,16 +155,3 @@ class LucidDream(IO.ComfyNode):
             with session.rescue_on_stop():
                 host.with_source(guidance, config.budget.views, config.budget.resolution, run)
             return IO.NodeOutput(host.from_splats(session.splats()), ui={"lucid": [session.summary()]})
-
-
-def config_of(
-    preset: dict[str, Any], optimizer: OptimizerConfig | None, widgets: dict[str, Any]
-) -> DreamConfig:
-    """The settings of a run: those of the preset, `optimizer` if given, and the widget values of Lucid Dream.
-
-    preset: value of the dynamic combo (its choice and widgets). widgets: values of the other widgets; names
-    that are not settings are ignored. Raises BadSetting if a value is invalid.
-    """
-    base = PRESETS[preset["preset"]]
-    budget = replace_from_widgets(base.budget, {**preset, **widgets})
-    return DreamConfig(budget, replace_from_widgets(base.task, widgets), optimizer or base.optimizer)
