@@ -9,7 +9,6 @@ from ..splats import Splats
 from .config import Augmentation
 
 DARKEST_GREY = 0.15  # sRGB, as in the training images of the demo model
-LIGHT_GREY = 0.7  # sRGB, darkest background of views from which image targets are generated
 
 
 def random_backgrounds(views: int, augmentation: Augmentation, generator: Generator) -> Tensor:
@@ -24,15 +23,14 @@ def random_backgrounds(views: int, augmentation: Augmentation, generator: Genera
     return torch.where(share < augmentation.background_share, other, 1.0)
 
 
-def light_backgrounds(views: int, augmentation: Augmentation, generator: Generator) -> Tensor:
-    """Random white or light grey sRGB backgrounds (views, 3) in [0, 1], drawn on the CPU.
+def light_backgrounds(views: int, augmentation: Augmentation, darkest: float, generator: Generator) -> Tensor:
+    """Random white or grey sRGB backgrounds (views, 3) from `darkest` to 1, drawn on the CPU.
 
     Diffusion models generate worse images on dark backgrounds.
     """
     share, grey = torch.rand(2, views, 1, generator=generator)
-    return torch.where(
-        share < augmentation.background_share, LIGHT_GREY + (1 - LIGHT_GREY) * grey, 1.0
-    ).expand(-1, 3)
+    backgrounds = torch.where(share < augmentation.background_share, darkest + (1 - darkest) * grey, 1.0)
+    return backgrounds.expand(-1, 3)
 
 
 def jitter(splats: Splats, augmentation: Augmentation, generator: Generator) -> Splats:

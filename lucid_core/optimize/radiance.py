@@ -124,6 +124,8 @@ class Radiance(Representation[Field]):
     A coarse grid spreads a gradient over its cells, as the levels of a hash grid do (Mueller et al. 2022).
     """
 
+    darkest_target = 0.4  # lighter ones leave white wisps (docs/lab-notes.md)
+
     def __init__(self, start: Field, config: DreamConfig, settings: FieldConfig) -> None:
         self.task, self.settings = config.task, settings
         self.extent, self.resolution = start.extent, start.resolution

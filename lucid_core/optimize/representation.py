@@ -35,8 +35,11 @@ class PictureLoss(Protocol):
 class Representation(ABC, Generic[Value]):
     """Named parameters, the optimisers of those that may change, and how cameras see them.
 
-    A Value (Splats, Field) is what the parameters stand for.
+    A Value (Splats, Field) is what the parameters stand for. darkest_target: darkest grey (sRGB) behind the
+    views from which image targets are made.
     """
+
+    darkest_target: float
 
     params: dict[str, Parameter]
     optimizers: dict[str, Adam]

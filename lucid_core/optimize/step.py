@@ -160,7 +160,8 @@ def make_targets(
     targets = source.targets
     views = sample_views(run, setup, targets.views, 1.0)
     augmentation, generator = setup.config.optimizer.augmentation, run.generator
-    backgrounds = light_backgrounds(targets.views, augmentation, generator).to(run.device)
+    darkest = run.representation.darkest_target
+    backgrounds = light_backgrounds(targets.views, augmentation, darkest, generator).to(run.device)
     render = render_views(run, setup, run.representation.value(), views, sh_degree, backgrounds)
     batch = RenderedBatch(render.rgb, views, render, setup.renderer)
     pictures = source.pictures(batch, progress, generator)

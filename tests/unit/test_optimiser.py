@@ -83,6 +83,15 @@ def test_every_view_has_a_background_of_its_own(colors):
     assert grey.float().mean() == pytest.approx(0.0 if colors == "any" else 0.66, abs=0.03)
 
 
+@pytest.mark.parametrize("darkest", [0.4, 0.7])
+def test_image_targets_have_white_or_grey_backgrounds(darkest):
+    found = augment.light_backgrounds(3000, Augmentation(), darkest, torch.Generator().manual_seed(0))
+    white = (found == 1).all(1)
+    assert found.shape == (3000, 3) and (found == found[:, :1]).all()
+    assert white.float().mean() == pytest.approx(0.34, abs=0.03)
+    assert darkest <= found.min() < darkest + 0.01
+
+
 def test_the_official_colours_have_one_band(monkeypatch):
     degrees = watch_renders(monkeypatch)
     assert run(replace_settings(CONFIG, steps=3), start=splats())[-1].splats.sh.shape == (200, 1, 3)
