@@ -68,7 +68,7 @@ METHODS = {
     "default_kept_48": _recipe(kept=48),
     "default_t_0.2": _recipe(fits=155, t=0.2, t_last=0.08, cfg=2.0),
     "default_60_fits": _recipe(fits=60),
-    "default_long": _recipe(steps=2000, share=0.8),  # of text_to_field_to_splat
+    "default_long": _recipe(steps=2000, share=0.8, fits=29),  # of text_to_field_to_splat
     "default_no_squares": _recipe(square_weight=0.0),
     "default_edges": _recipe(edge_weight=1.0),
     "default_entropy": _recipe(entropy_weight=0.01),
