@@ -21,6 +21,7 @@ from lucid_core.errors import (
 )
 from lucid_core.rasterize import (
     BACKENDS,
+    Renderer,
     choice,
     device_for,
     rasterize,
@@ -274,6 +275,16 @@ def test_a_named_backend_that_cannot_run_on_the_gpu_is_told_from_a_bug(monkeypat
     fake_renderers(monkeypatch, "numba", error=RuntimeError(message))
     with raises(UnsupportedGpu, backend="numba", reason=message):
         rasterize(random_splats(n=5), three_views(), W, H, backend="numba")
+
+
+def test_a_renderer_chooses_its_device_once(monkeypatch):
+    """Choosing it admits backends again that had no memory, which is for the start of a run alone."""
+    chosen = []
+    monkeypatch.setattr(
+        "lucid_core.rasterize.device_for", lambda backend: chosen.append(backend) or torch.device("cpu")
+    )
+    renderer = Renderer("numba")
+    assert renderer.device == renderer.device == torch.device("cpu") and chosen == ["numba"]
 
 
 def test_a_cuda_backend_refuses_splats_on_the_cpu():
