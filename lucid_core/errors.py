@@ -155,15 +155,13 @@ class UnfinishedStep(LucidError, RuntimeError):
 
 @dataclass(eq=False)
 class OutOfMemory(LucidError, RuntimeError):
-    """The model or its VAE has no memory for `what`, such as "one view of 512 px"."""
+    """There is no memory for `what`, such as "one view of 512 px"; `remedy`: what helps."""
 
     what: str
+    remedy: str = "lower the resolution, take a smaller model, or free memory (other programs, loaded models)"
 
     def sentence(self) -> str:
-        return (
-            f"there is no memory for {self.what}; lower the resolution, take a smaller model, or free memory "
-            f"(other programs, loaded models)"
-        )
+        return f"there is no memory for {self.what}; {self.remedy}"
 
 
 @dataclass(eq=False)

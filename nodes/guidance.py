@@ -148,7 +148,7 @@ class LucidISM(GuidanceNode):
                     optional=True,
                     tooltip="Final share of the run that uses Lucid Image Targets instead of ISM: cleaner "
                     "colours, sharper edges, and most steps need no model evaluation. Its cfg is that of its "
-                    "preset, but not above the cfg here. 0 = ISM only.",
+                    "preset, but not above the larger one of cfg and cfg_start. 0 = ISM only.",
                 ),
             ],
             outputs=[guidance_output()],

@@ -86,8 +86,8 @@ class Distillation(Guidance):
         0.1,
         1e-6,
         1e6,
-        "Weight of the guidance loss relative to the regularisers. Higher is sharper and noisier; 0.1 = the "
-        "paper.",
+        "Weight of the guidance loss relative to the regularisers. Higher is sharper and noisier; 0.1 = "
+        "LucidDreamer's value.",
     )
 
     def __post_init__(self) -> None:

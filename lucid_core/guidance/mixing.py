@@ -107,8 +107,11 @@ class GuidanceLoss:
 
 @dataclass(frozen=True)
 class Phase:
-    """The active source at a moment of the run, and its own `progress` (0 to 1), which takes the share
-    `length` of the run and is for image targets 0 at the fraction `start` of it.
+    """The active source at a moment of the run.
+
+    progress: of its own schedules (0 to 1), which span the share `length` of the run. start: fraction of the
+    run at which the source becomes active; image targets have progress 0 there, except for a mix within a
+    switch.
     """
 
     source: GuidanceSource | MixedSource

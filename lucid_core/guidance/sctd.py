@@ -37,6 +37,13 @@ class SCTD(Distillation):
         step=0.5,
         advanced=False,
     )
+    t_min_start: float = setting(
+        0.0,
+        0,
+        1,
+        "Lowest noise level at the start of the run; reaches t_min after the warm-up. 0 = t_min + "
+        "t_max_start - t_max.",
+    )
     segments: int = setting(
         5,
         1,

@@ -33,7 +33,7 @@ class Gaussians(Representation[Splats]):
     Frozen parameters require no gradient and have no optimiser.
     """
 
-    darkest_target = 0.7  # darker ones leave grey fog (docs/lab-notes.md)
+    darkest_target = 0.7  # darker ones gain nothing (docs/lab-notes.md)
 
     def __init__(
         self, start: Splats, config: DreamConfig, renderer: Renderer, fixed: Splats | None = None

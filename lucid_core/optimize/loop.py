@@ -26,6 +26,11 @@ from .step import Gradients, Setup, backpropagate, fit, update
 log = logging.getLogger(__name__)
 
 
+FEWER = (
+    "allow fewer Gaussians (densify_max_splats in Lucid Optimizer), lower the resolution of the field, or "
+    "free memory"
+)
+
 Value = TypeVar("Value")
 
 
@@ -74,9 +79,9 @@ def distil(
     bit-identical on a CPU.
 
     Raises BadSplats for splats that cannot be optimised, BackendUnavailable, NotFinite when the loss, a
-    gradient or a parameter is not finite, OutOfMemory or RenderOutOfMemory when a single view does not fit
-    into memory, another RenderError when the renderer fails, and NoGaussiansLeft. The splats of the last
-    yielded step stay valid.
+    gradient or a parameter is not finite, OutOfMemory or RenderOutOfMemory when a single view, or the update
+    of the parameters, does not fit into memory, another RenderError when the renderer fails, and
+    NoGaussiansLeft. The splats of the last yielded step stay valid.
     """
     validate(splats)
     renderer = Renderer(backend)
@@ -146,7 +151,7 @@ def optimise(
             if isinstance(error, RenderError) or not is_out_of_memory(error):
                 raise
             if not run.is_whole:
-                raise OutOfMemory("the update of the parameters") from error
+                raise OutOfMemory("the update of the parameters", FEWER) from error
             steps.save_memory(error)
             continue
         yield report(run, budget)

@@ -91,7 +91,7 @@ def fit(
     rounds = targets.rounds(phase.progress, round(phase.length * budget.steps))
     before = round(phase.start * budget.steps)  # at least the rounds of the targets before these
     rounds += before
-    if run.replay is None or run.replay.rounds < rounds:
+    if run.replay is None or run.replay.rounds != rounds:
         new = make_targets(run, setup, source, phase.progress, sh_degree, rounds)
         if run.replay is None:
             run.forget_gradients()

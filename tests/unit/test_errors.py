@@ -44,7 +44,8 @@ EXAMPLES = {
         "the package plyfile is missing; install it into ComfyUI's Python with: python -m pip install plyfile"
     ),
     NotFinite("the loss", 4, 10): (
-        "the loss is not finite at step 4 of 10; lower cfg or the learning rates, or set clip_norm"
+        "the loss is not finite at step 4 of 10; lower the learning rates or cfg, or clip gradients "
+        "(clip_norm in Lucid Optimizer)"
     ),
     NoGaussiansLeft(4, 10): (
         "every Gaussian was pruned at step 4 of 10; start from more opaque or smaller ones"

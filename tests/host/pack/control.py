@@ -85,7 +85,7 @@ class LucidTestHints(IO.ComfyNode):
                 control._chained(None, SimpleNamespace(net=net, strength=1.0, start=0.0, end=1.0), vae, {}),
             ),
         ):
-            control.show([own], hints)
+            control.set_hint([own], hints)
             encoded = own.vae.encode(own.cond_hint_original.movedim(1, -1))
             each = lambda: torch.cat([vae.encode(hint[None]) for hint in hints])
             found[way], found["rounding"] = [difference(encoded, each())], [rounding_of(each)]
@@ -152,16 +152,16 @@ class LucidTestControl(IO.ComfyNode):
         without, inverse = (hosts_z0(model, noise, cond) for cond in (plain.views[0], plain.inverse))
 
         def body(prior, prompts):
-            prior.show(hints)
+            prior.set_control_images(hints)
             front = torch.tensor([[1.0, 0, 0, 0]] * 2)
             ask = lambda prior, *conds: prior.denoise(SIGMA * noise, SIGMA, list(conds))
             y = prior.blend(list(prompts.views), front)
             ours_y, ours_n = ask(prior, y, prompts.negative)
             three = ask(prior, y, prompts.negative, prompts.views[0])
             split = module_of("lucid_core.diffusion.prior").SplitPrior(prior, 1)
-            split.show(hints)
+            split.set_control_images(hints)
             parts = ask(split, split.blend(list(prompts.views), front), prompts.negative)
-            prior.show([hint.flip(0) for hint in hints])
+            prior.set_control_images([hint.flip(0) for hint in hints])
             (swapped,) = ask(prior, y)
             return {
                 "y": [difference(ours_y, theirs_y)],
@@ -198,7 +198,7 @@ class LucidTestAtHome(IO.ComfyNode):
             model_dtype=lambda: torch.float32,
         )
         shown = module_of("nodes.host.model_patches").PatchControl(Control(None, net), model, vae)
-        shown.show(torch.zeros(1, 64, 64, 3))
+        shown.set_hint(torch.zeros(1, 64, 64, 3))
         gc.collect()
         found = [patch.encoded_image.device.type for some in shown.patches.values() for patch in some]
         return IO.NodeOutput(ui={"devices": found})
@@ -270,7 +270,7 @@ class LucidTestAdapter(IO.ComfyNode):
         ours, found = conds["front"][0][1]["control"], []
         for rows, copies in ((2, 1), (2, 2), (2, 1), (3, 2), (1, 3)):
             hint = torch.rand(rows, 64, 64, 3, generator=generator)
-            control.show(shown, hint)
+            control.set_hint(shown, hint)
             x = torch.zeros(rows * copies, 4, 8, 8)
             together = ours.get_control(x, torch.ones(len(x)), {}, copies, {})["input"]
             for row in range(len(x)):

@@ -127,6 +127,7 @@ def test_a_port_that_does_not_speak_http_is_no_comfyui():
         def greet():
             connection, _ = server.accept()
             with connection:
+                connection.recv(4096)
                 connection.sendall(b"SSH-2.0-test\r\n")
 
         thread = threading.Thread(target=greet)
