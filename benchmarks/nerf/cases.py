@@ -20,7 +20,7 @@ CONVERTED = "field_to_splat"  # the splat of a field, as the workflow text_to_fi
 KINDS_OF_PROMPT = ("closed", "open")
 COLOR_OF = {  # if the prompt is closed
     **{"mug": "green", "house": "purple", "mushroom": "red", "snowman": "blue"},
-    "torus": "orange",
+    **{"torus": "orange", "cone": "yellow", "cube": "pink"},
 }
 THINGS = ("mug", "house", "mushroom", "snowman")  # of the comparison
 START = FieldStart(resolution=64, size=1.2, extent=2.4)  # the size of the splats' ball
