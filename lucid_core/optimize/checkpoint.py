@@ -63,6 +63,18 @@ class Checkpoint:
         return field_of(self.group("params"), float(self.tensors["field.extent"]))
 
 
+def checkpoint_of_field(field: Field, step: int) -> Checkpoint:
+    """A checkpoint that holds `field` alone, as the start of a new run."""
+    tensors = {
+        "params.density0": field.grid[:1],
+        "params.color0": field.grid[1:],
+        "field.extent": torch.tensor(field.extent, dtype=torch.float64),
+        "generator": torch.Generator().get_state(),
+    }
+    tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+    return Checkpoint(step, step, 0, 0.0, {}, tensors)
+
+
 def write(path: str | os.PathLike[str], checkpoint: Checkpoint, settings: Settings) -> None:
     """Write the file atomically (write, fsync, rename): after a crash it is either the old or the new one.
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...lucid_core.cameras import turntable
+from ...lucid_core.errors import UnfinishedStep
 from ...lucid_core.field.grid import Field
 from ...lucid_core.field.render import render
-from ...lucid_core.optimize.checkpoint import Checkpoint
+from ...lucid_core.optimize.checkpoint import Checkpoint, checkpoint_of_field, write
 from ...lucid_core.optimize.loop import Step
 from ...lucid_core.rasterize import Renderer, to_device
+from .. import host
+from ..inputs import UNFINISHED
 from .preview import SIZE
 from .session import Session
 
+log = logging.getLogger(__name__)
 TURNS = 36  # previews in one turn of the camera
 
 
@@ -49,8 +54,26 @@ class FieldSession(Session):
         return {"resolution": self.field().resolution}
 
     def save_unfinished(self) -> str:
-        """See Session: the checkpoint holds the field."""
-        return "" if self.checkpoints.enabled else "The field is not saved: save_checkpoint is off."
+        """See Session: the checkpoint holds the field. After an update of the parameters that failed there is
+        none, so the field is written alone.
+        """
+        if not self.checkpoints.enabled:
+            return "The field is not saved: save_checkpoint is off."
+        try:
+            self.last.checkpoint()
+        except UnfinishedStep:
+            return self.save_field()
+        return ""
+
+    def save_field(self) -> str:
+        """Write the field alone, for a new run by `resume_field_only`; says where it is, or why it is not."""
+        try:
+            path, entry = host.output_path(UNFINISHED, "safetensors")
+            write(path, checkpoint_of_field(self.field(), self.last.step), {})
+        except OSError as error:  # a full disk must not hide the error that stopped the run
+            log.error("%s could not save the unfinished field: %s", self.title, error)
+            return f"The field could not be saved: {error}"
+        return f"Field, for resume with resume_field_only: {host.name_of(entry)}"
 
 
 def turned_field(field: Field, picture: int, renderer: Renderer) -> Tensor:

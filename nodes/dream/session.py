@@ -148,6 +148,8 @@ class Session:
         lines = [f"Stopped at step {self.last.step} of {self.steps}. {saved}".rstrip()]
         if self.checkpoints.saved_step == self.last.step:
             lines.append(f"To go on, resume: {self.checkpoints.name}")
+        elif self.checkpoints.saved_step:
+            lines.append(f"To go on from step {self.checkpoints.saved_step}, resume: {self.checkpoints.name}")
         log.warning("%s: %s", self.title, " ".join(lines))
         host.show_text(self.node_id, "\n".join(lines))
 

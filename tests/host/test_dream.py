@@ -5,6 +5,8 @@ import pytest
 import torch
 from rounding import ROUNDINGS
 
+from lucid_core.io.ply import read
+
 from .failing import fails
 from .graphs import (
     Graph,
@@ -207,6 +209,17 @@ def test_no_memory_for_one_view_is_said_and_the_splat_is_kept(client, base):
         client.run(graph)
     assert len(set((base / "output" / "lucid").glob("unfinished_*.ply")) - before) == 1
     client.run(workflow(LucidDream={"seed": 73}))
+
+
+def test_no_memory_in_an_update_is_said_and_the_splat_is_kept(client, base):
+    """The checkpoint of that step cannot be written, the splat can."""
+    before = set((base / "output" / "lucid").glob("unfinished_*.ply"))
+    graph = with_model("no memory in the second update", LucidDream={"steps": 20, "views": 1, "seed": 74})
+    with fails("LucidDream", "OutOfMemory", "there is no memory for the update of the parameters"):
+        client.run(graph)
+    (saved,) = set((base / "output" / "lucid").glob("unfinished_*.ply")) - before
+    assert len(read(saved)) == 300
+    client.run(workflow(LucidDream={"seed": 75}))
 
 
 def test_frozen_geometry_is_repainted_through_the_node(client):

@@ -155,6 +155,33 @@ def test_a_cancelled_run_says_how_to_go_on(client):
     assert "To go on, resume: lucid/run_" in said[-1]
 
 
+def test_no_memory_in_an_update_keeps_the_field(client, base):
+    """It is written alone: a run can start from it, but not go on."""
+    files = lambda: set((base / "output" / "lucid").glob("unfinished_*.safetensors"))
+    graph, run = dream(steps=20)
+    ism = graph[node_of(graph, "LucidISM")]["inputs"]
+    add(
+        graph,
+        "fault",
+        "LucidTestModel",
+        model=ism["model"],
+        vae=ism["vae"],
+        change="no memory in the second update",
+    )
+    ism.update(model=["fault", 0], vae=["fault", 1])
+    show(graph, [run, 0])
+    before = files()
+    with fails("LucidDreamField", "OutOfMemory", "there is no memory for the update of the parameters"):
+        client.run(graph)
+    (saved,) = files() - before
+    again, run = dream(steps=2, resume=f"lucid/{saved.name}")
+    show(again, [run, 0])
+    with fails("LucidDreamField", "OtherRun"):
+        client.run(again)
+    again[run]["inputs"]["resume_field_only"] = True
+    assert summary_of(client.run(again))["steps"] == 2
+
+
 def test_a_field_without_density_says_what_helps(client):
     graph = Graph()
     start = graph.add("LucidField", **{**START, "size": 0.1, "fill": 0.01, "resolution": 64})

@@ -17,7 +17,7 @@ from lucid_core.field.grid import DENSITY, Field, FieldStart, enlarge, require_m
 from lucid_core.field.surface import Surface, colors_at, find_surface, to_mesh, to_splats
 from lucid_core.guidance.image_targets import ImageTargets
 from lucid_core.guidance.mixing import GuidanceSource
-from lucid_core.optimize.checkpoint import FIELD, read, require_same, settings_of, write
+from lucid_core.optimize.checkpoint import FIELD, checkpoint_of_field, read, require_same, settings_of, write
 from lucid_core.optimize.radiance import FieldConfig, Radiance, distil_field, fit_field, orientation
 from lucid_core.optimize.views import PRESETS as FITS
 from lucid_core.rasterize import rasterize
@@ -286,6 +286,16 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
     assert first.step == 5 and len(rest) == 7
     assert torch.equal(rest[-1].result.grid, whole[-1].result.grid)
     assert rest[-1].losses == whole[-1].losses
+
+
+def test_a_field_alone_is_a_checkpoint_of_no_other_run(tmp_path):
+    field = random_field()
+    write(tmp_path / "field.safetensors", checkpoint_of_field(field, 7), {})
+    checkpoint, settings = read(tmp_path / "field.safetensors", FIELD)
+    assert checkpoint.step == 7 and torch.equal(checkpoint.field().grid, field.grid)
+    assert checkpoint.field().extent == field.extent
+    with raises(OtherRun):
+        require_same(settings, settings_of(field, 0, SETTINGS))
 
 
 def test_checkpoints_of_the_other_representation_are_refused(tmp_path):

@@ -145,6 +145,7 @@ class LucidTestModel(IO.ComfyNode):
             "2 s from call 12",
             "memory for 4 rows",
             "memory for 4 rows until call 12",
+            "no memory in the second update",
         ]
         return IO.Schema(
             node_id="LucidTestModel",
@@ -171,6 +172,20 @@ class LucidTestModel(IO.ComfyNode):
         return IO.NodeOutput(model, vae)
 
 
+def fail_in_update(after):
+    """The next Adam that updates a parameter for the `after`th time, and then another one, has no memory."""
+    adam, updated = torch.optim.Adam.step, {}
+
+    def step(optimizer, *arguments):
+        updated[id(optimizer)] = updated.get(id(optimizer), 0) + 1
+        if sum(times == after for times in updated.values()) == 2:
+            torch.optim.Adam.step = adam
+            raise torch.OutOfMemoryError("on purpose")
+        return adam(optimizer, *arguments)
+
+    torch.optim.Adam.step = step
+
+
 class Fault:
     """All kinds are the same to a checkpoint, which tells patches apart: a run that one broke off is resumed
     with "none".
@@ -178,6 +193,9 @@ class Fault:
 
     def __init__(self, kind):
         self.kind, self.calls = kind, 0
+
+        if kind == "no memory in the second update":
+            fail_in_update(after=2)
 
     def __call__(self, apply, arguments):
         self.calls += 1
